@@ -1,0 +1,362 @@
+//! The compiled policy as the kernel holds it, and the decision over it.
+//!
+//! Everything is addressed by a *generation*. A new policy is written beside
+//! the old one and one store of the generation switches every server at once;
+//! arrays have two halves, tries carry the generation in their keys.
+
+use crate::addr::Addr;
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+/// Servers that one policy may declare; id 0 is "unlabelled", id 1 `unknown`.
+pub const MAX_SERVERS: u32 = 4096;
+pub const MAX_PROFILES: u32 = 4096;
+/// Distinct sets of port ranges in one policy.
+pub const MAX_PORT_SETS: u32 = 16384;
+/// Port ranges that may apply to one address.
+pub const MAX_RANGES: usize = 32;
+/// CIDRs of all profiles together, in one generation.
+pub const MAX_CIDRS: u32 = 262_144;
+
+/// The server id of whatever nobody declared.
+pub const SERVER_UNKNOWN: u16 = 1;
+
+pub const MODE_AUDIT: u8 = 0;
+pub const MODE_ENFORCE: u8 = 1;
+
+/// What an instance may do with unix sockets.
+pub const UNIX_DEFAULT: u8 = 0;
+pub const UNIX_STRICT: u8 = 1;
+pub const UNIX_OPEN: u8 = 2;
+
+/// One server under one generation. `valid` is 1, so that a zeroed entry is
+/// never mistaken for a policy.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Server {
+    pub valid: u8,
+    pub mode: u8,
+    pub unix: u8,
+    /// 1: some server may be launched (see [`LaunchKey`]).
+    pub launches: u8,
+    pub profile: u16,
+    pub launcher_profile: u16,
+}
+
+/// Nothing, not even `self`.
+pub const PROFILE_NONE: u8 = 1;
+/// What its rules say.
+pub const PROFILE_RULES: u8 = 2;
+/// Everything; recorded.
+pub const PROFILE_UNRESTRICTED: u8 = 3;
+
+pub const PROFILE_SELF: u8 = 1;
+
+/// One profile under one generation; a zeroed entry (`kind` 0) denies.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Profile {
+    pub kind: u8,
+    /// [`PROFILE_SELF`].
+    pub flags: u8,
+    pub _pad: [u8; 2],
+    /// The rule that `to: [self]` stands in.
+    pub self_rule: u32,
+}
+
+pub const EGRESS: u8 = 0;
+pub const INBOUND: u8 = 1;
+
+/// Key of the CIDR trie: 32 bits of scope, then the address.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct CidrKey {
+    /// 64 (scope and direction) + the prefix length of `addr` as IPv6.
+    pub prefix_len: u32,
+    /// Generation in the upper half, profile in the lower, network byte order.
+    pub scope: u32,
+    /// [`EGRESS`] or [`INBOUND`], network byte order.
+    pub direction: u32,
+    pub addr: Addr,
+}
+
+pub const CIDR_SCOPE_BITS: u32 = 64;
+
+impl CidrKey {
+    /// `bits` counts from the start of the IPv6 form (an IPv4 /8 is 104).
+    #[inline(always)]
+    pub fn new(generation: u32, profile: u16, direction: u8, addr: Addr, bits: u32) -> CidrKey {
+        CidrKey {
+            prefix_len: CIDR_SCOPE_BITS + bits,
+            scope: (generation << 16 | profile as u32).to_be(),
+            direction: (direction as u32).to_be(),
+            addr,
+        }
+    }
+}
+
+/// The range comes from a rule whose CIDR lies within the multicast (or is the
+/// broadcast) address: only such a rule opens them.
+pub const RANGE_GROUP: u8 = 1;
+
+/// One `ports` entry of one rule.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct PortRange {
+    pub low: u16,
+    /// Inclusive.
+    pub high: u16,
+    /// [`crate::TCP`] or [`crate::UDP`].
+    pub protocol: u8,
+    /// [`RANGE_GROUP`].
+    pub flags: u8,
+    pub _pad: u16,
+    /// Index of the rule in the compiled policy, never 0.
+    pub rule: u32,
+}
+
+/// Every range that applies to a CIDR: its own and those of the CIDRs around
+/// it, since a trie answers with the longest match only.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct PortSet {
+    pub count: u32,
+    pub ranges: [PortRange; MAX_RANGES],
+}
+
+impl Default for PortSet {
+    fn default() -> Self {
+        PortSet { count: 0, ranges: [PortRange::default(); MAX_RANGES] }
+    }
+}
+
+/// `from` may start `to` as an instance of its own (`may_launch`).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct LaunchKey {
+    pub generation: u32,
+    pub from: u16,
+    pub to: u16,
+}
+
+/// Index into an array with two halves of `half` entries each.
+#[inline(always)]
+pub const fn slot(generation: u32, index: u32, half: u32) -> u32 {
+    (generation & 1) * half + index
+}
+
+/// Why a verdict is what it is. Codes are stable; new ones go at the end.
+#[repr(u8)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reason {
+    /// A rule allows it (`rule` names it).
+    Rule = 1,
+    /// The profile is `unrestricted`.
+    Unrestricted = 2,
+    /// Loopback to a socket of the same instance (`to: [self]`).
+    SelfInstance = 3,
+    /// The packet was translated after its destination had been approved.
+    Translated = 4,
+    /// A UDP reply to a peer that an inbound rule let in.
+    Reply = 5,
+    /// UDP connect() to a covered address, or AF_UNSPEC: sends nothing.
+    NoTraffic = 6,
+    /// The profile is `none`.
+    ProfileNone = 32,
+    /// No rule covers the destination.
+    NoRule = 33,
+    /// No inbound rule covers the peer and the local port.
+    NoInboundRule = 34,
+    /// Only (STREAM, TCP) and (DGRAM, UDP) sockets.
+    SocketType = 35,
+    /// Joining a multicast or anycast group.
+    GroupJoin = 36,
+    /// A socket option that lets bytes leave the plain path.
+    SocketOption = 37,
+    Multicast = 38,
+    Broadcast = 39,
+    Fragment = 40,
+    IpOptions = 41,
+    ExtensionHeader = 42,
+    /// Neither TCP nor UDP.
+    Protocol = 43,
+    /// The packet's headers could not be read.
+    Malformed = 44,
+    /// The unix socket gives power over the host.
+    UnixPath = 45,
+    /// `unix: strict` and no rule names the socket.
+    UnixStrict = 46,
+    /// The task's label could not be kept.
+    LabelOverflow = 47,
+    /// No policy entry for the label: never a reason to allow.
+    NoPolicy = 48,
+    /// The socket could not take its label.
+    SocketLabel = 49,
+}
+
+impl Reason {
+    #[inline(always)]
+    pub const fn allows(self) -> bool {
+        (self as u8) < 32
+    }
+
+    pub const ALL: [Reason; 24] = [
+        Reason::Rule,
+        Reason::Unrestricted,
+        Reason::SelfInstance,
+        Reason::Translated,
+        Reason::Reply,
+        Reason::NoTraffic,
+        Reason::ProfileNone,
+        Reason::NoRule,
+        Reason::NoInboundRule,
+        Reason::SocketType,
+        Reason::GroupJoin,
+        Reason::SocketOption,
+        Reason::Multicast,
+        Reason::Broadcast,
+        Reason::Fragment,
+        Reason::IpOptions,
+        Reason::ExtensionHeader,
+        Reason::Protocol,
+        Reason::Malformed,
+        Reason::UnixPath,
+        Reason::UnixStrict,
+        Reason::LabelOverflow,
+        Reason::NoPolicy,
+        Reason::SocketLabel,
+    ];
+
+    /// The name in events and in `explain`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Reason::Rule => "rule",
+            Reason::Unrestricted => "unrestricted",
+            Reason::SelfInstance => "self",
+            Reason::Translated => "translated",
+            Reason::Reply => "reply",
+            Reason::NoTraffic => "no_traffic",
+            Reason::ProfileNone => "profile_none",
+            Reason::NoRule => "no_rule",
+            Reason::NoInboundRule => "no_inbound_rule",
+            Reason::SocketType => "socket_type",
+            Reason::GroupJoin => "group_join",
+            Reason::SocketOption => "socket_option",
+            Reason::Multicast => "multicast",
+            Reason::Broadcast => "broadcast",
+            Reason::Fragment => "fragment",
+            Reason::IpOptions => "ip_options",
+            Reason::ExtensionHeader => "extension_header",
+            Reason::Protocol => "protocol",
+            Reason::Malformed => "malformed",
+            Reason::UnixPath => "unix_path",
+            Reason::UnixStrict => "unix_strict",
+            Reason::LabelOverflow => "label_overflow",
+            Reason::NoPolicy => "no_policy",
+            Reason::SocketLabel => "socket_label",
+        }
+    }
+
+    /// `None`: a code that this version does not know.
+    pub fn from_code(code: u8) -> Option<Reason> {
+        Self::ALL.into_iter().find(|r| *r as u8 == code)
+    }
+}
+
+/// A decision and the rule that made it (0: none).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Decision {
+    pub reason: Reason,
+    pub rule: u32,
+}
+
+impl Decision {
+    #[inline(always)]
+    pub const fn because(reason: Reason) -> Decision {
+        Decision { reason, rule: 0 }
+    }
+
+    #[inline(always)]
+    pub const fn allows(self) -> bool {
+        self.reason.allows()
+    }
+}
+
+/// One side of a conversation as a rule sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Flow {
+    /// [`EGRESS`]: `addr` and `port` are the destination. [`INBOUND`]: `addr`
+    /// is the peer, `port` the local port.
+    pub direction: u8,
+    pub protocol: u8,
+    /// Host byte order.
+    pub port: u16,
+    /// Any form; normalised here.
+    pub addr: Addr,
+    /// Nothing will be sent (UDP connect): the address alone must be covered.
+    pub any_port: bool,
+}
+
+/// Where the compiled policy is kept: BPF maps in the kernel, plain vectors in
+/// `policy explain`.
+pub trait Tables {
+    fn profile(&self, generation: u32, profile: u16) -> Option<Profile>;
+    /// The port set of the longest CIDR that covers `key.addr` (`prefix_len` is
+    /// the full length).
+    fn ports(&self, generation: u32, key: &CidrKey) -> Option<&PortSet>;
+}
+
+/// The verdict of one profile on one flow. `self` is not decided here, it needs
+/// a socket look-up: a caller asks for it when this says [`Reason::NoRule`].
+#[inline(always)]
+pub fn decide<T: Tables>(tables: &T, generation: u32, profile_id: u16, flow: &Flow) -> Decision {
+    let Some(profile) = tables.profile(generation, profile_id) else {
+        return Decision::because(Reason::NoPolicy);
+    };
+    match profile.kind {
+        PROFILE_UNRESTRICTED => return Decision::because(Reason::Unrestricted),
+        PROFILE_RULES => {}
+        PROFILE_NONE => return Decision::because(Reason::ProfileNone),
+        _ => return Decision::because(Reason::NoPolicy),
+    }
+    let addr = flow.addr.normalise();
+    let group = addr.is_multicast() || addr.is_broadcast();
+    let denied = if addr.is_multicast() {
+        Reason::Multicast
+    } else if addr.is_broadcast() {
+        Reason::Broadcast
+    } else if flow.direction == INBOUND {
+        Reason::NoInboundRule
+    } else {
+        Reason::NoRule
+    };
+    let key = CidrKey::new(generation, profile_id, flow.direction, addr, 128);
+    let Some(set) = tables.ports(generation, &key) else {
+        return Decision::because(denied);
+    };
+    let mut i = 0;
+    while i < MAX_RANGES {
+        if i as u32 >= set.count {
+            break;
+        }
+        let r = &set.ranges[i];
+        i += 1;
+        if group && r.flags & RANGE_GROUP == 0 {
+            continue;
+        }
+        if flow.any_port {
+            return Decision { reason: Reason::NoTraffic, rule: r.rule };
+        }
+        if r.protocol == flow.protocol && r.low <= flow.port && flow.port <= r.high {
+            return Decision { reason: Reason::Rule, rule: r.rule };
+        }
+    }
+    Decision::because(denied)
+}
+
+const _: () = {
+    assert!(size_of::<Server>() == 8);
+    assert!(size_of::<Profile>() == 8);
+    assert!(size_of::<CidrKey>() == 28);
+    assert!(size_of::<PortRange>() == 12);
+    assert!(size_of::<PortSet>() == 4 + 12 * MAX_RANGES);
+};

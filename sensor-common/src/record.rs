@@ -1,0 +1,267 @@
+//! Records of the two rings, and the counters of what did not get in.
+
+use crate::addr::Addr;
+use crate::exec::ARGV_BYTES;
+use crate::label::Label;
+use crate::unix::PATH_BYTES;
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+pub const COMM_BYTES: usize = 16;
+/// Executable path in an exec record, file name first (see `exec::KIND_EXE`).
+pub const EXE_BYTES: usize = 256;
+/// argv in an exec record.
+pub const ARGV_SAMPLE: usize = 512;
+const _: () = assert!(ARGV_SAMPLE <= ARGV_BYTES);
+
+pub const KIND_VERDICT: u16 = 1;
+pub const KIND_UNIX: u16 = 2;
+pub const KIND_EXEC: u16 = 3;
+pub const KIND_EXIT: u16 = 4;
+
+pub const RING_VERDICTS: u8 = 0;
+pub const RING_TELEMETRY: u8 = 1;
+
+/// First in every record. `seq` counts per ring and CPU, lost records
+/// included: a gap is a loss.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Header {
+    pub kind: u16,
+    pub size: u16,
+    pub cpu: u32,
+    pub seq: u64,
+    /// CLOCK_BOOTTIME, nanoseconds.
+    pub boottime: u64,
+    pub label: Label,
+    pub tgid: u32,
+    /// 0 where the hook runs outside the task (packets).
+    pub tid: u32,
+    pub uid: u32,
+    pub generation: u32,
+}
+
+pub const VERDICT_ALLOW: u8 = 0;
+pub const VERDICT_DENY: u8 = 1;
+/// Audit: it went through.
+pub const VERDICT_WOULD_DENY: u8 = 2;
+
+/// Which hook decided. Codes are stable.
+#[repr(u8)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hook {
+    Socket = 1,
+    Connect = 2,
+    Sendmsg = 3,
+    Bind = 4,
+    Setsockopt = 5,
+    Egress = 6,
+    Ingress = 7,
+    UnixConnect = 8,
+    UnixSendmsg = 9,
+}
+
+impl Hook {
+    pub const ALL: [Hook; 9] = [
+        Hook::Socket,
+        Hook::Connect,
+        Hook::Sendmsg,
+        Hook::Bind,
+        Hook::Setsockopt,
+        Hook::Egress,
+        Hook::Ingress,
+        Hook::UnixConnect,
+        Hook::UnixSendmsg,
+    ];
+
+    pub const fn name(self) -> &'static str {
+        match self {
+            Hook::Socket => "socket",
+            Hook::Connect => "connect",
+            Hook::Sendmsg => "sendmsg",
+            Hook::Bind => "bind",
+            Hook::Setsockopt => "setsockopt",
+            Hook::Egress => "egress",
+            Hook::Ingress => "ingress",
+            Hook::UnixConnect => "unix_connect",
+            Hook::UnixSendmsg => "unix_sendmsg",
+        }
+    }
+
+    pub fn from_code(code: u8) -> Option<Hook> {
+        Self::ALL.into_iter().find(|h| *h as u8 == code)
+    }
+}
+
+/// What makes two denials the same, for counting repeats.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct VerdictKey {
+    pub instance: u32,
+    pub server: u16,
+    /// Destination (egress) or local port (inbound), host byte order.
+    pub port: u16,
+    pub addr: [u32; 4],
+    /// IANA number; for [`Hook::Socket`] what socket() asked for.
+    pub protocol: u8,
+    /// `policy::Reason`.
+    pub reason: u8,
+    pub verdict: u8,
+    /// [`Hook`].
+    pub hook: u8,
+}
+
+/// A decision about IP.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Verdict {
+    pub header: Header,
+    pub key: VerdictKey,
+    pub rule: u32,
+    pub netns: u64,
+    pub cookie: u64,
+    /// Local port for egress, peer's port for inbound.
+    pub other_port: u16,
+    pub family: u16,
+    /// socket() and setsockopt(): type or level.
+    pub kind: u16,
+    /// setsockopt(): option.
+    pub option: u16,
+    pub comm: [u8; COMM_BYTES],
+}
+
+/// A decision about a unix socket.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct UnixVerdict {
+    pub header: Header,
+    pub rule: u32,
+    pub reason: u8,
+    pub verdict: u8,
+    pub hook: u8,
+    pub _pad: u8,
+    pub path: [u8; PATH_BYTES],
+    pub path_len: u32,
+    pub comm: [u8; COMM_BYTES],
+}
+
+pub const EXEC_NEW_INSTANCE: u32 = 1;
+/// The launcher became the server.
+pub const EXEC_ROLE_CHANGED: u32 = 2;
+
+/// An exec by a labelled task.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Exec {
+    pub header: Header,
+    /// Real parent's thread group.
+    pub parent: u32,
+    /// [`EXEC_NEW_INSTANCE`], [`EXEC_ROLE_CHANGED`].
+    pub flags: u32,
+    pub netns: u64,
+    pub argv_len: u32,
+    pub exe_len: u32,
+    pub comm: [u8; COMM_BYTES],
+    pub exe: [u8; EXE_BYTES],
+    pub argv: [u8; ARGV_SAMPLE],
+}
+
+/// The last thread of a labelled process ended.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Exit {
+    pub header: Header,
+    /// Processes of the instance that are left.
+    pub left: u32,
+    pub code: u32,
+}
+
+/// Why something was not recorded, or not kept. One per-CPU counter each.
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Loss {
+    VerdictRingFull = 0,
+    TelemetryRingFull = 1,
+    /// Denials beyond the instance's quota.
+    VerdictQuota = 2,
+    TelemetryQuota = 3,
+    /// Repeats could not be counted apart: the table of denials is full.
+    DenialsFull = 4,
+    InstancesFull = 5,
+    /// Labels that had no place: these tasks are denied all IP.
+    LabelOverflow = 6,
+    /// Sockets that could not take a label: denied.
+    SocketLabel = 7,
+    /// Inherited sockets that could not be noted.
+    InheritedFull = 8,
+    /// Descriptors beyond those looked at when a label is given.
+    InheritedUnseen = 9,
+    /// Bytes of argv that were not looked at.
+    ArgvTruncated = 10,
+    /// argv or a path could not be read at exec.
+    ExecUnreadable = 11,
+}
+
+impl Loss {
+    pub const ALL: [Loss; 12] = [
+        Loss::VerdictRingFull,
+        Loss::TelemetryRingFull,
+        Loss::VerdictQuota,
+        Loss::TelemetryQuota,
+        Loss::DenialsFull,
+        Loss::InstancesFull,
+        Loss::LabelOverflow,
+        Loss::SocketLabel,
+        Loss::InheritedFull,
+        Loss::InheritedUnseen,
+        Loss::ArgvTruncated,
+        Loss::ExecUnreadable,
+    ];
+
+    pub const fn name(self) -> &'static str {
+        match self {
+            Loss::VerdictRingFull => "verdict_ring_full",
+            Loss::TelemetryRingFull => "telemetry_ring_full",
+            Loss::VerdictQuota => "verdict_quota",
+            Loss::TelemetryQuota => "telemetry_quota",
+            Loss::DenialsFull => "denials_full",
+            Loss::InstancesFull => "instances_full",
+            Loss::LabelOverflow => "label_overflow",
+            Loss::SocketLabel => "socket_label",
+            Loss::InheritedFull => "inherited_full",
+            Loss::InheritedUnseen => "inherited_unseen",
+            Loss::ArgvTruncated => "argv_truncated",
+            Loss::ExecUnreadable => "exec_unreadable",
+        }
+    }
+}
+
+/// What the kernel keeps of one instance.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Instance {
+    /// Network namespace the instance was labelled in.
+    pub netns: u64,
+    /// Refill clock of the two quotas, CLOCK_BOOTTIME nanoseconds.
+    pub refilled: u64,
+    pub verdict_tokens: i64,
+    pub telemetry_tokens: i64,
+    /// Denials beyond the quota.
+    pub suppressed: u64,
+    pub tasks: u64,
+    /// [`INSTANCE_NET_ADMIN`].
+    pub flags: u64,
+}
+
+/// Some task of it had CAP_NET_ADMIN when it exec'ed: translation is not trusted.
+pub const INSTANCE_NET_ADMIN: u64 = 1;
+
+const _: () = {
+    assert!(size_of::<Header>() == 48);
+    assert!(size_of::<VerdictKey>() == 28);
+    assert!(size_of::<Verdict>() == 120);
+    assert!(size_of::<UnixVerdict>() == 48 + 8 + 108 + 4 + 16);
+    assert!(size_of::<Exec>() == 48 + 24 + 16 + 256 + 512);
+    assert!(size_of::<Exit>() == 56);
+    assert!(size_of::<Instance>() == 56);
+    assert!(size_of::<Addr>() == 16);
+};

@@ -1,0 +1,57 @@
+//! What a labelled socket carries in `sk_storage` from creation to close.
+
+use crate::addr::Addr;
+use crate::label::Label;
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+/// Came out of accept(), or is the listener that lets connections in: judged
+/// by inbound rules.
+pub const SOCKET_INBOUND: u32 = 1;
+/// The task that approved the peer could not have set up address translation:
+/// no CAP_NET_ADMIN, in the namespace its instance was labelled in.
+pub const SOCKET_NAT_TRUSTED: u32 = 2;
+/// Labelled after it existed (found by the agent, or inherited).
+pub const SOCKET_ADOPTED: u32 = 4;
+/// Judged by `self`: both ends belong to one instance.
+pub const SOCKET_SELF: u32 = 8;
+
+/// `cached` holds a verdict.
+pub const CACHE_VALID: u8 = 1;
+
+/// One remote end.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Peer {
+    pub addr: Addr,
+    /// Host byte order.
+    pub port: u16,
+    pub protocol: u8,
+    pub valid: u8,
+}
+
+/// Value of the socket storage, cloned to accepted sockets.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Socket {
+    pub label: Label,
+    /// Network namespace at creation (`bpf_get_netns_cookie`).
+    pub netns: u64,
+    /// Thread group and user that created it.
+    pub tgid: u32,
+    pub uid: u32,
+    pub flags: u32,
+    /// The generation under which `approved` was approved.
+    pub approved_generation: u32,
+    /// Last destination allowed at connect or sendmsg, before translation.
+    pub approved: Peer,
+    /// The generation under which `cached` was allowed, and by which rule.
+    pub cached_generation: u32,
+    pub cached_rule: u32,
+    /// Last packet destination allowed.
+    pub cached: Peer,
+}
+
+const _: () = {
+    assert!(size_of::<Peer>() == 20);
+    assert!(size_of::<Socket>() == 80);
+};
