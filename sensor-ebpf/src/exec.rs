@@ -4,7 +4,7 @@
 use crate::kernel::{self, offset, pointer, read};
 use crate::record::{self, Task};
 use crate::verdict::take_token;
-use crate::{label, policy, socket};
+use crate::{atomic, label, policy, socket};
 use aya_ebpf::helpers::generated::{
     bpf_get_current_comm, bpf_loop, bpf_probe_read_kernel, bpf_probe_read_kernel_str, bpf_probe_read_user,
 };
@@ -12,7 +12,6 @@ use aya_ebpf::macros::{map, raw_tracepoint};
 use aya_ebpf::maps::{LpmTrie, PerCpuArray, lpm_trie::Key};
 use aya_ebpf::programs::RawTracePointContext;
 use core::ffi::c_void;
-use core::sync::atomic::{AtomicU64, Ordering};
 use sensor_common::exec::{
     ARGV_BYTES, EXEC_SCOPE_BITS, ExecRule, FLAG_INTERPRETER, KEY_BYTES, KIND_ARG, KIND_CGROUP, KIND_EXE,
     KIND_MODULE, KIND_PACKAGE, KIND_SCRIPT, KIND_SCRIPT_PATH, KIND_WORD, MAX_EXEC_KEYS, Match, Scan, Step,
@@ -340,7 +339,7 @@ fn relabel(work: &mut Work, task: Task, current: Label) {
         && let Some(i) = label::instance(label.instance())
     {
         // SAFETY: an aligned word in a map value.
-        unsafe { AtomicU64::from_ptr(&raw mut (*i).flags) }.fetch_or(INSTANCE_NET_ADMIN, Ordering::Relaxed);
+        atomic::fetch_or(unsafe { &raw mut (*i).flags }, INSTANCE_NET_ADMIN);
     }
     report(work, task, label, netns, flags);
 }
@@ -349,8 +348,7 @@ fn relabel(work: &mut Work, task: Task, current: Label) {
 fn next_instance() -> u32 {
     match kernel::state_mut() {
         // SAFETY: an aligned word in a map value.
-        Some(state) => unsafe { AtomicU64::from_ptr(&raw mut (*state).next_instance) }
-            .fetch_add(1, Ordering::Relaxed) as u32
+        Some(state) => atomic::fetch_add(unsafe { &raw mut (*state).next_instance }, 1) as u32
             & 0x7fff_ffff,
         None => 0,
     }

@@ -1,13 +1,13 @@
 //! Labels of tasks: where they are kept, inherited at fork, dropped at the end
 //! of the thread group.
 
+use crate::atomic;
 use crate::kernel::{self, offset, pointer, read};
 use crate::record;
 use aya_ebpf::helpers::bpf_get_current_pid_tgid;
 use aya_ebpf::macros::{map, raw_tracepoint};
 use aya_ebpf::maps::{Array, HashMap};
 use aya_ebpf::programs::RawTracePointContext;
-use core::sync::atomic::{AtomicU64, Ordering};
 use sensor_common::kernel::PID_LIMIT;
 use sensor_common::label::Label;
 use sensor_common::record::{Exit, Instance, KIND_EXIT, Loss, RING_VERDICTS};
@@ -59,18 +59,16 @@ pub(crate) fn set(tgid: u32, label: Label) {
         return;
     }
     let Some(word) = OVERFLOW.get_ptr_mut(tgid / 64) else { return };
-    // SAFETY: an aligned word in a map value, shared with other CPUs.
-    let word = unsafe { AtomicU64::from_ptr(word) };
     let bit = 1u64 << (tgid % 64);
     if label.is_some() {
-        word.fetch_or(bit, Ordering::Relaxed);
+        atomic::fetch_or(word, bit);
         record::lost(Loss::LabelOverflow, 1);
         if let Some(state) = kernel::state_mut() {
             // SAFETY: a flag; every writer writes the same.
             unsafe { (*state).overflow = 1 };
         }
     } else {
-        word.fetch_and(!bit, Ordering::Relaxed);
+        atomic::fetch_and(word, !bit);
     }
 }
 
@@ -109,7 +107,7 @@ pub fn fork(ctx: RawTracePointContext) -> i32 {
     set(child, label);
     if let Some(i) = instance(label.instance()) {
         // SAFETY: an aligned word in a map value.
-        unsafe { AtomicU64::from_ptr(&raw mut (*i).tasks) }.fetch_add(1, Ordering::Relaxed);
+        atomic::fetch_add(unsafe { &raw mut (*i).tasks }, 1);
     }
     0
 }
@@ -131,7 +129,7 @@ pub fn exit(ctx: RawTracePointContext) -> i32 {
     set(tgid, Label::NONE);
     let Some(i) = instance(label.instance()) else { return 0 };
     // SAFETY: an aligned word in a map value.
-    let before = unsafe { AtomicU64::from_ptr(&raw mut (*i).tasks) }.fetch_sub(1, Ordering::Relaxed);
+    let before = atomic::fetch_add(unsafe { &raw mut (*i).tasks }, (1_u64).wrapping_neg());
     if before != 1 {
         return 0;
     }

@@ -4,9 +4,12 @@
 //! its answer into a verdict in one place ([`verdict::conclude`]).
 #![no_std]
 #![no_main]
-#![feature(asm_experimental_arch)]
+#![allow(unreachable_pub, reason = "program entries and map types are named by the loader")]
+#![feature(core_intrinsics)]
+#![allow(internal_features, reason = "the target's atomics are behind intrinsics only")]
 
 mod address;
+mod atomic;
 mod exec;
 mod kernel;
 mod label;

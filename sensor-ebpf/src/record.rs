@@ -1,14 +1,13 @@
 //! The two rings, their sequence numbers, and the counters of what did not get
 //! in. Verdicts have a ring of their own: telemetry cannot crowd them out.
 
-use crate::kernel;
+use crate::{atomic, kernel};
 use aya_ebpf::helpers::generated::{
     bpf_get_current_uid_gid, bpf_get_smp_processor_id, bpf_ktime_get_boot_ns,
 };
 use aya_ebpf::helpers::bpf_get_current_pid_tgid;
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{PerCpuArray, RingBuf};
-use core::sync::atomic::{AtomicU64, Ordering};
 use sensor_common::label::Label;
 use sensor_common::record::{Header, Loss, RING_VERDICTS};
 
@@ -28,7 +27,7 @@ pub(crate) fn lost(reason: Loss, count: u64) {
     if let Some(counter) = LOSSES.get_ptr_mut(reason as u32) {
         // SAFETY: an aligned word; cgroup programs can be preempted by one
         // another on one CPU, hence atomic.
-        unsafe { AtomicU64::from_ptr(counter) }.fetch_add(count, Ordering::Relaxed);
+        atomic::fetch_add(counter, count);
     }
 }
 
@@ -36,7 +35,7 @@ pub(crate) fn lost(reason: Loss, count: u64) {
 fn next_seq(ring: u8) -> u64 {
     match SEQUENCES.get_ptr_mut(ring as u32) {
         // SAFETY: as in `lost`.
-        Some(counter) => unsafe { AtomicU64::from_ptr(counter) }.fetch_add(1, Ordering::Relaxed),
+        Some(counter) => atomic::fetch_add(counter, 1),
         None => 0,
     }
 }

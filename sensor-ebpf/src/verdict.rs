@@ -2,11 +2,10 @@
 //! where a denial becomes one.
 
 use crate::record::{self, Task};
-use crate::{kernel, label, policy};
+use crate::{atomic, kernel, label, policy};
 use aya_ebpf::helpers::generated::{bpf_get_current_comm, bpf_ktime_get_boot_ns};
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::HashMap;
-use core::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use sensor_common::kernel::Denial;
 use sensor_common::label::Label;
 use sensor_common::policy::{Decision, Flow, MODE_AUDIT, Reason, decide};
@@ -137,7 +136,7 @@ fn record(facts: &Facts, judged: &Judged, verdict: u8) {
     }
     if let Some(seen) = DENIALS.get_ptr_mut(key) {
         // SAFETY: an aligned word in a map value.
-        unsafe { AtomicU64::from_ptr(&raw mut (*seen).count) }.fetch_add(1, Ordering::Relaxed);
+        atomic::fetch_add(unsafe { &raw mut (*seen).count }, 1);
         return;
     }
     if !take_token(judged.label, true) {
@@ -151,7 +150,7 @@ fn record(facts: &Facts, judged: &Judged, verdict: u8) {
     {
         // SAFETY: as above. A denial that found the ring full stays unsent and
         // is reported from this table.
-        unsafe { AtomicU64::from_ptr(&raw mut (*seen).sent) }.fetch_add(1, Ordering::Relaxed);
+        atomic::fetch_add(unsafe { &raw mut (*seen).sent }, 1);
     }
 }
 
@@ -193,18 +192,18 @@ pub(crate) fn take_token(label: Label, verdicts: bool) -> bool {
     }
     let (tokens, loss) = if verdicts {
         // SAFETY: an aligned word in a map value.
-        (unsafe { AtomicI64::from_ptr(&raw mut (*i).verdict_tokens) }, Loss::VerdictQuota)
+        (unsafe { &raw mut (*i).verdict_tokens }, Loss::VerdictQuota)
     } else {
         // SAFETY: as above.
-        (unsafe { AtomicI64::from_ptr(&raw mut (*i).telemetry_tokens) }, Loss::TelemetryQuota)
+        (unsafe { &raw mut (*i).telemetry_tokens }, Loss::TelemetryQuota)
     };
-    if tokens.fetch_sub(1, Ordering::Relaxed) > 0 {
+    if (atomic::fetch_add(tokens.cast(), u64::MAX) as i64) > 0 {
         return true;
     }
     record::lost(loss, 1);
     if verdicts {
         // SAFETY: an aligned word in a map value.
-        unsafe { AtomicU64::from_ptr(&raw mut (*i).suppressed) }.fetch_add(1, Ordering::Relaxed);
+        atomic::fetch_add(unsafe { &raw mut (*i).suppressed }, 1);
     }
     false
 }
