@@ -1,1 +1,6 @@
 //! mcp-sensor
+
+pub mod agent;
+pub mod cli;
+pub mod control;
+pub mod event;
