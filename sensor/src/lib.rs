@@ -4,3 +4,4 @@ pub mod agent;
 pub mod cli;
 pub mod control;
 pub mod event;
+pub mod grpc;
