@@ -1,21 +1,11 @@
-//! One connection to the control socket, and how many there may be. A client
-//! that says nothing, or stops reading, holds its place only for so long.
+//! How many connections the control socket takes, and from whom.
 
 use super::Peer;
+use crate::grpc::{Connection, Deadlines};
 use std::collections::HashMap;
-use std::io;
-use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Context, Poll, ready};
 use std::time::Duration;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::UnixStream;
-use tokio::time::{Instant, Sleep};
-use tonic::transport::server::Connected;
-
-/// HTTP/2 preface and an empty SETTINGS frame (RFC 9113 3.4): what every
-/// client sends first.
-const GREETING: usize = 24 + 9;
 
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
@@ -25,10 +15,7 @@ pub struct Limits {
     /// Connections of labelled callers, which are only told that they are
     /// refused: a server must not use up its user's places.
     pub refused: usize,
-    /// For the client to greet.
-    pub greeting: Duration,
-    /// For the client to read on, when its buffer is full.
-    pub stall: Duration,
+    pub deadlines: Deadlines,
     /// Life of a connection that is only told that it is refused.
     pub refusal: Duration,
 }
@@ -39,12 +26,13 @@ impl Default for Limits {
             connections: 64,
             per_user: 16,
             refused: 4,
-            greeting: Duration::from_secs(5),
-            stall: Duration::from_secs(30),
+            deadlines: Deadlines::default(),
             refusal: Duration::from_secs(5),
         }
     }
 }
+
+pub(super) type ControlConnection = Connection<UnixStream, Caller, Place>;
 
 /// Places for connections.
 #[derive(Debug)]
@@ -73,8 +61,12 @@ impl Places {
         Arc::new(Places { limits, taken: Mutex::default() })
     }
 
-    pub(super) fn limits(&self) -> &Limits {
-        &self.limits
+    pub(super) fn connection(&self, stream: UnixStream, caller: Caller, place: Place) -> ControlConnection {
+        let mut deadlines = self.limits.deadlines;
+        if caller.refused {
+            deadlines.end = Some(self.limits.refusal);
+        }
+        Connection::new(stream, caller, place, deadlines)
     }
 
     /// `None`: all taken.
@@ -120,115 +112,6 @@ pub(super) struct Caller {
     pub peer: Arc<Peer>,
     /// Labelled when it connected: refused whatever happens later.
     pub refused: bool,
-}
-
-/// A connection with its place and its deadlines.
-pub(super) struct Connection {
-    stream: UnixStream,
-    caller: Caller,
-    _place: Place,
-    /// Bytes of the greeting still to come, and until when.
-    greeting: usize,
-    greet_by: Pin<Box<Sleep>>,
-    /// Set while a write waits for the client.
-    stalled: bool,
-    write_by: Pin<Box<Sleep>>,
-    stall: Duration,
-    /// End of a refused connection.
-    end: Option<Pin<Box<Sleep>>>,
-}
-
-impl Connection {
-    pub(super) fn new(stream: UnixStream, caller: Caller, place: Place) -> Connection {
-        let limits = *place.places.limits();
-        let end = caller.refused.then(|| Box::pin(tokio::time::sleep(limits.refusal)));
-        Connection {
-            stream,
-            caller,
-            _place: place,
-            greeting: GREETING,
-            greet_by: Box::pin(tokio::time::sleep(limits.greeting)),
-            stalled: false,
-            write_by: Box::pin(tokio::time::sleep(limits.stall)),
-            stall: limits.stall,
-            end,
-        }
-    }
-
-    /// Remembers that a write waits, and fails it when it has waited too long.
-    fn watch<T>(&mut self, cx: &mut Context<'_>, written: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
-        if written.is_ready() {
-            self.stalled = false;
-            return written;
-        }
-        if !self.stalled {
-            self.stalled = true;
-            self.write_by.as_mut().reset(Instant::now() + self.stall);
-        }
-        ready!(self.write_by.as_mut().poll(cx));
-        Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the client does not read")))
-    }
-}
-
-impl Connected for Connection {
-    type ConnectInfo = Caller;
-
-    fn connect_info(&self) -> Caller {
-        self.caller.clone()
-    }
-}
-
-impl AsyncRead for Connection {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let this = self.get_mut();
-        if let Some(end) = &mut this.end
-            && end.as_mut().poll(cx).is_ready()
-        {
-            return Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "refused")));
-        }
-        let before = buf.filled().len();
-        match Pin::new(&mut this.stream).poll_read(cx, buf) {
-            Poll::Pending if this.greeting > 0 => {
-                ready!(this.greet_by.as_mut().poll(cx));
-                Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the client does not greet")))
-            }
-            Poll::Pending => Poll::Pending,
-            done => {
-                this.greeting = this.greeting.saturating_sub(buf.filled().len() - before);
-                done
-            }
-        }
-    }
-}
-
-impl AsyncWrite for Connection {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        let this = self.get_mut();
-        let written = Pin::new(&mut this.stream).poll_write(cx, buf);
-        this.watch(cx, written)
-    }
-
-    fn poll_write_vectored(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        let this = self.get_mut();
-        let written = Pin::new(&mut this.stream).poll_write_vectored(cx, bufs);
-        this.watch(cx, written)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().stream).poll_shutdown(cx)
-    }
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! The service on the control socket: admission, then the agent.
 
-use super::connection::{Caller, Connection, Limits, Places};
+use super::connection::{Caller, ControlConnection, Limits, Places};
 use super::socket::ControlSocket;
 use super::{Agent, ControlError, Peer};
 use crate::event::{Body, Event, decision, json, pb, server};
@@ -38,7 +38,7 @@ pub async fn serve(
 ) -> anyhow::Result<()> {
     let listener = UnixListener::from_std(socket.listener.try_clone()?)?;
     let gate = Arc::new(Gate { agent: agent.clone(), refusals: Refusals::default() });
-    let (connections, incoming) = mpsc::channel::<std::io::Result<Connection>>(1);
+    let (connections, incoming) = mpsc::channel::<std::io::Result<ControlConnection>>(1);
     let (health, health_service) = tonic_health::server::health_reporter();
     health.set_serving::<ControlServer<Service>>().await;
     let at_request = gate.clone();
@@ -76,7 +76,7 @@ async fn accept(
     listener: UnixListener,
     gate: Arc<Gate>,
     places: Arc<Places>,
-    connections: mpsc::Sender<std::io::Result<Connection>>,
+    connections: mpsc::Sender<std::io::Result<ControlConnection>>,
 ) {
     loop {
         let stream = match listener.accept().await {
@@ -100,7 +100,7 @@ async fn accept(
             tracing::debug!(pid = peer.pid, uid = peer.uid, refused, "no place for a control connection");
             continue;
         };
-        if connections.send(Ok(Connection::new(stream, Caller { peer, refused }, place))).await.is_err() {
+        if connections.send(Ok(places.connection(stream, Caller { peer, refused }, place))).await.is_err() {
             return;
         }
     }

@@ -1,5 +1,10 @@
 //! What every gRPC server of this program offers beside its own service.
 
+mod connection;
+
+pub(crate) use connection::Connection;
+pub use connection::Deadlines;
+
 use tonic::codec::CompressionEncoding;
 use tonic_reflection::server::Builder;
 use tonic_reflection::server::v1::{ServerReflection, ServerReflectionServer};
