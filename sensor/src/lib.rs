@@ -2,6 +2,8 @@
 
 pub mod agent;
 pub mod cli;
+pub mod collect;
 pub mod control;
 pub mod event;
+pub mod feed;
 pub mod grpc;

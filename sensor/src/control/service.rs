@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::net::UnixListener;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::codec::CompressionEncoding;
 use tonic::service::InterceptorLayer;
@@ -36,7 +36,7 @@ pub async fn serve(
     limits: Limits,
     shutdown: impl Future<Output = ()> + Send,
 ) -> anyhow::Result<()> {
-    let listener = UnixListener::from_std(socket.listener.try_clone()?)?;
+    let listener = UnixListener::from_std(socket.listener()?)?;
     let gate = Arc::new(Gate { agent: agent.clone(), refusals: Refusals::default() });
     let (connections, incoming) = mpsc::channel::<std::io::Result<ControlConnection>>(1);
     let (health, health_service) = tonic_health::server::health_reporter();
@@ -58,12 +58,15 @@ pub async fn serve(
         .add_service(reflection_v1()?)
         .add_service(reflection_v1alpha()?);
     let accepting = accept(listener, gate, Places::new(limits), connections);
-    let mut serving = std::pin::pin!(router.serve_with_incoming(ReceiverStream::new(incoming)));
+    let (end, mut ending) = watch::channel(false);
+    let ended = async move { drop(ending.wait_for(|end| *end).await) };
+    let mut serving = Box::pin(router.serve_with_incoming_shutdown(ReceiverStream::new(incoming), ended));
     tokio::select! {
         served = &mut serving => return Ok(served?),
         () = accepting => (),
         () = shutdown => (),
     }
+    let _ = end.send(true);
     // Accepting has ended with the select; calls that are open get a moment.
     match tokio::time::timeout(DRAIN, serving).await {
         Ok(served) => served?,

@@ -26,7 +26,7 @@ pub enum BindError {
 /// A bound, listening control socket; unlinked when dropped.
 #[derive(Debug)]
 pub struct ControlSocket {
-    pub(super) listener: UnixListener,
+    listener: UnixListener,
     path: PathBuf,
     inode: (u64, u64),
     /// Held, so that two agents that start at once do not unlink each other's.
@@ -45,6 +45,11 @@ impl ControlSocket {
         let listener = listener(path, gid).map_err(at)?;
         let meta = fs::symlink_metadata(path).map_err(at)?;
         Ok(ControlSocket { listener, path: path.to_owned(), inode: (meta.dev(), meta.ino()), _lock: lock })
+    }
+
+    /// The listening socket, non-blocking.
+    pub fn listener(&self) -> io::Result<UnixListener> {
+        self.listener.try_clone()
     }
 
     pub fn path(&self) -> &Path {
