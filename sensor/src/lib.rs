@@ -1,4 +1,4 @@
-//! mcp-sensor
+//! mcp-sensor: the agent, the collector and the command line.
 
 pub mod agent;
 pub mod cli;
@@ -7,3 +7,4 @@ pub mod control;
 pub mod event;
 pub mod feed;
 pub mod grpc;
+pub mod kernel;

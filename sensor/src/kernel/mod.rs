@@ -1,0 +1,5 @@
+//! The kernel half: the object, its maps and links.
+
+pub mod object;
+
+pub use object::OBJECT;
