@@ -1,1 +1,3 @@
 //! mcp-sensor
+
+pub mod policy;
