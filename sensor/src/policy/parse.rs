@@ -86,7 +86,7 @@ pub fn document<T: DeserializeOwned>(bytes: &[u8], most: usize) -> Result<T, Vec
     };
     serde_saphyr::from_str_with_options(text, options).map_err(|e| {
         let position = e.location().and_then(Position::of);
-        let message = serde_saphyr::DefaultMessageFormatter.format_message(e.without_snippet());
+        let message = serde_saphyr::UserMessageFormatter.format_message(e.without_snippet());
         vec![Diagnostic::error(position, "", message)]
     })
 }
@@ -213,8 +213,7 @@ impl Resolver<'_> {
 
     fn name(&mut self, name: &Spanned<String>, path: &str) {
         let text = &name.value;
-        let good = |c: char| c.is_alphanumeric() || "._-/@".contains(c);
-        if text.is_empty() || text.len() > MAX_NAME || !text.chars().all(good) {
+        if !is_name(text) {
             self.checker.error(at(name), path, format!("`{}` is not a name", text.escape_debug())).help =
                 Some(format!("letters, digits, `.`, `_`, `-`, `/` and `@`, at most {MAX_NAME} bytes"));
         }
@@ -578,6 +577,12 @@ impl Resolver<'_> {
     }
 }
 
+/// Whether a server or a profile may be called that.
+pub fn is_name(text: &str) -> bool {
+    let good = |c: char| c.is_alphanumeric() || "._-/@".contains(c);
+    !text.is_empty() && text.len() <= MAX_NAME && text.chars().all(good)
+}
+
 /// Sorted, overlapping and adjacent ranges joined.
 fn merge(ranges: &mut Vec<RangeInclusive<u16>>) {
     ranges.sort_by_key(|r| (*r.start(), *r.end()));
@@ -594,7 +599,7 @@ fn merge(ranges: &mut Vec<RangeInclusive<u16>>) {
 }
 
 /// `/run/x.sock`, `/run/x/*` (a prefix), `@name` (abstract).
-fn unix_key(text: &str) -> Result<Vec<u8>, String> {
+pub fn unix_key(text: &str) -> Result<Vec<u8>, String> {
     if text.contains('\0') {
         return Err("a socket name with NUL".to_owned());
     }
