@@ -8,3 +8,4 @@ pub mod event;
 pub mod feed;
 pub mod grpc;
 pub mod kernel;
+pub mod policy;
