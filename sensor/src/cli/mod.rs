@@ -1,6 +1,6 @@
 //! The command line. Each subcommand is a file of its name.
 
-mod exit;
+pub mod exit;
 
 pub use exit::{Exit, Failure};
 
@@ -119,6 +119,11 @@ pub struct RunArgs {
     /// Start although a core hook cannot be attached; what is not enforced is reported.
     #[arg(long, env = "MCP_SENSOR_ALLOW_DEGRADED", conflicts_with = "strict")]
     pub allow_degraded: bool,
+
+    /// Leave everything enforced when the sensor is stopped. Without it SIGTERM and SIGINT take
+    /// the programs out of the kernel; after a crash they always stay.
+    #[arg(long, env = "MCP_SENSOR_KEEP")]
+    pub keep: bool,
 
     /// Refuse to start if anything, optional hooks included, cannot be enforced here.
     #[arg(long, env = "MCP_SENSOR_STRICT")]
