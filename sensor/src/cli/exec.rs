@@ -2,7 +2,7 @@
 
 use super::{ExecArgs, Exit, Failure, client};
 use crate::event::pb;
-use nix::sys::signal::{SigHandler, SigSet, SigmaskHow, Signal, signal, sigprocmask};
+use nix::sys::signal::{SigHandler, Signal, signal};
 use std::ffi::CString;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
@@ -67,10 +67,10 @@ fn close_descriptors() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Rust's start-up ignores SIGPIPE, which an exec would pass on.
+/// Rust's start-up ignores SIGPIPE, which an exec would pass on. The mask and
+/// everything else are as the caller left them.
 fn restore_signals() -> anyhow::Result<()> {
     // SAFETY: a default disposition runs no code of ours.
     unsafe { signal(Signal::SIGPIPE, SigHandler::SigDfl) }.map_err(io::Error::from)?;
-    sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None).map_err(io::Error::from)?;
     Ok(())
 }

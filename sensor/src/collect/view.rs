@@ -134,7 +134,7 @@ mod tests {
 
     /// Blocks until told, then keeps what is written.
     struct Stalled {
-        go: mpsc::Receiver<()>,
+        go: Receiver<()>,
         gone: bool,
         text: mpsc::Sender<Vec<u8>>,
     }

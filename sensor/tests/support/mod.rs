@@ -9,6 +9,7 @@ use mcp_sensor::control::{self, Agent, ControlError, ControlSocket, Limits, Peer
 use mcp_sensor::event::{Body, Bus, Identity, pb};
 use std::collections::HashSet;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::sync::oneshot;
@@ -21,21 +22,36 @@ pub struct FakeAgent {
     bus: Arc<Bus>,
     labelled: Mutex<HashSet<u32>>,
     modes: Mutex<Vec<(String, pb::Mode)>>,
+    label_all: AtomicBool,
 }
 
 impl FakeAgent {
     pub fn new() -> Arc<FakeAgent> {
         let identity = Identity { sensor: "host".to_owned(), boot: "boot-1".to_owned() };
         let bus = Bus::new(identity, mcp_sensor::event::Limits::default());
-        Arc::new(FakeAgent { bus, labelled: Mutex::default(), modes: Mutex::default() })
+        Arc::new(FakeAgent {
+            bus,
+            labelled: Mutex::default(),
+            modes: Mutex::default(),
+            label_all: AtomicBool::new(false),
+        })
     }
 
     pub fn label(&self, pid: u32) {
         self.labelled.lock().unwrap().insert(pid);
     }
 
+    /// Every caller is a labelled server from now on.
+    pub fn label_all(&self) {
+        self.label_all.store(true, Ordering::Relaxed);
+    }
+
     pub fn bus_publish(&self, body: Body) -> u64 {
         self.bus.publish_now(body)
+    }
+
+    pub fn close(&self) {
+        self.bus.close();
     }
 
     pub fn history(&self) -> Vec<Body> {
@@ -59,7 +75,7 @@ impl Agent for FakeAgent {
     }
 
     fn is_labelled(&self, pid: u32) -> bool {
-        self.labelled.lock().unwrap().contains(&pid)
+        self.label_all.load(Ordering::Relaxed) || self.labelled.lock().unwrap().contains(&pid)
     }
 
     async fn status(&self) -> Result<pb::StatusResponse, ControlError> {
