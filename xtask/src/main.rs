@@ -26,6 +26,9 @@ enum Task {
         /// Build user space without optimisation (target/debug/mcp-sensor)
         #[arg(long)]
         debug: bool,
+        /// Build the kernel object only.
+        #[arg(long)]
+        kernel: bool,
     },
 }
 
@@ -33,7 +36,8 @@ fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let done = match arguments.command {
         Task::Setup => setup::all(),
-        Task::Build { debug } => build::all(debug),
+        Task::Build { kernel: true, .. } => build::kernel(),
+        Task::Build { debug, .. } => build::all(debug),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -113,7 +113,7 @@ pub fn explain(path: &Path, query: &Query, format: Format) -> Output {
 
 /// `policy explain`, of a policy's text (the one in force, from the agent).
 pub fn explain_text(text: &str, path: &Path, query: &Query, format: Format) -> Output {
-    match from_bytes(text.as_bytes().to_vec(), path, &mut Ids::default()) {
+    match from_bytes(text.as_bytes(), path, &mut Ids::default()) {
         Ok(loaded) => explained(&loaded, query, format),
         Err(e) => failed(&e, format),
     }

@@ -8,7 +8,7 @@ use super::matching::{exe_key, keys};
 use super::model::{Matcher, Policy};
 use sensor_common::exec::{
     ExecRule, FLAG_INTERPRETER, FLAG_LAUNCHER, FLAG_LAUNCHER_LIKE, FLAG_NEEDS_WORD, KEY_BYTES, KIND_EXE,
-    KIND_PACKAGE, KIND_SCRIPT, KIND_SCRIPT_PATH, KIND_WORD, MAX_EXEC_KEYS,
+    KIND_SCRIPT, KIND_SCRIPT_PATH, KIND_WORD, MAX_EXEC_KEYS,
 };
 use std::collections::{BTreeMap, HashMap};
 
@@ -158,11 +158,11 @@ impl<'a> Builder<'a> {
             number
         });
         match (&matcher.subject, &matcher.exe) {
-            (None, Some(path)) => self.server(KIND_EXE, exe_key(path), server, exe, priority, matcher),
+            (None, Some(path)) => self.server(KIND_EXE, &exe_key(path), server, exe, priority, matcher),
             (None, None) => {}
             (Some(subject), _) => {
                 for (kind, text) in keys(subject) {
-                    self.server(kind, text, server, exe, priority, matcher);
+                    self.server(kind, &text, server, exe, priority, matcher);
                 }
             }
         }
@@ -170,9 +170,9 @@ impl<'a> Builder<'a> {
 
     /// In [`KIND_EXE`] `exe` is the number of the key itself, elsewhere a
     /// condition.
-    fn server(&mut self, kind: u8, text: Vec<u8>, server: u16, exe: u32, priority: u32, from: &'a Matcher) {
-        self.flags(kind, text.clone(), 0);
-        let Some(entry) = self.entries.get_mut(&(kind, text.clone())) else {
+    fn server(&mut self, kind: u8, text: &[u8], server: u16, exe: u32, priority: u32, from: &'a Matcher) {
+        self.flags(kind, text.to_vec(), 0);
+        let Some(entry) = self.entries.get_mut(&(kind, text.to_vec())) else {
             let message = format!("longer than the {KEY_BYTES} bytes that the kernel compares");
             self.errors.push(Diagnostic::error(from.position, from.path.clone(), message));
             return;
@@ -191,7 +191,7 @@ impl<'a> Builder<'a> {
             return;
         }
         let other = entry.from.map_or("", |m| m.path.as_str());
-        let shown = show(&text);
+        let shown = show(kind, text);
         let (message, help) = if rule.exe == exe {
             (
                 format!("{other} matches the same ({shown})"),
@@ -233,7 +233,7 @@ impl<'a> Builder<'a> {
                             let other = outer_from.map_or("", |m| m.path.as_str());
                             let message = format!(
                                 "matches part of what {other} matches ({}), with another `exe`",
-                                show(text)
+                                show(*kind, text)
                             );
                             let path = from.map_or(String::new(), |m| m.path.clone());
                             if self.errors.last().is_none_or(|e| e.path != path) {
@@ -280,13 +280,13 @@ fn shadow(outer: &ExecRule, inner: &ExecRule) -> Shadow {
     }
 }
 
-fn show(text: &[u8]) -> String {
+fn show(kind: u8, text: &[u8]) -> String {
+    if kind == KIND_EXE {
+        let text = String::from_utf8_lossy(text);
+        let parts: Vec<&str> = text.split('/').rev().skip(1).collect();
+        return format!("`/{}`", parts.join("/"));
+    }
     let whole = text.ends_with(b"\0");
     let text = String::from_utf8_lossy(text.strip_suffix(b"\0").unwrap_or(text)).replace('\0', " ");
     if whole { format!("`{text}`") } else { format!("`{text}…`") }
-}
-
-/// Whether a key is a package's own, for callers that list what was recognised.
-pub fn is_package(entry: &ExecEntry) -> bool {
-    entry.kind == KIND_PACKAGE && entry.rule.server != 0
 }

@@ -56,12 +56,12 @@ impl LoadError {
 pub fn load(path: &Path, ids: &mut Ids) -> Result<Loaded, LoadError> {
     let bytes = read_regular(path, parse::MAX_BYTES)
         .map_err(|reason| LoadError::Read { path: path.display().to_string(), reason })?;
-    from_bytes(bytes, path, ids)
+    from_bytes(&bytes, path, ids)
 }
 
 /// As [`load`] for a text that is at hand; `path` names it in messages, and
 /// what it refers to is read from that path's directory.
-pub fn from_bytes(bytes: Vec<u8>, path: &Path, ids: &mut Ids) -> Result<Loaded, LoadError> {
+pub fn from_bytes(bytes: &[u8], path: &Path, ids: &mut Ids) -> Result<Loaded, LoadError> {
     let name = path.display().to_string();
     let directory = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let read = |file: &str| read_regular(&directory.join(file), toolhive::MAX_BYTES);
@@ -70,18 +70,18 @@ pub fn from_bytes(bytes: Vec<u8>, path: &Path, ids: &mut Ids) -> Result<Loaded, 
         source_text: String::from_utf8_lossy(bytes).into_owned(),
         findings,
     };
-    let policy = match parse_with(&bytes, &read) {
+    let policy = match parse_with(bytes, &read) {
         Ok(policy) => policy,
-        Err(findings) => return Err(invalid(findings, &bytes)),
+        Err(findings) => return Err(invalid(findings, bytes)),
     };
     let (launchers, more) = launchers::discover(&policy.launchers);
     let compiled = match compile(&policy, &launchers, ids) {
         Ok(compiled) => compiled,
-        Err(findings) => return Err(invalid(findings, &bytes)),
+        Err(findings) => return Err(invalid(findings, bytes)),
     };
     let warnings = policy.warnings.iter().cloned().chain(more).collect();
     // `parse_with` took it as UTF-8.
-    let source = String::from_utf8_lossy(&bytes).into_owned();
+    let source = String::from_utf8_lossy(bytes).into_owned();
     Ok(Loaded { policy, compiled, launchers, warnings, source })
 }
 

@@ -323,9 +323,11 @@ impl Places {
     }
 }
 
+type PortList = Vec<(u16, u16)>;
+
 /// One rule for all addresses with the same ports.
 fn rules(places: &BTreeMap<(u8, IpAddr), BTreeSet<u16>>, key: &str, yaml: &mut String) {
-    let mut grouped: BTreeMap<(u8, Vec<(u16, u16)>), Vec<IpAddr>> = BTreeMap::new();
+    let mut grouped: BTreeMap<(u8, PortList), Vec<IpAddr>> = BTreeMap::new();
     for ((protocol, ip), ports) in places {
         let ranges = ranges(ports).into_iter().map(RangeInclusive::into_inner).collect();
         grouped.entry((*protocol, ranges)).or_default().push(*ip);

@@ -2,6 +2,9 @@
 
 mod decisions;
 mod hostile;
+mod recognised;
+mod suggested;
+mod written;
 
 use super::compile::{Compiled, Ids, compile};
 use super::diagnostic::Diagnostic;
