@@ -15,11 +15,10 @@ pub(super) fn start(filter: &str, format: LogFormat) -> anyhow::Result<()> {
         Failure::new(Exit::Usage, format!("--log {filter:?}: {error}"))
             .hint("give error, warn, info, debug, trace, or TARGET=LEVEL pairs with commas")
     })?;
-    let no_color = std::env::var_os("NO_COLOR").is_some_and(|v| !v.is_empty());
     let base = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
-        .with_ansi(!no_color && std::io::stderr().is_terminal());
+        .with_ansi(std::io::stderr().is_terminal() && crate::collect::wants_color());
     match format {
         LogFormat::Text => base.init(),
         LogFormat::Json => base.json().init(),

@@ -6,11 +6,8 @@ use crate::collect::Style;
 use serde_json::Value;
 use std::io::{self, IsTerminal, Write};
 
-/// stdout is a terminal that takes colours and nobody said no (no-color.org).
 pub(super) fn color() -> bool {
-    let no = std::env::var_os("NO_COLOR").is_some_and(|v| !v.is_empty());
-    let dumb = std::env::var_os("TERM").is_some_and(|t| t == "dumb");
-    !no && !dumb && io::stdout().is_terminal()
+    io::stdout().is_terminal() && crate::collect::wants_color()
 }
 
 pub(super) fn style(output: Output) -> Style {

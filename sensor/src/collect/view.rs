@@ -3,7 +3,7 @@
 
 use crate::event::text::{HEADINGS, Tone, row};
 use crate::event::{Event, json};
-use std::io::{self, Write};
+use std::io::{self, IsTerminal, Write};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
@@ -19,6 +19,20 @@ pub enum Style {
         color: bool,
     },
     Json,
+}
+
+impl Style {
+    /// A table with the colours that stdout takes; `None` if it is no terminal.
+    pub fn of_terminal() -> Option<Style> {
+        let terminal = io::stdout().is_terminal();
+        terminal.then(|| Style::Table { color: wants_color() })
+    }
+}
+
+/// Nobody said no (no-color.org), and the terminal is no dumb one.
+pub fn wants_color() -> bool {
+    let no = std::env::var_os("NO_COLOR").is_some_and(|v| !v.is_empty());
+    !no && std::env::var_os("TERM").is_none_or(|t| t != "dumb")
 }
 
 /// Cheap to clone; the printing thread ends when the last one is dropped.
