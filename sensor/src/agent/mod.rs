@@ -19,7 +19,7 @@ use self::reload::Reloader;
 use self::service::Service;
 use self::watch::Watch;
 use crate::cli::RunArgs;
-use crate::cli::exit::{Exit, Failure};
+use crate::cli::{Exit, Failure};
 use crate::collect::{self, Store, Style, View};
 use crate::control::{self, ControlSocket};
 use crate::event::file::{LineFile, Rotation};

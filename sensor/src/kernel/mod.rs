@@ -3,6 +3,7 @@
 
 pub mod btf;
 pub mod cgroup;
+pub mod doctor;
 pub mod load;
 pub mod maps;
 pub mod object;
