@@ -272,7 +272,23 @@ impl Resolver<'_> {
                 path,
                 position: at(&server.name),
             };
+            if server.mode == Mode::Audit {
+                self.names_are_recorded_only(&server);
+            }
             self.policy.servers.push(server);
+        }
+    }
+
+    /// In `enforce` the compiler refuses them.
+    fn names_are_recorded_only(&mut self, server: &Server) {
+        let profiles = [server.profile, server.launcher_profile].map(|id| &self.policy.profiles[id]);
+        if let Some((rule, name)) = profiles.iter().find_map(|profile| profile.named()) {
+            let message = format!(
+                "host names ({}: `{name}`) are not compared in this version: connections to them are recorded \
+                 as would-be denials",
+                rule.path
+            );
+            self.checker.warning(server.position, server.path.clone(), message);
         }
     }
 

@@ -72,6 +72,9 @@ fn names_are_audited_but_not_yet_enforced() {
              servers: [{{name: a, profile: none, launcher_profile: p, mode: {mode}}}]\n"
         )
     };
+    let audited = parse_bytes(text("audit").as_bytes()).unwrap();
+    assert_eq!(audited.warnings.len(), 1);
+    assert!(audited.warnings[0].message.contains("api.example.com"), "{:?}", audited.warnings);
     assert!(try_compiled(&text("audit")).is_ok());
     let found = errors(&text("enforce"));
     assert_eq!(found.len(), 1);
