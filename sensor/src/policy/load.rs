@@ -3,7 +3,7 @@
 use super::compile::{Compiled, Ids, compile};
 use super::diagnostic::Diagnostic;
 use super::launchers::{self, Launchers};
-use super::model::Policy;
+use super::model::{Matcher, Policy};
 use super::parse::{self, parse_with};
 use super::toolhive;
 use std::cell::RefCell;
@@ -89,10 +89,25 @@ pub fn from_bytes(bytes: &[u8], path: &Path, ids: &mut Ids) -> Result<Loaded, Lo
         Ok(compiled) => compiled,
         Err(findings) => return Err(invalid(findings, bytes)),
     };
-    let warnings = policy.warnings.iter().cloned().chain(more).collect();
+    let warnings = policy.warnings.iter().cloned().chain(more).chain(links(&policy)).collect();
     // `parse_with` took it as UTF-8.
     let source = String::from_utf8_lossy(bytes).into_owned();
     Ok(Loaded { policy, compiled, launchers, warnings, source, files: files.into_inner() })
+}
+
+/// The kernel names an executable by its real path, so a rule for a symbolic
+/// link never matches.
+fn links(policy: &Policy) -> Vec<Diagnostic> {
+    let matchers = policy.servers.iter().flat_map(|server| &server.matches);
+    let link = |matcher: &Matcher| {
+        let exe = matcher.exe.as_deref()?;
+        let real = Path::new(exe).canonicalize().ok().filter(|real| real != Path::new(exe))?;
+        let message =
+            format!("`{exe}` is `{}` on this host and matches under that name only", real.display());
+        let path = format!("{}.exe", matcher.path);
+        Some(Diagnostic::warning(matcher.position, path, message).help(format!("write `{}`", real.display())))
+    };
+    matchers.filter_map(link).collect()
 }
 
 fn read_regular(path: &Path, most: usize) -> Result<Vec<u8>, String> {

@@ -196,6 +196,9 @@ impl Resolver<'_> {
             let path = format!("launchers[{index}]");
             if !glob.value.starts_with('/') || glob.value.chars().any(char::is_control) {
                 self.checker.error(at(glob), path, "a launcher is an absolute path or glob");
+            } else if glob.value.contains("**") {
+                self.checker.error(at(glob), path, "`**` would search whole trees").help =
+                    Some("write one `*` for each directory".to_owned());
             } else if let Err(e) = glob::Pattern::new(&glob.value) {
                 self.checker.error(at(glob), path, format!("not a glob: {e}"));
             } else {

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::Instant;
 
 /// (text, line, column, part of the message)
-const BAD: [(&str, u32, u32, &str); 31] = [
+const BAD: [(&str, u32, u32, &str); 32] = [
     ("version: 2", 1, 10, "version 2 is not known"),
     ("version: 1\nversion: 1\n", 2, 1, "duplicate mapping key"),
     ("version: 1\nprofile: {}\n", 2, 1, "unknown field `profile`"),
@@ -56,6 +56,7 @@ const BAD: [(&str, u32, u32, &str); 31] = [
         "cannot be added",
     ),
     ("version: 1\nresolvers: [localhost]", 2, 13, "not an IP address"),
+    ("version: 1\nlaunchers: [\"/**/npx\"]", 2, 13, "whole trees"),
     ("version: 1\nlaunchers: [bin/npx]", 2, 13, "absolute path or glob"),
 ];
 
