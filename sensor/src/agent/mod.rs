@@ -20,12 +20,10 @@ use self::service::Service;
 use self::watch::Watch;
 use crate::cli::RunArgs;
 use crate::cli::{Exit, Failure};
-use crate::collect::{self, Store, Style, View};
 use crate::control::{self, ControlSocket};
-use crate::event::file::{LineFile, Rotation};
-use crate::event::{Body, Bus, Identity, Limits, ndjson, now, pb};
-use crate::feed;
+use crate::event::{Body, Bus, Identity, Limits, now, pb};
 use crate::kernel::{self, LoadError, Options};
+use crate::outputs::Outputs;
 use crate::policy::load::LoadError as PolicyError;
 use anyhow::Context as _;
 use sha2::{Digest as _, Sha256};
@@ -36,14 +34,11 @@ use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock};
-use std::thread::JoinHandle;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::{info, warn};
 
-/// Events that wait for each of the sinks of this process.
-const SINK_BUFFER: usize = 65_536;
 /// How often the kernel's counters are read.
 const COUNTERS: Duration = Duration::from_secs(2);
 const HEARTBEAT: Duration = Duration::from_secs(60);
@@ -111,9 +106,7 @@ async fn serve(args: RunArgs) -> anyhow::Result<ExitCode> {
     let identity =
         Identity { sensor: sensor_name(args.sensor.clone()), boot: format!("{:x}", started / 1_000_000) };
     let bus = Bus::new(identity, Limits::default());
-    let mut threads = Vec::new();
-    let mut view = None;
-    let sinks = sinks(&args, &bus, &mut threads, &mut view)?;
+    let outputs = Outputs::start(&bus, &args)?;
 
     // The socket before the kernel: a second sensor ends here.
     let socket = ControlSocket::bind(&args.control, args.control_group.as_deref())
@@ -173,12 +166,6 @@ async fn serve(args: RunArgs) -> anyhow::Result<ExitCode> {
             .name("rings".to_owned())
             .spawn(move || reader::run(&core, rings, &stop))?
     };
-    let feed = OnceLock::new();
-    let mut feed_task = None;
-    if let Some((handle, task)) = sinks {
-        let _ = feed.set(handle);
-        feed_task = Some(task);
-    }
     let agent = Arc::new(Service {
         core: core.clone(),
         reloader: reloader.clone(),
@@ -186,7 +173,7 @@ async fn serve(args: RunArgs) -> anyhow::Result<ExitCode> {
         degraded: degraded.clone(),
         cgroup: cgroup.display().to_string(),
         started,
-        feed,
+        feed: outputs.feed(),
     });
     let (end, ended) = tokio::sync::oneshot::channel::<()>();
     let control = tokio::spawn(control::serve(socket, agent, control::Limits::default(), async move {
@@ -213,55 +200,8 @@ async fn serve(args: RunArgs) -> anyhow::Result<ExitCode> {
     let _ = reader.join();
     counters(&core, &mut Default::default());
     bus.close();
-    if let Some(task) = feed_task {
-        let _ = task.await;
-    }
-    drop(view);
-    let joined =
-        tokio::task::spawn_blocking(move || threads.into_iter().for_each(|t: JoinHandle<()>| drop(t.join())));
-    let _ = joined.await;
+    outputs.finish().await;
     Ok(ExitCode::SUCCESS)
-}
-
-type FeedTask = (feed::Feed, tokio::task::JoinHandle<()>);
-
-/// Where events go: a file, a collector elsewhere or the one in this process.
-fn sinks(
-    args: &RunArgs,
-    bus: &Arc<Bus>,
-    threads: &mut Vec<JoinHandle<()>>,
-    view: &mut Option<View>,
-) -> anyhow::Result<Option<FeedTask>> {
-    let runtime = tokio::runtime::Handle::current();
-    if let Some(path) = &args.events {
-        let rotation = Rotation { max_bytes: args.events_max_bytes, keep: args.events_keep };
-        let file = LineFile::open(path, rotation)
-            .map_err(|e| Failure::new(Exit::Failure, format!("--events {}: {e}", path.display())))?;
-        threads.push(ndjson::spawn(bus.subscribe("events", SINK_BUFFER)?, file, runtime.clone())?);
-    }
-    if let Some(address) = &args.collector {
-        let subscriber = bus.subscribe("collector", feed::BACKLOG)?;
-        let task = feed::spawn(bus.clone(), subscriber, address, feed::Settings::default())
-            .map_err(|e| Failure::new(Exit::Usage, e.to_string()))?;
-        return Ok(Some(task));
-    }
-    const LOCAL_BYTES: u64 = 64 << 20;
-    let store = Store::open(&args.state_dir.join("events"), Rotation { max_bytes: LOCAL_BYTES, keep: 4 })
-        .map_err(|e| Failure::new(Exit::Failure, e.to_string()))?;
-    // A terminal shows what happens; a pipe gets the one line it waits for.
-    if std::io::stdout().is_terminal() {
-        let color = std::env::var_os("NO_COLOR").is_none();
-        let (shown, thread) = View::spawn(Style::Table { color }, std::io::stdout())?;
-        *view = Some(shown);
-        threads.push(thread);
-    }
-    threads.push(collect::spawn_local(
-        bus.subscribe("collector", SINK_BUFFER)?,
-        store,
-        view.clone(),
-        runtime,
-    )?);
-    Ok(None)
 }
 
 /// Until SIGTERM or SIGINT.

@@ -10,7 +10,7 @@ use crate::feed::Feed;
 use crate::kernel::maps::Shared;
 use crate::kernel::{Hook, HookState};
 use sensor_common::label::{Label, ROLE_LAUNCHER};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 pub struct Service {
     pub core: Arc<Core>,
@@ -19,7 +19,7 @@ pub struct Service {
     pub degraded: Vec<String>,
     pub cgroup: String,
     pub started: i64,
-    pub feed: OnceLock<Feed>,
+    pub feed: Option<Feed>,
 }
 
 /// A hook as events and `status` show it.
@@ -107,7 +107,7 @@ impl control::Agent for Service {
             servers: servers as u32,
             instances: lock(&self.core.instances).len() as u32,
             labelled_tasks: labelled as u32,
-            feed: self.feed.get().map(Feed::state),
+            feed: self.feed.as_ref().map(Feed::state),
             ..Default::default()
         })
     }
