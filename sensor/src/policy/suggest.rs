@@ -375,7 +375,7 @@ fn ranges(ports: &BTreeSet<u16>) -> Vec<RangeInclusive<u16>> {
 
 /// A double-quoted text that is the same in JSON and YAML: YAML takes no DEL, C1
 /// control or surrogate as it is.
-fn quote(text: &str) -> String {
+pub fn quote(text: &str) -> String {
     let mut quoted = String::from("\"");
     for c in text.chars() {
         match c {
