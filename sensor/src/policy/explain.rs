@@ -279,7 +279,8 @@ pub fn line_for(reason: Reason, direction: Direction, ip: IpAddr, port: u16, pro
 /// The line of a profile that names a unix socket (as events spell it).
 /// `None`: a name that no rule can hold.
 pub fn unix_line(path: &str) -> Option<String> {
-    super::rules::unix_key(path).ok()?;
+    // Written in a rule, a trailing `*` would be a prefix.
+    super::rules::unix_key(path).ok().filter(|_| !path.ends_with('*'))?;
     Some(format!("unix: [{}]", super::suggest::quote(path)))
 }
 
