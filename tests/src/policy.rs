@@ -9,6 +9,8 @@ pub const NONE: &str = "under-none";
 pub const WIRE: &str = "under-wire";
 /// Server that nothing is denied to.
 pub const OPEN: &str = "unrestricted";
+/// The argument that makes a program [`OPEN`].
+pub const OPEN_ARGUMENT: &str = "--mcp-unrestricted-server";
 /// Like [`NONE`], in audit.
 pub const AUDIT: &str = "audited";
 
@@ -26,7 +28,7 @@ impl Policy {
             .profile("wire", &Policy::wire())
             .server(NONE, "none", "enforce", "")
             .server(WIRE, "wire", "enforce", "")
-            .server(OPEN, "unrestricted", "enforce", "")
+            .server(OPEN, "unrestricted", "enforce", &format!("match: [{{argv: [\"{OPEN_ARGUMENT}\"]}}]"))
             .server(AUDIT, "none", "audit", "")
     }
 

@@ -9,7 +9,6 @@ use crate::peer::{OTHER_PORT, PORT};
 use crate::policy::{NONE, Policy, WIRE};
 use crate::sensor::{SOON, Sensor};
 use anyhow::{Result, ensure};
-use nix::errno::Errno;
 use std::net::IpAddr;
 
 #[derive(Clone, Copy, Debug)]
@@ -22,6 +21,8 @@ pub struct Spec {
     pub under_rule: UnderRule,
     /// It needs a second address, where the first is allowed.
     pub via: bool,
+    /// What stands after `--`.
+    pub rest: &'static [&'static str],
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -81,6 +82,8 @@ impl Spec {
         if self.via {
             all.extend(["--via".into(), self.family.denied().to_string()]);
         }
+        all.push("--".into());
+        all.extend(self.rest.iter().map(|r| r.to_string()));
         all
     }
 
@@ -181,17 +184,63 @@ impl Spec {
     }
 }
 
-/// Ends a test: prints why it skips, panics with the whole chain of an error.
-pub fn settle(claim: Result<Claim>) {
-    match claim {
+/// Runs one claim as a test.
+pub fn run(claim: impl FnOnce() -> Result<Claim>) {
+    use std::io::Write;
+    // Straight to the descriptor: the harness swallows what a passing test prints.
+    let skip = |why: &str| {
+        let test = std::thread::current().name().unwrap_or("").to_string();
+        let _ = writeln!(std::io::stderr(), "skipped: {test}: {why}");
+    };
+    if !nix::unistd::geteuid().is_root() {
+        return skip("needs root (EPERM)");
+    }
+    match claim() {
         Ok(Claim::Holds) => {}
-        Ok(Claim::Skipped(why)) => eprintln!("skipped: {why}"),
+        Ok(Claim::Skipped(why)) => skip(&why),
         Err(e) => panic!("{e:#}"),
     }
 }
 
-/// Everything here makes namespaces and BPF programs.
-pub fn missing_privilege() -> Option<String> {
-    let root = nix::unistd::geteuid().is_root();
-    (!root).then(|| format!("needs root ({})", Errno::EPERM))
+/// Runs a test that always applies.
+pub fn must(test: impl FnOnce() -> Result<()>) {
+    run(|| test().map(|()| Claim::Holds));
+}
+
+/// A table of attempts: for each row and family three tests, named by what
+/// they claim. `v4_via` and `v6_via`: by a first hop that is not allowed.
+#[macro_export]
+macro_rules! attempts {
+    ($($claim:ident: $name:literal $([$($rest:literal)+])?, $expect:expr, $under:expr, [$($family:ident)+];)+) => {
+        $(mod $claim {
+            const REST: &[&str] = &[$($($rest),+)?];
+            $($crate::attempts!(@ $family, $name, $expect, $under);)+
+        })+
+    };
+    (@ v4, $($rest:tt)+) => { mod v4 { $crate::attempts!(@@ V4, false, $($rest)+); } };
+    (@ v6, $($rest:tt)+) => { mod v6 { $crate::attempts!(@@ V6, false, $($rest)+); } };
+    (@ v4_via, $($rest:tt)+) => { mod v4 { $crate::attempts!(@@ V4, true, $($rest)+); } };
+    (@ v6_via, $($rest:tt)+) => { mod v6 { $crate::attempts!(@@ V6, true, $($rest)+); } };
+    (@@ $family:ident, $via:literal, $name:literal, $expect:expr, $under:expr) => {
+        #[allow(unused_imports)]
+        use $crate::spec::{Expect::*, Spec, UnderRule::*, run};
+
+        const SPEC: Spec = Spec {
+            name: $name,
+            family: $crate::network::Family::$family,
+            expect: $expect,
+            under_rule: $under,
+            via: $via,
+            rest: super::REST,
+        };
+
+        #[test]
+        fn reaches_the_peer_unlabelled() { run(|| SPEC.reaches_the_peer_unlabelled()); }
+
+        #[test]
+        fn is_denied_under_none() { run(|| SPEC.is_denied_under_none()); }
+
+        #[test]
+        fn is_held_to_its_rule_under_a_cidr_profile() { run(|| SPEC.is_held_to_its_rule()); }
+    };
 }

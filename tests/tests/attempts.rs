@@ -1,43 +1,7 @@
 //! The first table of KERNEL.md and its relatives: one attempt each, over IPv4
 //! and IPv6, unlabelled, under `none` and under a CIDR profile.
 
-use mcp_sensor_tests::network::Family;
-use mcp_sensor_tests::spec::{Expect::*, Spec, UnderRule::*, missing_privilege, settle};
-
-macro_rules! attempts {
-    ($($claim:ident: $name:literal, $expect:expr, $under:expr, [$($family:ident)+];)+) => {
-        $(mod $claim {
-            use super::*;
-            $(attempts!(@ $family, $name, $expect, $under);)+
-        })+
-    };
-    (@ v4, $($rest:tt)+) => { mod v4 { use super::*; attempts!(@@ Family::V4, false, $($rest)+); } };
-    (@ v6, $($rest:tt)+) => { mod v6 { use super::*; attempts!(@@ Family::V6, false, $($rest)+); } };
-    // By a first hop that is not allowed, to an address that is.
-    (@ v4_via, $($rest:tt)+) => { mod v4 { use super::*; attempts!(@@ Family::V4, true, $($rest)+); } };
-    (@ v6_via, $($rest:tt)+) => { mod v6 { use super::*; attempts!(@@ Family::V6, true, $($rest)+); } };
-    (@@ $family:expr, $via:literal, $name:literal, $expect:expr, $under:expr) => {
-        const SPEC: Spec =
-            Spec { name: $name, family: $family, expect: $expect, under_rule: $under, via: $via };
-
-        #[test]
-        fn reaches_the_peer_unlabelled() { run(Spec::reaches_the_peer_unlabelled, &SPEC); }
-
-        #[test]
-        fn is_denied_under_none() { run(Spec::is_denied_under_none, &SPEC); }
-
-        #[test]
-        fn is_held_to_its_rule_under_a_cidr_profile() { run(Spec::is_held_to_its_rule, &SPEC); }
-    };
-}
-
-fn run(claim: fn(&Spec) -> anyhow::Result<mcp_sensor_tests::spec::Claim>, spec: &Spec) {
-    if let Some(why) = missing_privilege() {
-        eprintln!("skipped: {why}");
-        return;
-    }
-    settle(claim(spec));
-}
+use mcp_sensor_tests::attempts;
 
 attempts! {
     tcp_connect: "tcp-connect", Tcp, Passes, [v4 v6];

@@ -163,8 +163,16 @@ struct IpMsfilter {
 /// A filter goes with a membership, and each change of it is a report.
 fn msfilter(t: &Target) -> Tried {
     let s = socket(libc::AF_INET, SOCK_DGRAM, 0)?;
+    join_v4(&s, t)?;
+    filter_v4(&s, t)
+}
+
+pub(crate) fn join_v4(s: &OwnedFd, t: &Target) -> Result<(), Stop> {
     let m = libc::ip_mreq { imr_multiaddr: v4(t.to)?, imr_interface: own_v4() };
-    set(&s, "IP_ADD_MEMBERSHIP", IPPROTO_IP, libc::IP_ADD_MEMBERSHIP, &m)?;
+    set(s, "IP_ADD_MEMBERSHIP", IPPROTO_IP, libc::IP_ADD_MEMBERSHIP, &m)
+}
+
+pub(crate) fn filter_v4(s: &OwnedFd, t: &Target) -> Tried {
     let filter = IpMsfilter {
         group: v4(t.to)?,
         interface: own_v4(),
@@ -172,8 +180,8 @@ fn msfilter(t: &Target) -> Tried {
         count: 1,
         source: v4(t.via()?)?,
     };
-    set(&s, "IP_MSFILTER", IPPROTO_IP, IP_MSFILTER, &filter)?;
-    hold(&s)
+    set(s, "IP_MSFILTER", IPPROTO_IP, IP_MSFILTER, &filter)?;
+    hold(s)
 }
 
 /// linux/in.h `group_filter` with one source.

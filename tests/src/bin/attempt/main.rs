@@ -3,6 +3,8 @@
 
 mod groups;
 mod packet;
+mod process;
+mod sockets;
 mod tcp;
 mod udp;
 mod uring;
@@ -19,6 +21,8 @@ pub(crate) struct Target {
     pub(crate) port: u16,
     /// A first hop, a group's source, a second address: as the attempt says.
     pub(crate) via: Option<IpAddr>,
+    /// What to exec instead of this program.
+    pub(crate) program: Option<String>,
     pub(crate) rest: Vec<String>,
 }
 
@@ -33,7 +37,7 @@ impl Target {
 }
 
 fn find(name: &str) -> Option<Attempt> {
-    [tcp::ALL, udp::ALL, packet::ALL, groups::ALL, uring::ALL]
+    [tcp::ALL, udp::ALL, packet::ALL, groups::ALL, uring::ALL, process::ALL, sockets::ALL]
         .iter()
         .flat_map(|all| all.iter())
         .find(|(n, _)| *n == name)
@@ -42,7 +46,7 @@ fn find(name: &str) -> Option<Attempt> {
 
 fn usage(problem: &str) -> ! {
     eprintln!(
-        "attempt: {problem}\nusage: attempt NAME --to IP [--port N] [--via IP] [--as UID] [--pause] [-- REST…]"
+        "attempt: {problem}\nusage: attempt NAME --to IP [--port N] [--via IP] [--as UID] [--program PATH] [--pause] [-- REST…]"
     );
     std::process::exit(2);
 }
@@ -50,7 +54,8 @@ fn usage(problem: &str) -> ! {
 fn main() {
     let mut arguments = std::env::args().skip(1);
     let Some(name) = arguments.next() else { usage("which?") };
-    let mut target = Target { to: IpAddr::from([0, 0, 0, 0]), port: 0, via: None, rest: Vec::new() };
+    let mut target =
+        Target { to: IpAddr::from([0, 0, 0, 0]), port: 0, via: None, program: None, rest: Vec::new() };
     while let Some(option) = arguments.next() {
         let mut value = || arguments.next().unwrap_or_else(|| usage(&format!("{option} needs a value")));
         match option.as_str() {
@@ -58,6 +63,7 @@ fn main() {
             "--port" => target.port = value().parse().unwrap_or_else(|_| usage("--port: no port")),
             "--via" => target.via = Some(value().parse().unwrap_or_else(|_| usage("--via: no IP address"))),
             "--as" => become_user(value().parse().unwrap_or_else(|_| usage("--as: no user id"))),
+            "--program" => target.program = Some(value()),
             "--pause" => pause(),
             "--" => {
                 target.rest = arguments.collect();
@@ -67,11 +73,15 @@ fn main() {
         }
     }
     let Some(attempt) = find(&name) else { usage(&format!("no attempt {name}")) };
-    let report = match attempt(&target) {
+    println!("{}", report(attempt(&target)));
+}
+
+pub(crate) fn report(result: wire::Tried) -> String {
+    let report = match result {
         Ok(answered) => Report::Done { answered },
         Err(Stop { step, errno }) => Report::Stopped { step: step.to_string(), errno },
     };
-    println!("{}", serde_json::to_string(&report).expect("a report is plain data"));
+    serde_json::to_string(&report).expect("a report is plain data")
 }
 
 fn become_user(uid: u32) {

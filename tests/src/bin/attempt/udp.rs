@@ -10,6 +10,7 @@ use std::os::fd::AsRawFd;
 pub(crate) const ALL: &[(&str, Attempt)] = &[
     ("udp-connect-send", connected),
     ("udp-sendto", unconnected),
+    ("udp-burst", burst),
     ("udp-sendmsg", message),
     ("udp-sendmmsg", messages),
     ("udp-unspec", unspec_sockaddr),
@@ -42,6 +43,13 @@ fn unconnected(t: &Target) -> Tried {
     let s = socket_for(t.to, SOCK_DGRAM, 0)?;
     sendto(&s, PAYLOAD, 0, t.address())?;
     Ok(answered(&s))
+}
+
+/// For many processes: does not wait for an answer.
+fn burst(t: &Target) -> Tried {
+    let s = socket_for(t.to, SOCK_DGRAM, 0)?;
+    sendto(&s, PAYLOAD, 0, t.address())?;
+    Ok(false)
 }
 
 fn message(t: &Target) -> Tried {
