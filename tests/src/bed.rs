@@ -4,12 +4,13 @@ use crate::cgroup::Subtree;
 use crate::frame::Frame;
 use crate::network::{Network, enter};
 use crate::peer::Peer;
-use crate::report::Report;
+use crate::report::{READY, Report};
 use crate::run::{Running, built};
 use crate::sensor::{Sensor, binary};
 use crate::sniffer::Sniffer;
 use anyhow::{Context, Result};
 use std::ffi::OsStr;
+use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
@@ -21,6 +22,8 @@ pub struct Bed {
     pub sniffer: Sniffer,
     pub cgroup: Subtree,
     pub network: Network,
+    /// For copies of programs and whatever else a test writes.
+    pub folder: tempfile::TempDir,
 }
 
 /// What came of one attempt.
@@ -43,7 +46,33 @@ impl Bed {
         // Interfaces that come up report the groups of their addresses.
         sniffer.settle(Duration::from_millis(30))?;
         sniffer.frames()?;
-        Ok(Bed { peer, sniffer, cgroup, network })
+        let folder = tempfile::Builder::new().prefix("mcp-sensor-bed-").tempdir()?;
+        Ok(Bed { peer, sniffer, cgroup, network, folder })
+    }
+
+    /// A copy of `attempt` that an `exe` rule can name.
+    pub fn copy_of_attempt(&self, name: &str) -> Result<PathBuf> {
+        use std::os::unix::fs::PermissionsExt;
+        // Any user may run it.
+        std::fs::set_permissions(self.folder.path(), std::fs::Permissions::from_mode(0o755))?;
+        let path = self.folder.path().join(name);
+        std::fs::copy(built("attempt")?, &path)?;
+        Ok(path)
+    }
+
+    /// Starts a program that says when it is ready and waits for `go`.
+    pub fn start_until_ready(&self, command: Command) -> Result<Running> {
+        let mut running = Running::start(command)?;
+        running.wait_for_line(READY, LIMIT)?;
+        Ok(running)
+    }
+
+    /// The report of a program that was started before.
+    pub fn finish(&self, running: Running) -> Result<Tried> {
+        let done = running.finish(LIMIT)?;
+        let report = done.lines.iter().rev().find_map(|l| serde_json::from_str(l).ok());
+        let report = report.with_context(|| format!("no report: {:?} {}", done.lines, done.stderr))?;
+        Ok(Tried { report, frames: self.frames()? })
     }
 
     /// A program in the test's cgroup and the server's namespace, without a label.
@@ -76,12 +105,7 @@ impl Bed {
     /// Runs an attempt to its end and takes the frames that came of it.
     pub fn try_out(&self, command: Command) -> Result<Tried> {
         let what = format!("{command:?}");
-        let done = Running::start(command)?.finish(LIMIT)?;
-        let report = done.lines.iter().rev().find_map(|l| serde_json::from_str(l).ok());
-        let report = report.with_context(|| {
-            format!("{what} reports nothing: {} {:?} {}", done.status, done.lines, done.stderr)
-        })?;
-        Ok(Tried { report, frames: self.frames()? })
+        self.finish(Running::start(command)?).with_context(|| what)
     }
 
     /// What reached the peer since the last call; bare RST apart.

@@ -27,8 +27,11 @@ impl Event {
         key.split('.').try_fold(&self.0, |v, k| v.get(k))
     }
 
+    /// Of a connection, a packet, a socket or a socket option.
     pub fn is_denial_of(&self, server: &str) -> bool {
-        self.text("type") == "connection" && self.text("verdict") == "deny" && self.text("server") == server
+        ["connection", "socket"].contains(&self.text("type"))
+            && self.text("verdict") == "deny"
+            && self.text("server") == server
     }
 }
 

@@ -3,11 +3,18 @@
 
 use crate::network::Network;
 use anyhow::{Context, Result, ensure};
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, SockFlag, SockType, SockaddrStorage, bind, connect, recv, send, setsockopt,
+    socket, sockopt,
+};
+use nix::sys::time::{TimeVal, TimeValLike};
 use std::io;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 /// TCP (plain and MPTCP) and UDP; the profile `wire` allows it.
 pub const PORT: u16 = 7001;
@@ -193,10 +200,51 @@ fn echo_datagrams(fd: RawFd, tally: &Tally) {
     }
 }
 
-/// A plain TCP client on the peer's side, for tests of inbound rules.
-pub fn connect_from_peer(network: &Network, to: std::net::SocketAddr) -> Result<std::net::TcpStream> {
-    network.peer.within(move || {
-        let stream = std::net::TcpStream::connect_timeout(&to, std::time::Duration::from_secs(2));
-        stream.with_context(|| format!("connect to {to}"))
-    })
+/// A socket on the peer's side, bound to one of its addresses.
+pub struct Client(OwnedFd);
+
+impl Client {
+    /// `Ok`: connected from `from`. Gives up after a second.
+    pub fn tcp(network: &Network, from: IpAddr, to: SocketAddr) -> Result<Client> {
+        let client = Client::bound(network, from, SockType::Stream)?;
+        client.set_limit(Duration::from_secs(1))?;
+        let to = SockaddrStorage::from(to);
+        connect(client.0.as_raw_fd(), &to).with_context(|| format!("connect to {to}"))?;
+        Ok(client)
+    }
+
+    pub fn udp(network: &Network, from: IpAddr, to: SocketAddr) -> Result<Client> {
+        let client = Client::bound(network, from, SockType::Datagram)?;
+        connect(client.0.as_raw_fd(), &SockaddrStorage::from(to))?;
+        Ok(client)
+    }
+
+    fn bound(network: &Network, from: IpAddr, kind: SockType) -> Result<Client> {
+        let fd = network.peer.within(move || {
+            let family = if from.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+            Ok(socket(family, kind, SockFlag::SOCK_CLOEXEC, None)?)
+        })?;
+        bind(fd.as_raw_fd(), &SockaddrStorage::from(SocketAddr::new(from, 0)))?;
+        Ok(Client(fd))
+    }
+
+    fn set_limit(&self, limit: Duration) -> Result<()> {
+        let limit = TimeVal::milliseconds(limit.as_millis() as i64);
+        setsockopt(&self.0, sockopt::SendTimeout, &limit)?;
+        Ok(setsockopt(&self.0, sockopt::ReceiveTimeout, &limit)?)
+    }
+
+    /// Sends `bytes`; the answer that comes within `limit`, if any.
+    pub fn ask(&self, bytes: &[u8], limit: Duration) -> Result<Option<Vec<u8>>> {
+        send(self.0.as_raw_fd(), bytes, MsgFlags::MSG_NOSIGNAL)?;
+        self.set_limit(limit)?;
+        let mut answer = vec![0; 2048];
+        match recv(self.0.as_raw_fd(), &mut answer, MsgFlags::empty()) {
+            Ok(0) | Err(_) => Ok(None),
+            Ok(n) => {
+                answer.truncate(n);
+                Ok(Some(answer))
+            }
+        }
+    }
 }

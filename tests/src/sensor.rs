@@ -132,11 +132,20 @@ impl Sensor {
     }
 
     pub fn generation(&self) -> Result<u64> {
-        let status = self.cli(&["status", "-o", "json"])?;
-        let number = status.get("policy").and_then(|p| p.get("generation")).or(status.get("generation"));
-        number
-            .and_then(|v| v.as_u64().or_else(|| v.as_str()?.parse().ok()))
-            .with_context(|| format!("status names no policy generation: {status}"))
+        let status = self.status()?;
+        number(&status, &["policy", "generation"])
+            .with_context(|| format!("status has no policy.generation: {status}"))
+    }
+
+    /// Tasks that carry a label.
+    pub fn labelled_tasks(&self) -> Result<u64> {
+        let status = self.status()?;
+        number(&status, &["labelled_tasks"])
+            .with_context(|| format!("status has no labelled_tasks: {status}"))
+    }
+
+    pub fn status(&self) -> Result<Value> {
+        self.cli(&["status", "-o", "json"])
     }
 
     /// Runs the command line client with `-o json` output.
@@ -149,7 +158,7 @@ impl Sensor {
 
     pub fn command(&self, arguments: &[&str]) -> Result<Finished> {
         let mut command = Command::new(binary()?);
-        command.args(arguments).arg("--control").arg(self.control_path());
+        command.args(arguments).env("MCP_SENSOR_CONTROL", self.control_path());
         Running::start(command)?.finish(Duration::from_secs(20))
     }
 }
@@ -169,6 +178,12 @@ impl Drop for Sensor {
             }
         }
     }
+}
+
+/// Large numbers may stand as text in JSON.
+pub fn number(value: &Value, path: &[&str]) -> Option<u64> {
+    let value = path.iter().try_fold(value, |v, key| v.get(key))?;
+    value.as_u64().or_else(|| value.as_str()?.parse().ok())
 }
 
 /// Deepest first.

@@ -66,22 +66,12 @@ fn loopback_in_a_namespace_of_its_own_is_denied_under_none() {
     });
 }
 
-/// Labels in the kernel, as `status` tells.
-fn labels(sensor: &Sensor) -> Result<u64> {
-    let status = sensor.cli(&["status", "-o", "json"])?;
-    let labels = status
-        .get("labels")
-        .and_then(|l| l.get("tasks").or(Some(l)))
-        .and_then(|v| v.as_u64().or_else(|| v.as_str()?.parse().ok()));
-    labels.ok_or_else(|| anyhow::anyhow!("status names no number of labels: {status}"))
-}
-
 #[test]
 fn five_thousand_short_lived_children_send_nothing_and_leave_no_label() {
     must(|| {
         let bed = Bed::new()?;
         let sensor = Sensor::start(&bed, &Policy::standard())?;
-        let before = labels(&sensor)?;
+        let before = sensor.labelled_tasks()?;
         let to = Family::V4.denied().to_string();
         let children = |count: &str| {
             ["as-many-children", "--to", &to, "--port", &PORT.to_string(), "--", "udp-burst", count]
@@ -94,8 +84,12 @@ fn five_thousand_short_lived_children_send_nothing_and_leave_no_label() {
         let frames = bed.frames()?;
         ensure!(frames.is_empty(), "{} frames, first {:?}", frames.len(), frames[0]);
         let deadline = Instant::now() + SOON;
-        while labels(&sensor)? > before {
-            ensure!(Instant::now() < deadline, "{} labels are left, {before} before", labels(&sensor)?);
+        while sensor.labelled_tasks()? > before {
+            ensure!(
+                Instant::now() < deadline,
+                "{} labels are left, {before} before",
+                sensor.labelled_tasks()?
+            );
             std::thread::sleep(Duration::from_millis(20));
         }
         ensure!(bed.frames()?.is_empty(), "frames after the last child");
