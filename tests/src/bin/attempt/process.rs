@@ -23,6 +23,7 @@ pub(crate) const ALL: &[(&str, Attempt)] = &[
     ("as-memfd", as_memfd),
     ("as-renamed", as_renamed),
     ("as-many-children", as_many_children),
+    ("as-crowd", as_crowd),
     ("in-own-namespace", in_own_namespace),
     ("after-own-namespace", after_own_namespace),
     ("as-flood", as_flood),
@@ -279,6 +280,35 @@ fn as_many_children(t: &Target) -> Tried {
                 _ => result = Err(Stop { step: "child", errno: libc::EIO }),
             }
             running -= 1;
+        }
+    }
+    result
+}
+
+/// `rest[1]` children at one time, which try when all are there.
+fn as_crowd(t: &Target) -> Tried {
+    let attempt = inner(t)?;
+    let count: usize = t.rest.get(1).and_then(|c| c.parse().ok()).unwrap_or(100);
+    let (gate, open) = pipe().map_err(error("pipe"))?;
+    for _ in 0..count {
+        // SAFETY: this program has one thread here.
+        if unsafe { fork() }.map_err(error("fork"))?.is_child() {
+            // SAFETY: closes this process's copy; the gate opens when the last writer closes.
+            unsafe { libc::close(open.as_raw_fd()) };
+            let _ = nix::unistd::read(&gate, &mut [0]);
+            let code = attempt(t).map_or_else(|e| e.errno.clamp(1, 255), |_| 0);
+            // SAFETY: no destructors of the parent are to run.
+            unsafe { libc::_exit(code) }
+        }
+    }
+    drop(open);
+    let mut result = Err(Stop { step: "children", errno: libc::EPERM });
+    for _ in 0..count {
+        match nix::sys::wait::wait().map_err(error("wait"))? {
+            nix::sys::wait::WaitStatus::Exited(_, libc::EPERM) => {}
+            nix::sys::wait::WaitStatus::Exited(_, 0) => result = Ok(false),
+            nix::sys::wait::WaitStatus::Exited(_, errno) => return Err(Stop { step: "child", errno }),
+            _ => return Err(Stop { step: "child", errno: libc::EIO }),
         }
     }
     result

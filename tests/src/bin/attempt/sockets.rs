@@ -34,6 +34,7 @@ pub(crate) const ALL: &[(&str, Attempt)] = &[
     ("udp-from-port", udp_from_port),
     ("simultaneous-open", simultaneous_open),
     ("zero-address", zero_address),
+    ("talk-to-itself", talk_to_itself),
 ];
 
 /// Where an inherited socket stands after the exec.
@@ -333,4 +334,27 @@ fn zero_address(t: &Target) -> Tried {
     let s = socket_for(t.to, SOCK_STREAM, 0)?;
     connect(&s, any(t.to, t.port))?;
     exchange(&s)
+}
+
+/// A listener on loopback and a client of it in one process tree, as a browser
+/// and its driver.
+fn talk_to_itself(t: &Target) -> Tried {
+    let listener = socket_for(t.to, SOCK_STREAM, 0)?;
+    bind(&listener, SocketAddr::new(t.to, 0))?;
+    listen(&listener)?;
+    let port = say_port(&listener)?;
+    // SAFETY: this program has one thread here.
+    match unsafe { nix::unistd::fork() }.map_err(|e| Stop { step: "fork", errno: e as i32 })? {
+        nix::unistd::ForkResult::Child => {
+            let _ = answer_one(&listener);
+            // SAFETY: no destructors of the parent are to run.
+            unsafe { libc::_exit(0) }
+        }
+        nix::unistd::ForkResult::Parent { .. } => {
+            drop(listener);
+            let s = socket_for(t.to, SOCK_STREAM, 0)?;
+            connect(&s, SocketAddr::new(t.to, port))?;
+            exchange(&s)
+        }
+    }
 }
