@@ -4,6 +4,7 @@
 
 pub mod bed;
 pub mod cgroup;
+pub mod drivers;
 pub mod events;
 pub mod frame;
 pub mod network;
@@ -12,5 +13,6 @@ pub mod policy;
 pub mod report;
 pub mod run;
 pub mod sensor;
+pub mod service;
 pub mod sniffer;
 pub mod spec;
