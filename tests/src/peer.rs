@@ -206,6 +206,11 @@ pub struct Client(OwnedFd);
 impl Client {
     /// `Ok`: connected from `from`. Gives up after a second.
     pub fn tcp(network: &Network, from: IpAddr, to: SocketAddr) -> Result<Client> {
+        Client::tcp_from(network, SocketAddr::new(from, 0), to)
+    }
+
+    /// From a port of one's choice.
+    pub fn tcp_from(network: &Network, from: SocketAddr, to: SocketAddr) -> Result<Client> {
         let client = Client::bound(network, from, SockType::Stream)?;
         client.set_limit(Duration::from_secs(1))?;
         let to = SockaddrStorage::from(to);
@@ -214,17 +219,17 @@ impl Client {
     }
 
     pub fn udp(network: &Network, from: IpAddr, to: SocketAddr) -> Result<Client> {
-        let client = Client::bound(network, from, SockType::Datagram)?;
+        let client = Client::bound(network, SocketAddr::new(from, 0), SockType::Datagram)?;
         connect(client.0.as_raw_fd(), &SockaddrStorage::from(to))?;
         Ok(client)
     }
 
-    fn bound(network: &Network, from: IpAddr, kind: SockType) -> Result<Client> {
+    fn bound(network: &Network, from: SocketAddr, kind: SockType) -> Result<Client> {
         let fd = network.peer.within(move || {
             let family = if from.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
             Ok(socket(family, kind, SockFlag::SOCK_CLOEXEC, None)?)
         })?;
-        bind(fd.as_raw_fd(), &SockaddrStorage::from(SocketAddr::new(from, 0)))?;
+        bind(fd.as_raw_fd(), &SockaddrStorage::from(from))?;
         Ok(Client(fd))
     }
 

@@ -64,7 +64,7 @@ fn same_with_and_without_label(name: &str) -> Result<()> {
 
 #[test]
 fn af_vsock_is_open_as_documented() {
-    must(|| same_with_and_without_label("vsock-connect"));
+    must(|| same_with_and_without_label("vsock-bind"));
 }
 
 #[test]

@@ -62,7 +62,7 @@ impl Ask {
     }
 
     /// Did the peer get an answer?
-    fn from_peer(self, bed: &Bed, from: std::net::IpAddr, to: SocketAddr) -> Result<bool> {
+    fn by_peer(self, bed: &Bed, from: std::net::IpAddr, to: SocketAddr) -> Result<bool> {
         let client = match self {
             Ask::Tcp => Client::tcp(&bed.network, from, to),
             Ask::Udp => Client::udp(&bed.network, from, to),
@@ -79,7 +79,7 @@ fn no_answer_leaves(ask: Ask, family: Family, server: &str) -> Result<()> {
         serve(bed.labelled_attempt(&sensor, server, &arguments(ask.server(), family, LISTEN))?, family);
     // bind() may say EPERM already.
     if let Ok(served) = served {
-        ensure!(!ask.from_peer(&bed, family.allowed(), served.address)?, "the peer got an answer");
+        ensure!(!ask.by_peer(&bed, family.allowed(), served.address)?, "the peer got an answer");
         let frames = bed.frames()?;
         ensure!(frames.is_empty(), "{server}: {frames:?}");
         served.running.finish(LIMIT)?;
@@ -91,7 +91,7 @@ fn no_answer_leaves(ask: Ask, family: Family, server: &str) -> Result<()> {
 fn unlabelled_answers(ask: Ask, family: Family, bed: &Bed) -> Result<()> {
     bed.frames()?;
     let served = serve(bed.attempt(&arguments(ask.server(), family, LISTEN + 1))?, family)?;
-    let answered = ask.from_peer(bed, family.allowed(), served.address)?;
+    let answered = ask.by_peer(bed, family.allowed(), served.address)?;
     ensure!(answered, "proves nothing: unlabelled, no answer");
     served.running.finish(LIMIT)?;
     Ok(())
@@ -103,10 +103,10 @@ fn rule_lets_the_named_peer_in(ask: Ask, family: Family) -> Result<()> {
     let command = bed.labelled_attempt(&sensor, CALLED, &arguments(ask.server(), family, LISTEN))?;
     let served = serve(command, family)?;
     // Who is not named gets not one frame back.
-    ensure!(!ask.from_peer(&bed, family.denied(), served.address)?, "a stranger got an answer");
+    ensure!(!ask.by_peer(&bed, family.denied(), served.address)?, "a stranger got an answer");
     let frames = bed.frames()?;
     ensure!(frames.is_empty(), "to a stranger: {frames:?}");
-    ensure!(ask.from_peer(&bed, family.allowed(), served.address)?, "the named peer gets no answer");
+    ensure!(ask.by_peer(&bed, family.allowed(), served.address)?, "the named peer gets no answer");
     let done = served.running.finish(LIMIT)?;
     ensure!(done.lines.iter().any(|l| l.contains("\"done\"")), "{:?}", done.lines);
     let astray: Vec<Frame> =
@@ -149,14 +149,14 @@ fn listen_without_bind(family: Family) -> Result<()> {
     for server in [NONE, WIRE, CALLED] {
         let command = bed.labelled_attempt(&sensor, server, &arguments("serve-unbound", family, 0))?;
         let served = serve(command, family)?;
-        ensure!(!Ask::Tcp.from_peer(&bed, family.allowed(), served.address)?, "{server}: an answer");
+        ensure!(!Ask::Tcp.by_peer(&bed, family.allowed(), served.address)?, "{server}: an answer");
         let frames = bed.frames()?;
         ensure!(frames.is_empty(), "{server}: {frames:?}");
         sensor.events().wait_for("a denial", SOON, |e| e.is_denial_of(server))?;
         served.running.finish(LIMIT)?;
     }
     let served = serve(bed.attempt(&arguments("serve-unbound", family, 0))?, family)?;
-    ensure!(Ask::Tcp.from_peer(&bed, family.allowed(), served.address)?, "proves nothing: no answer");
+    ensure!(Ask::Tcp.by_peer(&bed, family.allowed(), served.address)?, "proves nothing: no answer");
     served.running.finish(LIMIT)?;
     Ok(())
 }
@@ -208,4 +208,69 @@ fn listener_becomes_client(family: Family) -> Result<()> {
 
 fn speaks_first(family: Family) -> Result<()> {
     calls_out("udp-from-port", family)
+}
+
+/// Both ends call each other (RFC 9293, 3.5). The peer's kernel drops the
+/// server's SYN, so that the server's socket still waits when the peer's comes.
+mod simultaneous_open {
+    use super::*;
+    use mcp_sensor_tests::drivers::found;
+    use mcp_sensor_tests::spec::{Claim, run};
+
+    const BOTH: u16 = 7009;
+
+    /// Whether the connection came about, and what the peer saw.
+    fn open(bed: &Bed, command: Command, family: Family, to: std::net::IpAddr) -> Result<(bool, Vec<Frame>)> {
+        let running = Running::start(command)?;
+        let calls = bed.sniffer.wait_for(Duration::from_millis(600), Frame::is_syn)?.is_some();
+        let (from, server) = (SocketAddr::new(to, BOTH), SocketAddr::new(family.server(), BOTH));
+        let met = Client::tcp_from(&bed.network, from, server).is_ok();
+        ensure!(calls || !met, "met without a call");
+        let done = running.finish(LIMIT)?;
+        let sent = done.lines.iter().any(|l| l.contains("\"done\""));
+        Ok((met && sent, bed.frames()?))
+    }
+
+    fn is_judged(family: Family) -> Result<Claim> {
+        if found("nft").is_none() {
+            return Ok(Claim::Skipped("nft is not installed (ENOENT): apt-get install nftables".into()));
+        }
+        let bed = Bed::new()?;
+        let deaf = format!(
+            "table inet deaf {{ chain input {{ type filter hook input priority 0; \
+             tcp dport {BOTH} tcp flags & (syn | ack) == syn drop; }}; }}\n"
+        );
+        bed.network.peer.tool("nft", &["-f", "-"], &deaf)?;
+        let rule = format!("egress: [{{to: [{}], ports: [{BOTH}]}}]", quoted(family));
+        let policy = Policy::standard().profile("both", &rule).server("both", "both", "enforce", "");
+        let sensor = Sensor::start(&bed, &policy)?;
+        let all = |to: std::net::IpAddr| {
+            ["simultaneous-open", "--to", &to.to_string(), "--port", &BOTH.to_string()].map(String::from)
+        };
+        for (server, to) in [(NONE, family.allowed()), (WIRE, family.allowed()), ("both", family.denied())] {
+            let (met, frames) = open(&bed, bed.labelled_attempt(&sensor, server, &all(to))?, family, to)?;
+            ensure!(!met && frames.is_empty(), "{server} to {to}: {frames:?}");
+            sensor.events().wait_for("a denial", SOON, |e| e.is_denial_of(server))?;
+        }
+        let to = family.allowed();
+        let (met, frames) = open(&bed, bed.labelled_attempt(&sensor, "both", &all(to))?, family, to)?;
+        ensure!(met, "the rule allows it: {frames:?}");
+        let (met, frames) = open(&bed, bed.attempt(&all(family.denied()))?, family, family.denied())?;
+        ensure!(met, "proves nothing: unlabelled, {frames:?}");
+        Ok(Claim::Holds)
+    }
+
+    fn quoted(family: Family) -> String {
+        format!("\"{}\"", allowed_cidr(family))
+    }
+
+    #[test]
+    fn v4() {
+        run(|| is_judged(Family::V4));
+    }
+
+    #[test]
+    fn v6() {
+        run(|| is_judged(Family::V6));
+    }
 }
