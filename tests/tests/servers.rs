@@ -1,7 +1,7 @@
 //! Real servers, started by a real client over stdio, recognised by what they
 //! are. Needs PyPI and npm once; see `tests/drivers/install`.
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use mcp_sensor_tests::bed::Bed;
 use mcp_sensor_tests::drivers::{found, installed, script};
 use mcp_sensor_tests::frame::Frame;
@@ -197,12 +197,12 @@ fn a_postinstall_script_is_the_server_not_the_launcher() {
         let bed = Bed::new()?;
         let archive = package(bed.folder.path())?;
         let ran = bed.folder.path().join("ran");
-        let archive = archive.to_str().context("path")?;
+        let archive = format!("--package={}", archive.display());
         let policy = Policy::standard().server(
             "evil",
             "none",
             "enforce",
-            &format!("launcher_profile: wire\nmatch: [{{argv: \"{archive}\"}}]"),
+            "launcher_profile: wire\nmatch: [{argv: mcp-server-evil}]",
         );
         let sensor = Sensor::start(&bed, &policy)?;
         let npx_run = |home: &str, arguments: &[&str]| -> Result<Vec<String>> {
@@ -214,7 +214,7 @@ fn a_postinstall_script_is_the_server_not_the_launcher() {
             command.env("npm_config_fetch_retries", "0").args(arguments);
             Ok(Running::start(command)?.finish(SESSION)?.lines)
         };
-        let said = npx_run("labelled", &["-y", archive])?;
+        let said = npx_run("labelled", &["-y", &archive, "mcp-server-evil"])?;
         ensure!(ran.exists(), "proves nothing: the postinstall script did not run");
         let frames = bed.frames()?;
         ensure!(frames.is_empty(), "npx says {said:?}, the peer saw {frames:?}");
@@ -223,12 +223,12 @@ fn a_postinstall_script_is_the_server_not_the_launcher() {
         })?;
         // The launcher itself is under its own profile: its registry is the peer here.
         let registry = format!("--registry=http://{}:{PORT}/", Family::V4.allowed());
-        npx_run("launcher", &["-y", &registry, "--package=no-such-package", archive])?;
+        npx_run("launcher", &["-y", &registry, "--package=no-such-package", "mcp-server-evil"])?;
         let frames = bed.frames()?;
         ensure!(frames.iter().any(Frame::is_syn), "the launcher profile does not let npx out");
         drop(sensor);
         fs::remove_file(&ran)?;
-        npx_run("unlabelled", &["-y", archive])?;
+        npx_run("unlabelled", &["-y", &archive, "mcp-server-evil"])?;
         let frames = bed.frames()?.len();
         ensure!(frames >= 2, "proves nothing: unlabelled, {frames} frames");
         Ok(Claim::Holds)
