@@ -60,6 +60,10 @@ impl Drop for Subtree {
         let removed = self.clear().and_then(|()| {
             let deadline = Instant::now() + Duration::from_secs(5);
             loop {
+                // A server may have made one below.
+                for child in fs::read_dir(&self.path).into_iter().flatten().flatten() {
+                    let _ = fs::remove_dir(child.path());
+                }
                 match fs::remove_dir(&self.path) {
                     Ok(()) => return Ok(()),
                     Err(_) if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(5)),

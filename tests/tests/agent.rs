@@ -1,7 +1,7 @@
 //! The agent under attack, overloaded, or dead.
 
 use anyhow::{Result, ensure};
-use mcp_sensor_tests::bed::{Bed, LIMIT};
+use mcp_sensor_tests::bed::{Bed, LIMIT, Tried};
 use mcp_sensor_tests::network::Family;
 use mcp_sensor_tests::peer::PORT;
 use mcp_sensor_tests::policy::{NONE, OPEN, Policy, WIRE};
@@ -162,6 +162,29 @@ fn a_server_at_the_control_socket_is_refused() {
         for call in &calls[..3] {
             ensure!(client(None, call)? == Some(0), "proves nothing: unlabelled, {call:?} fails");
         }
+        Ok(())
+    });
+}
+
+/// The label is looked up per request, not only when the connection is made.
+#[test]
+fn a_control_connection_from_before_the_label_is_refused() {
+    must(|| {
+        let bed = Bed::new()?;
+        let heir = bed.copy_of_attempt("heir")?;
+        let sensor = Sensor::start(&bed, &with_copy(&heir))?;
+        let control = sensor.control_path();
+        let ask = |program: &Path| -> Result<Tried> {
+            let mut all = vec!["control-then-exec".into(), "--program".into(), program.display().to_string()];
+            all.extend(["--".into(), "control-ask-inherited".into(), control.display().to_string()]);
+            let mut running = bed.start_until_ready(bed.attempt(&all)?)?;
+            running.say("go")?;
+            bed.finish(running)
+        };
+        let tried = ask(&heir)?;
+        ensure!(!tried.report.answered(), "a server was answered");
+        let tried = ask(&bed.copy_of_attempt("nobody")?)?;
+        ensure!(tried.report.answered(), "proves nothing: unlabelled, {}", tried.report);
         Ok(())
     });
 }

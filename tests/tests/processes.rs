@@ -99,3 +99,23 @@ fn five_thousand_short_lived_children_send_nothing_and_leave_no_label() {
         Ok(())
     });
 }
+
+#[test]
+fn a_move_to_a_cgroup_of_its_own_is_no_way_out() {
+    must(|| {
+        let bed = Bed::new()?;
+        let sensor = Sensor::start(&bed, &Policy::standard())?;
+        let to = Family::V4.denied().to_string();
+        let folder = bed.cgroup.path().to_str().unwrap();
+        for name in ["tcp-connect", "udp-sendto"] {
+            let all = ["in-child-cgroup", "--to", &to, "--port", &PORT.to_string(), "--", name, folder]
+                .map(String::from);
+            let tried = bed.try_out(bed.labelled_attempt(&sensor, NONE, &all)?)?;
+            ensure!(tried.report.errno() == Some(libc::EPERM), "{}", tried.report);
+            ensure!(tried.frames.is_empty(), "{:?}", tried.frames);
+            let tried = bed.try_out(bed.attempt(&all)?)?;
+            ensure!(tried.report.answered(), "proves nothing: unlabelled, {}", tried.report);
+        }
+        Ok(())
+    });
+}

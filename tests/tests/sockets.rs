@@ -216,6 +216,30 @@ fn a_connection_passed_by_an_unlabelled_process_leaks_as_documented() {
     });
 }
 
+#[test]
+fn connect_on_a_socket_hidden_in_io_uring_is_judged() {
+    must(|| connected_before_the_sensor("uring-hidden-then-connect", Family::V4));
+}
+
+/// The documented leak: nothing but the ring names the socket when the label
+/// comes, so it takes none. When this fails because nothing arrives any more,
+/// SECURITY.md is to change.
+#[test]
+fn a_connection_hidden_in_io_uring_before_the_label_leaks_as_documented() {
+    must(|| {
+        let bed = Bed::new()?;
+        let program = bed.copy_of_attempt("older")?;
+        let mut command = bed.command(&program)?;
+        command.args(arguments("uring-hidden-then-send", Family::V4, &[]));
+        let mut server = bed.start_until_ready(command)?;
+        let _sensor = Sensor::start(&bed, &policy("none", &program))?;
+        server.say("go")?;
+        let tried = bed.finish(server)?;
+        ensure!(tried.report.answered(), "no leak any more: {}", tried.report);
+        Ok(())
+    });
+}
+
 /// Only the server is labelled at start, not who started it.
 #[test]
 fn a_running_server_is_labelled_without_its_parent() {

@@ -1,6 +1,7 @@
 //! One way to get a byte off the host per subcommand, each by the bare system
 //! calls. Says on its last line of output what became of it.
 
+mod control;
 mod groups;
 mod packet;
 mod process;
@@ -37,7 +38,7 @@ impl Target {
 }
 
 fn find(name: &str) -> Option<Attempt> {
-    [tcp::ALL, udp::ALL, packet::ALL, groups::ALL, uring::ALL, process::ALL, sockets::ALL]
+    [tcp::ALL, udp::ALL, packet::ALL, groups::ALL, uring::ALL, process::ALL, sockets::ALL, control::ALL]
         .iter()
         .flat_map(|all| all.iter())
         .find(|(n, _)| *n == name)

@@ -27,6 +27,7 @@ pub(crate) const ALL: &[(&str, Attempt)] = &[
     ("in-own-namespace", in_own_namespace),
     ("after-own-namespace", after_own_namespace),
     ("as-flood", as_flood),
+    ("in-child-cgroup", in_child_cgroup),
 ];
 
 fn error(step: &'static str) -> impl Fn(nix::Error) -> Stop {
@@ -386,4 +387,14 @@ impl Target {
     fn via_program(&self) -> Option<CString> {
         self.program.as_ref().and_then(|p| CString::new(p.as_str()).ok())
     }
+}
+
+/// `rest[1]`: a cgroup's folder. Makes one below it and moves there first.
+fn in_child_cgroup(t: &Target) -> Tried {
+    let attempt = inner(t)?;
+    let io = |step| move |e: std::io::Error| Stop { step, errno: e.raw_os_error().unwrap_or(0) };
+    let child = std::path::Path::new(&t.rest[1]).join("of-its-own");
+    std::fs::create_dir_all(&child).map_err(io("mkdir"))?;
+    std::fs::write(child.join("cgroup.procs"), "0").map_err(io("cgroup.procs"))?;
+    attempt(t)
 }

@@ -62,7 +62,7 @@ fn udp_connected_then_send(t: &Target) -> Tried {
 }
 
 /// Leaves `s` at [`INHERITED`] and becomes `--program` with attempt `rest[0]`.
-fn exec_with(t: &Target, s: &OwnedFd) -> Tried {
+pub(crate) fn exec_with(t: &Target, s: &OwnedFd) -> Tried {
     // SAFETY: a plain system call; the new descriptor is for the next program.
     check("dup2", unsafe { libc::dup2(s.as_raw_fd(), INHERITED) } as isize)?;
     let program = t.program.clone().unwrap_or_else(|| "/proc/self/exe".into());
@@ -99,7 +99,7 @@ fn member_then_exec(t: &Target) -> Tried {
     exec_with(t, &s)
 }
 
-fn inherited() -> OwnedFd {
+pub(crate) fn inherited() -> OwnedFd {
     // SAFETY: the program before left it there, and nothing else owns it.
     unsafe { OwnedFd::from_raw_fd(INHERITED) }
 }

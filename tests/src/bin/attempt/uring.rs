@@ -13,6 +13,8 @@ pub(crate) const ALL: &[(&str, Attempt)] = &[
     ("uring-sendmsg", sendmsg),
     ("uring-socket-udplite", socket_udplite),
     ("uring-sqpoll-connect", sqpoll),
+    ("uring-hidden-then-send", hidden_then_send),
+    ("uring-hidden-then-connect", hidden_then_connect),
 ];
 
 fn ring(builder: &io_uring::Builder) -> Result<IoUring, Stop> {
@@ -89,4 +91,54 @@ fn sqpoll(t: &Target) -> Tried {
     let s = make_socket(&mut ring, t, SOCK_STREAM, 0)?;
     connect_by(&mut ring, &s, t)?;
     send_by(&mut ring, &s)
+}
+
+/// No descriptor names the socket any more, only the ring does.
+fn hide(ring: &mut IoUring, s: OwnedFd) -> Result<types::Fixed, Stop> {
+    let registered = ring.submitter().register_files(&[s.as_raw_fd()]);
+    registered.map_err(|e| Stop { step: "register_files", errno: e.raw_os_error().unwrap_or(0) })?;
+    drop(s);
+    Ok(types::Fixed(0))
+}
+
+fn send_hidden(ring: &mut IoUring, s: types::Fixed) -> Tried {
+    let entry = opcode::Send::new(s, PAYLOAD.as_ptr(), PAYLOAD.len() as u32).build();
+    run(ring, "IORING_OP_SEND", &entry)?;
+    let mut answer = [0u8; 64];
+    // Waits for the echo; the peer answers at once or never.
+    let flags = libc::MSG_DONTWAIT;
+    for _ in 0..70 {
+        let entry = opcode::Recv::new(s, answer.as_mut_ptr(), 64).flags(flags).build();
+        match run(ring, "IORING_OP_RECV", &entry) {
+            Ok(n) => return Ok(n > 0),
+            Err(Stop { errno: libc::EAGAIN, .. }) => {
+                std::thread::sleep(std::time::Duration::from_millis(10));
+            }
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(false)
+}
+
+/// Connected before the label comes.
+fn hidden_then_send(t: &Target) -> Tried {
+    let mut ring = plain_ring()?;
+    let s = socket_for(t.to, SOCK_STREAM, 0)?;
+    connect(&s, t.address())?;
+    let s = hide(&mut ring, s)?;
+    send_hidden(&mut ring, s)?;
+    crate::pause();
+    send_hidden(&mut ring, s)
+}
+
+/// Only opened before the label comes.
+fn hidden_then_connect(t: &Target) -> Tried {
+    let mut ring = plain_ring()?;
+    let s = socket_for(t.to, SOCK_STREAM, 0)?;
+    let s = hide(&mut ring, s)?;
+    crate::pause();
+    let to = raw(t.address());
+    let entry = opcode::Connect::new(s, to.ptr(), to.len).build();
+    run(&mut ring, "IORING_OP_CONNECT", &entry)?;
+    send_hidden(&mut ring, s)
 }
