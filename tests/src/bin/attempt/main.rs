@@ -8,6 +8,7 @@ mod process;
 mod sockets;
 mod tcp;
 mod udp;
+mod unix;
 mod uring;
 mod wire;
 
@@ -38,11 +39,21 @@ impl Target {
 }
 
 fn find(name: &str) -> Option<Attempt> {
-    [tcp::ALL, udp::ALL, packet::ALL, groups::ALL, uring::ALL, process::ALL, sockets::ALL, control::ALL]
-        .iter()
-        .flat_map(|all| all.iter())
-        .find(|(n, _)| *n == name)
-        .map(|(_, f)| *f)
+    [
+        tcp::ALL,
+        udp::ALL,
+        packet::ALL,
+        groups::ALL,
+        uring::ALL,
+        process::ALL,
+        sockets::ALL,
+        control::ALL,
+        unix::ALL,
+    ]
+    .iter()
+    .flat_map(|all| all.iter())
+    .find(|(n, _)| *n == name)
+    .map(|(_, f)| *f)
 }
 
 fn usage(problem: &str) -> ! {
