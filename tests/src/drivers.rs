@@ -53,3 +53,18 @@ pub fn with_resolver(command: &mut Command, folder: &Path, nameserver: std::net:
     unsafe { command.pre_exec(hook) };
     Ok(())
 }
+
+/// Gives `command` an empty folder in place of `path`, in a mount namespace.
+pub fn with_empty_folder(command: &mut Command, path: &'static std::ffi::CStr) {
+    use nix::mount::{MsFlags, mount};
+    use std::os::unix::process::CommandExt;
+    let none: Option<&str> = None;
+    let hook = move || {
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS)?;
+        mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)?;
+        mount(Some("none"), path, Some("tmpfs"), MsFlags::empty(), none)?;
+        Ok(())
+    };
+    // SAFETY: between fork and exec only system calls on constants.
+    unsafe { command.pre_exec(hook) };
+}

@@ -125,3 +125,66 @@ fn strict_denies_what_no_rule_names_and_default_does_not() {
 fn a_server_under_none_may_connect_to_a_socket_it_bound_itself() {
     with(|w| w.lets("unix-own", Some(NONE), &name_in(&w.bed, "own.sock")));
 }
+
+/// In the list in full, not as a prefix.
+const EXACT: &str = "@ISCSIADM_ABSTRACT_NAMESPACE";
+
+#[test]
+fn an_abstract_name_of_power_is_denied_whatever_lies_behind_it() {
+    with(|w| {
+        let _listener = w.serve(EXACT, "stream")?;
+        w.refuses("unix-connect", NONE, EXACT, "unix_path")?;
+        let tried = w.reach("unix-unterminated", Some(NONE), EXACT)?;
+        ensure!(tried.report.errno() == Some(libc::EPERM), "{}", tried.report);
+        w.lets("unix-unterminated", None, EXACT)
+    });
+}
+
+/// `/run` is a folder of the test's own here, in a mount namespace of its own.
+#[test]
+fn a_path_of_power_without_its_nul_is_denied() {
+    const DOCKER: &str = "/run/docker.sock";
+    with(|w| {
+        let world = Private::new(w)?;
+        let tried = world.reach("unix-unterminated", Some(NONE), DOCKER)?;
+        ensure!(tried.report.errno() == Some(libc::EPERM), "{}", tried.report);
+        let tried = world.reach("unix-connect", Some(NONE), DOCKER)?;
+        ensure!(tried.report.errno() == Some(libc::EPERM), "{}", tried.report);
+        let tried = world.reach("unix-unterminated", None, DOCKER)?;
+        ensure!(tried.report.answered(), "proves nothing: unlabelled, {}", tried.report);
+        Ok(())
+    });
+}
+
+/// A listener at `/run/docker.sock` that only this test can see.
+struct Private<'a> {
+    world: &'a World,
+    _listener: Running,
+    mounts: std::fs::File,
+}
+
+impl Private<'_> {
+    fn new(world: &World) -> Result<Private<'_>> {
+        let all = ["unix-serve", "--", "/run/docker.sock", "stream"].map(String::from);
+        let mut command = world.bed.attempt(&all)?;
+        mcp_sensor_tests::drivers::with_empty_folder(&mut command, c"/run");
+        let listener = world.bed.start_until_ready(command)?;
+        let mounts = std::fs::File::open(format!("/proc/{}/ns/mnt", listener.pid()))?;
+        Ok(Private { world, _listener: listener, mounts })
+    }
+
+    fn reach(&self, attempt: &str, server: Option<&str>, name: &str) -> Result<Tried> {
+        use std::os::unix::process::CommandExt;
+        let all = [attempt, "--", name].map(String::from);
+        let World { bed, sensor } = self.world;
+        let mut command = match server {
+            Some(server) => bed.labelled_attempt(sensor, server, &all)?,
+            None => bed.attempt(&all)?,
+        };
+        let mounts = self.mounts.try_clone()?;
+        let hook = move || Ok(nix::sched::setns(&mounts, nix::sched::CloneFlags::CLONE_NEWNS)?);
+        // SAFETY: between fork and exec one system call on a descriptor of the closure's.
+        unsafe { command.pre_exec(hook) };
+        bed.try_out(command)
+    }
+}

@@ -11,6 +11,7 @@ pub(crate) const ALL: &[(&str, Attempt)] = &[
     ("unix-sendto", send_to),
     ("unix-seqpacket", connect_seqpacket),
     ("unix-own", own),
+    ("unix-unterminated", unterminated),
 ];
 
 fn named(name: &str) -> (libc::sockaddr_un, u32) {
@@ -41,8 +42,11 @@ fn bind_to(s: &OwnedFd, name: &str) -> Result<(), Stop> {
 }
 
 fn connect_by(kind: i32, name: &str) -> Result<OwnedFd, Stop> {
+    connect_named(kind, named(name))
+}
+
+fn connect_named(kind: i32, (address, len): (libc::sockaddr_un, u32)) -> Result<OwnedFd, Stop> {
     let s = socket(libc::AF_UNIX, kind, 0)?;
-    let (address, len) = named(name);
     // SAFETY: the address outlives the call and its length is passed.
     let rc = unsafe { libc::connect(s.as_raw_fd(), (&raw const address).cast(), len) };
     check("connect", rc as isize)?;
@@ -93,4 +97,23 @@ fn own(t: &Target) -> Tried {
     // SAFETY: a plain system call.
     check("listen", unsafe { libc::listen(s.as_raw_fd(), 8) } as isize)?;
     connect_to(t)
+}
+
+/// The name's length ends before its NUL, which unix(7) allows; what follows in
+/// the kernel's copy is whatever an earlier call left there.
+fn unterminated(t: &Target) -> Tried {
+    let name = name(t)?;
+    let (address, len) = named(name);
+    let bare = size_of::<libc::sa_family_t>() + name.len();
+    for _ in 0..50 {
+        let (mut junk, _) = named(&"x".repeat(107));
+        junk.sun_path[107] = b'x' as libc::c_char;
+        let _ = connect_named(libc::SOCK_STREAM, (junk, size_of::<libc::sockaddr_un>() as u32));
+        match connect_named(libc::SOCK_STREAM, (address, len.min(bare as u32))) {
+            Ok(_) => return Ok(true),
+            Err(Stop { errno: libc::EPERM, .. }) => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Err(Stop { step: "connect", errno: libc::EPERM })
 }
