@@ -61,8 +61,8 @@ impl Expect {
                 (Expect::Ping, L4::Icmp(8) | L4::Icmp6(128)) => true,
                 (Expect::Protocol(p), L4::Other(seen)) => p == *seen,
                 (Expect::Fragments, L4::Fragment(_)) => true,
-                (Expect::IpOptions, L4::Udp { .. }) => *options,
-                (Expect::RoutingHeader, L4::Udp { .. }) => *routed,
+                (Expect::IpOptions, L4::Udp { .. } | L4::Tcp { .. }) => *options,
+                (Expect::RoutingHeader, L4::Udp { .. } | L4::Tcp { .. }) => *routed,
                 _ => false,
             }
     }

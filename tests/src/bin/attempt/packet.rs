@@ -6,7 +6,7 @@ use crate::wire::*;
 use libc::{IPPROTO_ICMP, IPPROTO_ICMPV6, IPPROTO_IP, IPPROTO_IPV6, SOCK_DGRAM, SOCK_RAW, SOCK_STREAM};
 use mcp_sensor_tests::report::PAYLOAD;
 use std::net::{IpAddr, SocketAddr};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 
 pub(crate) const ALL: &[(&str, Attempt)] = &[
     ("ping-sendto", ping),
@@ -16,7 +16,10 @@ pub(crate) const ALL: &[(&str, Attempt)] = &[
     ("raw-hdrincl", header_included),
     ("raw-icmp", raw_icmp),
     ("ipv6-routing-header", routing_header),
+    ("ipv6-routing-header-after-connect", routing_header_after_connect),
+    ("tcp-routing-header", tcp_routing_header),
     ("ip-source-route", source_route),
+    ("tcp-source-route", tcp_source_route),
     ("ip-timestamp-option", timestamp_option),
     ("ipv6-destination-options", destination_options),
     ("sctp-connect", sctp),
@@ -41,7 +44,7 @@ fn echo_request(v4: bool) -> Vec<u8> {
     bytes
 }
 
-fn icmp(t: &Target, kind: i32) -> Result<std::os::fd::OwnedFd, Stop> {
+fn icmp(t: &Target, kind: i32) -> Result<OwnedFd, Stop> {
     socket_for(t.to, kind, if t.to.is_ipv4() { IPPROTO_ICMP } else { IPPROTO_ICMPV6 })
 }
 
@@ -117,32 +120,70 @@ fn raw_icmp(t: &Target) -> Tried {
 }
 
 /// Says `to`, goes to `via` first (RFC 8754, open to any user).
-fn routing_header(t: &Target) -> Tried {
+fn add_routing_header(s: &OwnedFd, t: &Target) -> Result<(), Stop> {
     let (IpAddr::V6(to), IpAddr::V6(via)) = (t.to, t.via()?) else {
         return Err(Stop { step: "needs IPv6", errno: libc::EAFNOSUPPORT });
     };
-    let s = socket_for(t.to, SOCK_DGRAM, 0)?;
     // next header, length in 8 octets, type 4, segments left, last entry, flags, tag
     let mut header = vec![0, 4, 4, 1, 1, 0, 0, 0];
     header.extend(to.octets());
     header.extend(via.octets());
-    set_bytes(&s, "IPV6_RTHDR", IPPROTO_IPV6, libc::IPV6_RTHDR, &header)?;
+    set_bytes(s, "IPV6_RTHDR", IPPROTO_IPV6, libc::IPV6_RTHDR, &header)
+}
+
+fn routing_header(t: &Target) -> Tried {
+    let s = socket_for(t.to, SOCK_DGRAM, 0)?;
+    add_routing_header(&s, t)?;
     sendto(&s, PAYLOAD, 0, t.address())?;
     Ok(false)
 }
 
+/// The destination is approved before the header is there.
+fn routing_header_after_connect(t: &Target) -> Tried {
+    let s = socket_for(t.to, SOCK_DGRAM, 0)?;
+    connect(&s, t.address())?;
+    add_routing_header(&s, t)?;
+    send(&s, PAYLOAD, 0)?;
+    Ok(false)
+}
+
+/// Nobody answers: the SYN on the wire is what counts.
+fn syn_is_sent(s: &OwnedFd, t: &Target) -> Tried {
+    match connect(s, t.address()) {
+        Ok(()) => Ok(true),
+        Err(Stop { errno: libc::EINPROGRESS | libc::ECONNREFUSED | libc::EHOSTUNREACH, .. }) => Ok(false),
+        Err(e) => Err(e),
+    }
+}
+
+fn tcp_routing_header(t: &Target) -> Tried {
+    let s = socket_for(t.to, SOCK_STREAM | libc::SOCK_NONBLOCK, 0)?;
+    add_routing_header(&s, t)?;
+    syn_is_sent(&s, t)
+}
+
 /// Loose source route: says `to`, goes to `via` first (RFC 791).
-fn source_route(t: &Target) -> Tried {
+fn add_source_route(s: &OwnedFd, t: &Target) -> Result<(), Stop> {
     let (IpAddr::V4(to), IpAddr::V4(via)) = (t.to, t.via()?) else {
         return Err(Stop { step: "needs IPv4", errno: libc::EAFNOSUPPORT });
     };
-    let s = socket_for(t.to, SOCK_DGRAM, 0)?;
     let mut option = vec![1, 131, 11, 4];
     option.extend(via.octets());
     option.extend(to.octets());
-    set_bytes(&s, "IP_OPTIONS", IPPROTO_IP, libc::IP_OPTIONS, &option)?;
+    set_bytes(s, "IP_OPTIONS", IPPROTO_IP, libc::IP_OPTIONS, &option)
+}
+
+fn source_route(t: &Target) -> Tried {
+    let s = socket_for(t.to, SOCK_DGRAM, 0)?;
+    add_source_route(&s, t)?;
     sendto(&s, PAYLOAD, 0, t.address())?;
     Ok(false)
+}
+
+fn tcp_source_route(t: &Target) -> Tried {
+    let s = socket_for(t.to, SOCK_STREAM | libc::SOCK_NONBLOCK, 0)?;
+    add_source_route(&s, t)?;
+    syn_is_sent(&s, t)
 }
 
 /// Forty chosen bytes on every packet.
@@ -198,7 +239,7 @@ fn to_the_wire() -> Result<libc::sockaddr_ll, Stop> {
     Ok(to)
 }
 
-fn send_link(s: &std::os::fd::OwnedFd, bytes: &[u8]) -> Tried {
+fn send_link(s: &OwnedFd, bytes: &[u8]) -> Tried {
     let to = to_the_wire()?;
     let len = size_of::<libc::sockaddr_ll>() as u32;
     // SAFETY: bytes and address outlive the call and their sizes are passed.

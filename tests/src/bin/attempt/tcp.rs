@@ -20,6 +20,8 @@ pub(crate) const ALL: &[(&str, Attempt)] = &[
     ("tcp-nonblocking", nonblocking),
     ("tcp-bindtodevice", bindtodevice),
     ("tcp-zerocopy", zerocopy),
+    ("tcp-repair", repair),
+    ("tcp-sendfile", sendfile),
 ];
 
 /// `TCP_FASTOPEN_CONNECT` (linux/tcp.h).
@@ -121,5 +123,31 @@ fn zerocopy(t: &Target) -> Tried {
     set(&s, "SO_ZEROCOPY", libc::SOL_SOCKET, libc::SO_ZEROCOPY, &1i32)?;
     connect(&s, t.address())?;
     send(&s, &[b'z'; 16384], libc::MSG_ZEROCOPY)?;
+    Ok(answered(&s))
+}
+
+/// A connection that is declared, not made (CAP_NET_ADMIN).
+fn repair(t: &Target) -> Tried {
+    let s = socket_for(t.to, SOCK_STREAM, 0)?;
+    set(&s, "TCP_REPAIR", IPPROTO_TCP, libc::TCP_REPAIR, &1i32)?;
+    let own = mcp_sensor_tests::network::Family::V4.server();
+    let own6 = mcp_sensor_tests::network::Family::V6.server();
+    bind(&s, SocketAddr::new(if t.to.is_ipv4() { own } else { own6 }, 0))?;
+    connect(&s, t.address())?;
+    // Sends a window probe, which the peer answers with a reset.
+    set(&s, "TCP_REPAIR", IPPROTO_TCP, libc::TCP_REPAIR, &0i32)?;
+    match send(&s, PAYLOAD, 0) {
+        Ok(()) | Err(Stop { errno: libc::ECONNRESET, .. }) => Ok(false),
+        Err(e) => Err(e),
+    }
+}
+
+fn sendfile(t: &Target) -> Tried {
+    let s = socket_for(t.to, SOCK_STREAM, 0)?;
+    connect(&s, t.address())?;
+    let file = std::fs::File::open("/proc/self/exe").map_err(|_| stop("open"))?;
+    // SAFETY: both descriptors are open; no offset is passed.
+    let n = unsafe { libc::sendfile(s.as_raw_fd(), file.as_raw_fd(), std::ptr::null_mut(), 4000) };
+    check("sendfile", n)?;
     Ok(answered(&s))
 }

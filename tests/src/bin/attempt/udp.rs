@@ -13,6 +13,8 @@ pub(crate) const ALL: &[(&str, Attempt)] = &[
     ("udp-burst", burst),
     ("udp-sendmsg", message),
     ("udp-sendmmsg", messages),
+    ("udp-sendmmsg-two", two_messages),
+    ("udp-race", race),
     ("udp-unspec", unspec_sockaddr),
     ("udp-mapped", mapped_v4),
     ("udp-inet-on-v6", inet_sockaddr_on_v6),
@@ -69,6 +71,49 @@ fn messages(t: &Target) -> Tried {
     // SAFETY: two headers whose targets live until the end of the function.
     check("sendmmsg", unsafe { libc::sendmmsg(s.as_raw_fd(), both.as_mut_ptr(), 2, 0) } as isize)?;
     Ok(answered(&s))
+}
+
+/// One call, two peers: `to` and `via`. How many left is the answer.
+fn two_messages(t: &Target) -> Tried {
+    let s = socket_for(t.to, SOCK_DGRAM, 0)?;
+    let second = std::net::SocketAddr::new(t.via()?, t.port);
+    let one = Message::new(PAYLOAD, Some(t.address()), Vec::new());
+    let two = Message::new(PAYLOAD, Some(second), Vec::new());
+    let mut both = [
+        libc::mmsghdr { msg_hdr: one.header, msg_len: 0 },
+        libc::mmsghdr { msg_hdr: two.header, msg_len: 0 },
+    ];
+    // SAFETY: two headers whose targets live until the end of the function.
+    let n = check("sendmmsg", unsafe { libc::sendmmsg(s.as_raw_fd(), both.as_mut_ptr(), 2, 0) } as isize)?;
+    Ok(n == 2)
+}
+
+/// Two threads on one socket, one to `to`, one to `via`, as fast as they can.
+fn race(t: &Target) -> Tried {
+    const ROUNDS: usize = 3000;
+    let s = socket_for(t.to, SOCK_DGRAM, 0)?;
+    let (first, second) = (t.address(), std::net::SocketAddr::new(t.via()?, t.port));
+    std::thread::scope(|scope| {
+        for to in [first, second] {
+            let s = &s;
+            scope.spawn(move || {
+                for _ in 0..ROUNDS {
+                    let _ = sendto(s, PAYLOAD, 0, to);
+                }
+            });
+        }
+        // And a third that keeps changing the socket's own peer.
+        scope.spawn(|| {
+            for _ in 0..ROUNDS {
+                let _ = connect(&s, first);
+                let _ = send(&s, PAYLOAD, 0);
+                let _ = connect(&s, second);
+                let _ = send(&s, PAYLOAD, 0);
+                let _ = connect_raw(&s, &raw(first).family(libc::AF_UNSPEC));
+            }
+        });
+    });
+    Ok(false)
 }
 
 /// An IPv4 socket takes AF_UNSPEC for AF_INET; an IPv6 socket takes it for
