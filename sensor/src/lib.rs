@@ -1,1 +1,12 @@
-//! mcp-sensor
+//! mcp-sensor: the agent, the collector and the command line.
+
+pub mod agent;
+pub mod cli;
+pub mod collect;
+pub mod control;
+pub mod event;
+pub mod feed;
+pub mod grpc;
+pub mod kernel;
+pub mod outputs;
+pub mod policy;

@@ -1,0 +1,415 @@
+//! Every packet of a labelled socket, both ways: the authority that nothing IP
+//! gets past. Runs in softirq too, so it knows the socket, never the task.
+
+use crate::address::self_rule;
+use crate::kernel;
+use crate::record::Task;
+use crate::socket::{self, storage};
+use crate::verdict::{self, Facts, Judged, judge};
+use aya_ebpf::EbpfContext as _;
+use aya_ebpf::bindings::{__sk_buff, bpf_sock, bpf_sock_tuple};
+use aya_ebpf::helpers::generated::{
+    bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_sk_fullsock, bpf_sk_lookup_tcp, bpf_sk_lookup_udp,
+    bpf_sk_release, bpf_skb_load_bytes,
+};
+use aya_ebpf::macros::{cgroup_skb, map};
+use aya_ebpf::maps::LruHashMap;
+use aya_ebpf::programs::SkBuffContext;
+use core::ffi::c_void;
+use core::mem::MaybeUninit;
+use sensor_common::addr::Addr;
+use sensor_common::label::Label;
+use sensor_common::policy::{Decision, EGRESS, Flow, INBOUND, Reason};
+use sensor_common::record::Hook;
+use sensor_common::socket::{Peer, SOCKET_INBOUND, SOCKET_NAT_TRUSTED, Socket};
+use sensor_common::{TCP, UDP};
+
+/// A peer whose datagram an inbound rule let in may be answered. Losing an
+/// entry closes, it never opens.
+#[map]
+static UDP_PEERS: LruHashMap<UdpPeer, u32> = LruHashMap::with_max_entries(16384, 0);
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct UdpPeer {
+    cookie: u64,
+    addr: Addr,
+    port: u32,
+    generation: u32,
+}
+
+const ALLOW: i32 = 1;
+const TCP_LISTEN: u32 = 10;
+const AF_INET: u32 = 2;
+
+/// What the headers say. Addresses in the form of [`Addr`], ports in host order.
+#[derive(Clone, Copy)]
+struct Packet {
+    source: Addr,
+    destination: Addr,
+    source_port: u16,
+    destination_port: u16,
+    protocol: u8,
+    v6: bool,
+    /// TCP: a SYN without ACK.
+    opens: bool,
+}
+
+/// Reads the headers into `packet`. `false`: no plain socket makes such a
+/// packet, `reason` says why. Out of line, and in words of one buffer, to keep
+/// the stack small.
+#[inline(never)]
+fn parse(skb: *mut __sk_buff, packet: &mut Packet, reason: &mut Reason) -> bool {
+    const ETH_P_IP: u32 = 0x0800u16.to_be() as u32;
+    const ETH_P_IPV6: u32 = 0x86ddu16.to_be() as u32;
+    let mut h = MaybeUninit::<[u32; 10]>::uninit();
+    let words: *mut u32 = h.as_mut_ptr().cast();
+    // SAFETY (of the block): the helper writes as many bytes as it is told or
+    // fails; only those are read.
+    unsafe {
+        let load = |at: u32, len: u32| bpf_skb_load_bytes(skb.cast(), at, words.cast(), len) == 0;
+        let word = |i: usize| words.add(i).read();
+        let byte = |i: usize| words.cast::<u8>().add(i).read();
+        let transport = match (*skb).protocol {
+            ETH_P_IP => {
+                if !load(0, 20) {
+                    return false;
+                }
+                if byte(0) != 0x45 {
+                    *reason = if byte(0) >> 4 == 4 { Reason::IpOptions } else { Reason::Malformed };
+                    return false;
+                }
+                // More fragments, or an offset.
+                if byte(6) & 0x3f != 0 || byte(7) != 0 {
+                    *reason = Reason::Fragment;
+                    return false;
+                }
+                packet.protocol = byte(9);
+                packet.source = Addr::v4(word(3));
+                packet.destination = Addr::v4(word(4));
+                packet.v6 = false;
+                20
+            }
+            ETH_P_IPV6 => {
+                if !load(0, 40) {
+                    return false;
+                }
+                packet.protocol = byte(6);
+                packet.source = Addr::v6([word(2), word(3), word(4), word(5)]);
+                packet.destination = Addr::v6([word(6), word(7), word(8), word(9)]);
+                packet.v6 = true;
+                40
+            }
+            _ => return false,
+        };
+        if packet.protocol != TCP && packet.protocol != UDP {
+            *reason = match (packet.v6, packet.protocol) {
+                // Hop-by-hop, routing, destination options, mobility, HIP, shim6.
+                (true, 0 | 43 | 60 | 135 | 139 | 140) => Reason::ExtensionHeader,
+                (true, 44) => Reason::Fragment,
+                _ => Reason::Protocol,
+            };
+            return false;
+        }
+        if !load(transport, 4) {
+            return false;
+        }
+        packet.source_port = (byte(0) as u16) << 8 | byte(1) as u16;
+        packet.destination_port = (byte(2) as u16) << 8 | byte(3) as u16;
+        if packet.protocol == TCP {
+            if !load(transport + 12, 2) {
+                return false;
+            }
+            packet.opens = byte(1) & 0x12 == 0x02;
+        }
+    }
+    true
+}
+
+#[cgroup_skb(egress)]
+pub fn egress(ctx: SkBuffContext) -> i32 {
+    labelled(ctx.as_ptr().cast(), Hook::Egress)
+}
+
+#[cgroup_skb(ingress)]
+pub fn ingress(ctx: SkBuffContext) -> i32 {
+    labelled(ctx.as_ptr().cast(), Hook::Ingress)
+}
+
+/// The part that every packet of the host pays for.
+#[inline(always)]
+fn labelled(skb: *mut __sk_buff, hook: Hook) -> i32 {
+    // SAFETY: a field of the context.
+    let sk = unsafe { (*skb).__bindgen_anon_2.sk };
+    if sk.is_null() {
+        return ALLOW;
+    }
+    // SAFETY: `sk` is not null.
+    let sk = unsafe { bpf_sk_fullsock(sk) };
+    if sk.is_null() {
+        return ALLOW;
+    }
+    let mut stored = storage(sk);
+    if stored.is_null() {
+        let Some(label) = socket::inherited(skb.cast()) else {
+            return ALLOW;
+        };
+        // SAFETY: `skb` is the program's context.
+        let netns = unsafe { bpf_get_netns_cookie(skb.cast()) };
+        stored = socket::adopt(sk, label, netns, Task { tgid: 0, tid: 0, uid: 0 });
+        if stored.is_null() {
+            return 0;
+        }
+    }
+    judge_packet(skb, sk, stored, hook)
+}
+
+#[inline(always)]
+fn judge_packet(skb: *mut __sk_buff, sk: *mut bpf_sock, stored: *mut Socket, hook: Hook) -> i32 {
+    // SAFETY: the value lives as long as the socket.
+    let s = unsafe { &mut *stored };
+    let label = s.label;
+    let outbound = matches!(hook, Hook::Egress);
+    let mut packet = EMPTY;
+    let mut reason = Reason::Malformed;
+    if !parse(skb, &mut packet, &mut reason) {
+        let judged = Judged { decision: Decision::because(reason), label, audit: verdict::in_audit(label) };
+        return conclude(skb, s, &packet, &judged, outbound as u32 | OUTSIDE);
+    }
+    // The far end and our own port, whichever way the packet goes.
+    let (peer, peer_port, own_port) = if outbound {
+        (packet.destination, packet.destination_port, packet.source_port)
+    } else {
+        (packet.source, packet.source_port, packet.destination_port)
+    };
+    let generation = kernel::generation();
+    let now = Peer { addr: peer, port: peer_port, protocol: packet.protocol, valid: 1 };
+    if s.cached_generation == generation && generation != 0 && s.cached == now {
+        return ALLOW;
+    }
+
+    // SAFETY: fields of a full socket.
+    let state = unsafe { (*sk).state };
+    let listening = packet.protocol == TCP && state == TCP_LISTEN;
+    let inbound = packet.protocol == TCP && (listening || s.flags & SOCKET_INBOUND != 0);
+    let flow = Flow {
+        direction: if inbound { INBOUND } else { EGRESS },
+        protocol: packet.protocol,
+        port: if inbound { own_port } else { peer_port },
+        addr: peer,
+        any_port: false,
+    };
+    let mut judged = judge(label, &flow);
+    let mut record_allow = inbound && listening && packet.opens && !outbound;
+
+    if !judged.decision.allows() && packet.protocol == UDP {
+        record_allow = inbound_datagram(skb, &mut judged, &packet, outbound);
+    }
+    if !inbound && outbound {
+        translated(sk, s, &mut judged, &packet);
+    }
+    if matches!(judged.decision.reason, Reason::NoRule | Reason::NoInboundRule)
+        && peer.normalise().is_loopback()
+        && let Some(rule) = self_rule(label)
+        && peer_is_own(skb.cast(), &packet, outbound, label)
+    {
+        judged.decision = Decision { reason: Reason::SelfInstance, rule };
+    }
+
+    if judged.decision.allows() {
+        if listening {
+            s.flags |= SOCKET_INBOUND; // what accept() returns starts with it
+        } else if packet.protocol == TCP {
+            // One peer for the life of the connection; a datagram socket's
+            // could be torn by two senders.
+            s.cached_generation = generation;
+            s.cached_rule = judged.decision.rule;
+            s.cached = now;
+        }
+        if !record_allow {
+            return ALLOW;
+        }
+    } else if listening && judged.audit {
+        s.flags |= SOCKET_INBOUND;
+    }
+
+    let own_side = matches!(judged.decision.reason, Reason::NoInboundRule) || flow.direction == INBOUND;
+    conclude(skb, s, &packet, &judged, outbound as u32 | if own_side { OWN_SIDE } else { 0 })
+}
+
+const EMPTY: Packet = Packet {
+    source: Addr([0; 4]),
+    destination: Addr([0; 4]),
+    source_port: 0,
+    destination_port: 0,
+    protocol: 0,
+    v6: false,
+    opens: false,
+};
+
+/// Flags of [`conclude`]; bit 0 is "outbound".
+const OUTBOUND: u32 = 1;
+/// The record's port is our own (inbound rules), not the peer's.
+const OWN_SIDE: u32 = 2;
+/// Nothing of the packet is known.
+const OUTSIDE: u32 = 4;
+
+#[inline(never)]
+fn conclude(skb: *mut __sk_buff, s: &Socket, packet: &Packet, judged: &Judged, flags: u32) -> i32 {
+    let hook = if flags & OUTBOUND != 0 { Hook::Egress } else { Hook::Ingress };
+    let mut facts = Facts::of(judged.label, hook, Task { tgid: s.tgid, tid: 0, uid: s.uid });
+    facts.netns = s.netns;
+    // SAFETY: `skb` is the program's context.
+    facts.cookie = unsafe { bpf_get_socket_cookie(skb.cast()) };
+    if flags & OUTSIDE == 0 {
+        let (peer, peer_port, own_port) = if flags & OUTBOUND != 0 {
+            (&packet.destination, packet.destination_port, packet.source_port)
+        } else {
+            (&packet.source, packet.source_port, packet.destination_port)
+        };
+        let own_side = flags & OWN_SIDE != 0;
+        facts.key.addr = peer.0;
+        facts.key.port = if own_side { own_port } else { peer_port };
+        facts.key.protocol = packet.protocol;
+        facts.other_port = if own_side { peer_port } else { own_port };
+        facts.family = if packet.v6 { 10 } else { 2 };
+    }
+    verdict::conclude(&mut facts, judged)
+}
+
+/// A datagram that no egress rule covers may be one that an inbound rule lets
+/// in, or the answer to such a one. True: the first from this peer.
+#[inline(never)]
+fn inbound_datagram(skb: *mut __sk_buff, judged: &mut Judged, packet: &Packet, outbound: bool) -> bool {
+    let label = judged.label;
+    // SAFETY: `skb` is the program's context.
+    let cookie = unsafe { bpf_get_socket_cookie(skb.cast()) };
+    let (addr, port, own_port) = if outbound {
+        (packet.destination, packet.destination_port, packet.source_port)
+    } else {
+        (packet.source, packet.source_port, packet.destination_port)
+    };
+    let key = UdpPeer { cookie, addr, port: port as u32, generation: kernel::generation() };
+    // SAFETY: the value is one word.
+    let known = unsafe { UDP_PEERS.get(key) }.copied();
+    if outbound {
+        if let Some(rule) = known {
+            judged.decision = Decision { reason: Reason::Reply, rule };
+        }
+        return false;
+    }
+    let flow = Flow { direction: INBOUND, protocol: UDP, port: own_port, addr, any_port: false };
+    let by_rule = judge(label, &flow);
+    if !by_rule.decision.allows() {
+        return false;
+    }
+    judged.decision = by_rule.decision;
+    if known.is_none() {
+        let _ = UDP_PEERS.insert(key, by_rule.decision.rule, 0);
+    }
+    known.is_none()
+}
+
+/// A packet whose destination differs from its socket's peer was translated
+/// (DNAT, kube-proxy, Docker's DNS). The peer approved before that decides, if
+/// nobody in the instance can have made the translation; otherwise both must
+/// be allowed.
+#[inline(never)]
+fn translated(sk: *mut bpf_sock, s: &Socket, judged: &mut Judged, packet: &Packet) {
+    // SAFETY: fields of a full socket. All are read before any is chosen: a
+    // chosen offset would be arithmetic on a socket pointer.
+    let (family, dst_port, v4, v6) = unsafe {
+        let words = (&raw const (*sk).dst_ip6).cast::<u32>();
+        let word = |i: usize| words.add(i).read_volatile();
+        (
+            (*sk).family,
+            u16::from_be((&raw const (*sk).dst_port).read_volatile()),
+            (&raw const (*sk).dst_ip4).read_volatile(),
+            [word(0), word(1), word(2), word(3)],
+        )
+    };
+    let (addr, port) = if dst_port != 0 {
+        (if family == AF_INET { Addr::v4(v4) } else { Addr::v6(v6) }, dst_port)
+    } else if s.approved.valid != 0 && s.approved.protocol == packet.protocol {
+        (s.approved.addr, s.approved.port)
+    } else {
+        return;
+    };
+    if addr.normalise() == packet.destination.normalise() && port == packet.destination_port {
+        return;
+    }
+    if dst_port == 0 && judged.decision.allows() {
+        return; // another thread's sendto in between: both were approved
+    }
+    let flow = Flow { direction: EGRESS, protocol: packet.protocol, port, addr, any_port: false };
+    let original = judge(judged.label, &flow);
+    if !original.decision.allows() {
+        judged.decision = original.decision;
+    } else if s.flags & SOCKET_NAT_TRUSTED != 0 && !judged.decision.allows() {
+        judged.decision = Decision { reason: Reason::Translated, rule: original.decision.rule };
+    }
+}
+
+/// At connect(): does a socket of the same instance listen there?
+#[inline(always)]
+pub(crate) fn listener_is_own(ctx: *mut c_void, addr: Addr, port: u16, protocol: u8, label: Label) -> bool {
+    let packet = Packet {
+        source: addr,
+        destination: addr,
+        source_port: 0,
+        destination_port: port,
+        protocol,
+        v6: !addr.is_v4(),
+        opens: false,
+    };
+    peer_is_own(ctx, &packet, true, label)
+}
+
+/// Does the socket at the far end belong to the same instance? It is the one
+/// that receives what goes from our end to the peer's.
+#[inline(never)]
+fn peer_is_own(ctx: *mut c_void, packet: &Packet, outbound: bool, label: Label) -> bool {
+    const CURRENT_NETNS: u64 = u64::MAX; // BPF_F_CURRENT_NETNS is -1
+    let (from, from_port, to, to_port) = if outbound {
+        (&packet.source, packet.source_port, &packet.destination, packet.destination_port)
+    } else {
+        (&packet.destination, packet.destination_port, &packet.source, packet.source_port)
+    };
+    // SAFETY: plain integers.
+    let mut tuple: bpf_sock_tuple = unsafe { MaybeUninit::zeroed().assume_init() };
+    // SAFETY: writing the variant that the size names.
+    let size = unsafe {
+        if packet.v6 {
+            let t = &mut tuple.__bindgen_anon_1.ipv6;
+            t.saddr = from.0;
+            t.daddr = to.0;
+            t.sport = from_port.to_be();
+            t.dport = to_port.to_be();
+            size_of_val(t) as u32
+        } else {
+            let t = &mut tuple.__bindgen_anon_1.ipv4;
+            t.saddr = from.0[3];
+            t.daddr = to.0[3];
+            t.sport = from_port.to_be();
+            t.dport = to_port.to_be();
+            size_of_val(t) as u32
+        }
+    };
+    // SAFETY: the tuple is on the stack; the reference is released below.
+    unsafe {
+        let other = if packet.protocol == TCP {
+            bpf_sk_lookup_tcp(ctx, &raw mut tuple, size, CURRENT_NETNS, 0)
+        } else {
+            bpf_sk_lookup_udp(ctx, &raw mut tuple, size, CURRENT_NETNS, 0)
+        };
+        if other.is_null() {
+            return false;
+        }
+        let stored = storage(other);
+        let own = !stored.is_null()
+            && (*stored).label.instance() == label.instance()
+            && (*stored).label.server() == label.server();
+        bpf_sk_release(other.cast());
+        own
+    }
+}

@@ -1,0 +1,250 @@
+//! From a decision to a verdict: mode, record, repeats, quota. The only place
+//! where a denial becomes one.
+
+use crate::record::{self, Task};
+use crate::{atomic, kernel, label, policy};
+use aya_ebpf::helpers::generated::{bpf_get_current_comm, bpf_ktime_get_boot_ns};
+use aya_ebpf::macros::map;
+use aya_ebpf::maps::HashMap;
+use sensor_common::addr::Addr;
+use sensor_common::kernel::Denial;
+use sensor_common::label::Label;
+use sensor_common::policy::{Decision, Flow, MODE_AUDIT, Reason, decide};
+use sensor_common::record::{
+    COMM_BYTES, Hook, KIND_VERDICT, Loss, RING_TELEMETRY, RING_VERDICTS, VERDICT_ALLOW, VERDICT_DENY,
+    VERDICT_WOULD_DENY, Verdict, VerdictKey,
+};
+
+/// Denials that were recorded once, and how often they came again.
+#[map]
+static DENIALS: HashMap<VerdictKey, Denial> = HashMap::with_max_entries(16384, 0);
+
+/// Records that one instance may add per [`REFILL_NS`]; a burst of as many
+/// again fits.
+const QUOTA: i64 = 64;
+const REFILL_NS: u64 = 250_000_000;
+/// Telemetry has more: allowed connections are the map of who talks to whom.
+const TELEMETRY_QUOTA: i64 = 1024;
+
+/// What a record says besides the decision.
+#[derive(Clone, Copy)]
+pub(crate) struct Facts {
+    pub label: Label,
+    pub task: Task,
+    pub key: VerdictKey,
+    pub rule: u32,
+    pub netns: u64,
+    pub cookie: u64,
+    pub other_port: u16,
+    pub family: u16,
+    pub kind: u16,
+    pub option: u16,
+}
+
+impl Facts {
+    #[inline(always)]
+    pub(crate) fn of(label: Label, hook: Hook, task: Task) -> Facts {
+        Facts {
+            label,
+            task,
+            key: VerdictKey {
+                instance: label.instance(),
+                server: label.server(),
+                port: 0,
+                addr: [0; 4],
+                protocol: 0,
+                reason: 0,
+                verdict: 0,
+                hook: hook as u8,
+            },
+            rule: 0,
+            netns: 0,
+            cookie: 0,
+            other_port: 0,
+            family: 0,
+            kind: 0,
+            option: 0,
+        }
+    }
+}
+
+/// A decision under the mode of the label's server.
+#[derive(Clone, Copy)]
+pub(crate) struct Judged {
+    pub decision: Decision,
+    pub label: Label,
+    pub audit: bool,
+}
+
+impl Judged {
+    #[inline(always)]
+    pub(crate) fn denies(&self) -> bool {
+        !self.decision.allows() && !self.audit
+    }
+}
+
+/// What the policy in force says of `label` and `flow`.
+#[inline(always)]
+pub(crate) fn judge(label: Label, flow: &Flow) -> Judged {
+    let [a, b, c, d] = flow.addr.0;
+    let rest = flow.port as u64
+        | (flow.protocol as u64) << 16
+        | (flow.direction as u64) << 24
+        | (flow.any_port as u64) << 32;
+    // SAFETY: plain integers, both ways.
+    let packed =
+        unsafe { judge_flow(label.0, a as u64 | (b as u64) << 32, c as u64 | (d as u64) << 32, rest) };
+    // SAFETY: the low byte is a `Reason`, put there by `judge_flow`.
+    let reason = unsafe { core::mem::transmute::<u8, Reason>(packed as u8) };
+    Judged { decision: Decision { reason, rule: (packed >> 32) as u32 }, label, audit: packed >> 8 & 1 != 0 }
+}
+
+/// [`judge`] as a global function of integers: the verifier looks at the walk
+/// over the port ranges once, not once per caller and path. Returns the reason
+/// in bits 0..8, audit in bit 8, the rule in bits 32..64.
+///
+/// Without a policy entry it says no, in enforce mode: a label nobody knows is
+/// not a free pass.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub unsafe extern "C" fn judge_flow(label: u64, high: u64, low: u64, rest: u64) -> u64 {
+    let label = Label(label);
+    let flow = Flow {
+        direction: (rest >> 24) as u8,
+        protocol: (rest >> 16) as u8,
+        port: rest as u16,
+        addr: Addr([high as u32, (high >> 32) as u32, low as u32, (low >> 32) as u32]),
+        any_port: rest >> 32 & 1 != 0,
+    };
+    if label == label::OVERFLOWED {
+        return Reason::LabelOverflow as u64;
+    }
+    let generation = kernel::generation();
+    let Some(server) = policy::server(generation, label.server()) else {
+        return Reason::NoPolicy as u64;
+    };
+    let audit = (server.mode == MODE_AUDIT) as u64;
+    let decision = decide(&policy::Maps, generation, policy::profile_of(server, label), &flow);
+    decision.reason as u64 | audit << 8 | (decision.rule as u64) << 32
+}
+
+/// Denied for a reason that no rule can lift, unless in audit. Returns what a
+/// cgroup hook returns: 0 refuses, 1 goes on.
+#[inline(always)]
+pub(crate) fn refuse(facts: &mut Facts, reason: Reason) -> i32 {
+    let audit = in_audit(facts.label);
+    conclude(facts, &Judged { decision: Decision::because(reason), label: facts.label, audit })
+}
+
+/// The label's server is in audit; no when nothing is known of it.
+#[inline(always)]
+pub(crate) fn in_audit(label: Label) -> bool {
+    match policy::server(kernel::generation(), label.server()) {
+        Some(server) => server.mode == MODE_AUDIT,
+        None => false,
+    }
+}
+
+/// The one place where a decision turns into a verdict and its record.
+#[inline(always)]
+pub(crate) fn conclude(facts: &mut Facts, judged: &Judged) -> i32 {
+    let verdict = match (judged.decision.allows(), judged.audit) {
+        (true, _) => VERDICT_ALLOW,
+        (false, true) => VERDICT_WOULD_DENY,
+        (false, false) => VERDICT_DENY,
+    };
+    facts.label = judged.label;
+    facts.rule = judged.decision.rule;
+    facts.key.server = judged.label.server();
+    facts.key.instance = judged.label.instance();
+    facts.key.reason = judged.decision.reason as u8;
+    facts.key.verdict = verdict;
+    record(facts);
+    match verdict {
+        VERDICT_ALLOW | VERDICT_WOULD_DENY => 1,
+        _ => 0,
+    }
+}
+
+#[inline(never)]
+fn record(facts: &Facts) {
+    let key = &facts.key;
+    if key.verdict == VERDICT_ALLOW {
+        if take_token(facts.label, false) {
+            emit(RING_TELEMETRY, facts);
+        }
+        return;
+    }
+    if let Some(seen) = DENIALS.get_ptr_mut(key) {
+        // SAFETY: an aligned word in a map value.
+        atomic::fetch_add(unsafe { &raw mut (*seen).count }, 1);
+        return;
+    }
+    if !take_token(facts.label, true) {
+        return;
+    }
+    if DENIALS.insert(key, Denial { count: 1, sent: 0 }, 0).is_err() {
+        record::lost(Loss::DenialsFull, 1);
+    }
+    if emit(RING_VERDICTS, facts)
+        && let Some(seen) = DENIALS.get_ptr_mut(key)
+    {
+        // SAFETY: as above. A denial that found the ring full stays unsent and
+        // is reported from this table.
+        atomic::fetch_add(unsafe { &raw mut (*seen).sent }, 1);
+    }
+}
+
+#[inline(always)]
+fn emit(ring: u8, facts: &Facts) -> bool {
+    record::emit_of::<Verdict>(ring, KIND_VERDICT, facts.label, facts.task, |r| {
+        r.key = facts.key;
+        r.rule = facts.rule;
+        r.netns = facts.netns;
+        r.cookie = facts.cookie;
+        r.other_port = facts.other_port;
+        r.family = facts.family;
+        r.kind = facts.kind;
+        r.option = facts.option;
+        r.comm = [0; COMM_BYTES];
+        if facts.task.tid != 0 {
+            // SAFETY: 16 bytes are there.
+            unsafe { bpf_get_current_comm(r.comm.as_mut_ptr().cast(), COMM_BYTES as u32) };
+        }
+    })
+}
+
+/// One record of the instance's quota; what goes beyond is counted.
+#[inline(always)]
+pub(crate) fn take_token(label: Label, verdicts: bool) -> bool {
+    let Some(i) = label::instance(label.instance()) else {
+        return true; // the table was full, which was counted
+    };
+    // SAFETY: no preconditions.
+    let now = unsafe { bpf_ktime_get_boot_ns() };
+    // SAFETY: map value; two CPUs that refill at once give at most one refill
+    // too many.
+    unsafe {
+        if now.wrapping_sub((*i).refilled) > REFILL_NS {
+            (*i).refilled = now;
+            (*i).verdict_tokens = QUOTA;
+            (*i).telemetry_tokens = TELEMETRY_QUOTA;
+        }
+    }
+    let (tokens, loss) = if verdicts {
+        // SAFETY: an aligned word in a map value.
+        (unsafe { &raw mut (*i).verdict_tokens }, Loss::VerdictQuota)
+    } else {
+        // SAFETY: as above.
+        (unsafe { &raw mut (*i).telemetry_tokens }, Loss::TelemetryQuota)
+    };
+    if (atomic::fetch_add(tokens.cast(), u64::MAX) as i64) > 0 {
+        return true;
+    }
+    record::lost(loss, 1);
+    if verdicts {
+        // SAFETY: an aligned word in a map value.
+        atomic::fetch_add(unsafe { &raw mut (*i).suppressed }, 1);
+    }
+    false
+}

@@ -1,0 +1,105 @@
+//! The kernel object, then user space with the object inside.
+
+use std::{ffi::OsString, fs, path::Path};
+
+use anyhow::{Context, Result, bail};
+use object::{Object, ObjectSymbol};
+
+use crate::{
+    setup, step,
+    toolchain::{self, Toolchain, bpf_linker_works},
+    workspace,
+};
+
+const TARGET: &str = "bpfel-unknown-none";
+
+pub(crate) fn all(debug: bool) -> Result<()> {
+    kernel()?;
+    user(debug)
+}
+
+/// Builds `sensor-ebpf` and puts it where `sensor/build.rs` looks.
+pub(crate) fn kernel() -> Result<()> {
+    if Toolchain::with_source()?.is_none() || !bpf_linker_works() {
+        step::headline("the eBPF toolchain is not complete: setup first");
+        setup::build_tools()?;
+    }
+    cargo_for_kernel("build", &[])?;
+    let built = workspace::bpf().join(TARGET).join("release/sensor-ebpf");
+    let object = fs::read(&built).with_context(|| format!("cannot read {}", built.display()))?;
+    refuse_panics(&object, &built)?;
+    put(&object, &workspace::kernel_object())
+}
+
+/// Runs a cargo command on the kernel crate, for its target and with its flags.
+pub(crate) fn cargo_for_kernel(command: &str, rest: &[&str]) -> Result<()> {
+    let toolchain = Toolchain::with_source()?
+        .context("no Rust toolchain with the source of core: run `cargo xtask setup`")?;
+    let mut path = OsString::from(workspace::tools().join("bin"));
+    if let Some(rest) = std::env::var_os("PATH") {
+        path.push(":");
+        path.push(rest);
+    }
+    // The separator of this variable is the unit separator, not a space.
+    let flags = [
+        format!("--cfg=bpf_target_arch=\"{}\"", std::env::consts::ARCH),
+        "-Cdebuginfo=2".to_owned(),
+        "-Clink-arg=--btf".to_owned(),
+        // Atomics that return what was there: Linux 5.12.
+        "-Ctarget-cpu=v3".to_owned(),
+    ]
+    .join("\u{1f}");
+    step::run_visible(
+        toolchain
+            .cargo()
+            .args([command, "--package", "sensor-ebpf", "--release", "--target", TARGET])
+            .args(["-Z", "build-std=core", "--target-dir"])
+            .arg(workspace::bpf())
+            .args(rest)
+            .env("RUSTC_BOOTSTRAP", "1")
+            .env("CARGO_ENCODED_RUSTFLAGS", flags)
+            .env_remove("RUSTFLAGS")
+            .env("PATH", path),
+    )
+}
+
+/// A panic handler that is linked in means a bound check the compiler could
+/// not prove; the verifier refuses such a program with an unhelpful message
+/// ("last insn is not an exit or jmp"), so it is refused here by name.
+fn refuse_panics(object: &[u8], path: &Path) -> Result<()> {
+    let file = object::File::parse(object).with_context(|| format!("{} is no ELF object", path.display()))?;
+    let panics: Vec<_> = file
+        .symbols()
+        .filter_map(|symbol| symbol.name().ok())
+        .filter(|name| name.contains("panic"))
+        .collect();
+    if !panics.is_empty() {
+        bail!(
+            "{} contains panics, which the verifier refuses: {}\nfind the bound check, division or unwrap that the compiler could not remove",
+            path.display(),
+            panics.join(", ")
+        );
+    }
+    Ok(())
+}
+
+/// Writes only what changed, so that an unchanged object rebuilds nothing.
+fn put(content: &[u8], path: &Path) -> Result<()> {
+    if fs::read(path).is_ok_and(|there| there == content) {
+        return Ok(());
+    }
+    let draft = path.with_extension("new");
+    fs::write(&draft, content).with_context(|| format!("cannot write {}", draft.display()))?;
+    fs::rename(&draft, path).with_context(|| format!("cannot write {}", path.display()))
+}
+
+pub(crate) fn user(debug: bool) -> Result<()> {
+    let mut cargo = toolchain::cargo();
+    cargo.args(["build", "--package", "mcp-sensor", "--target-dir"]).arg(workspace::target());
+    if !debug {
+        cargo.arg("--release");
+    }
+    step::run_visible(&mut cargo)?;
+    step::say(format!("built {}", workspace::sensor_binary(debug).display()));
+    Ok(())
+}
