@@ -1,12 +1,16 @@
 //! The project's own commands: `cargo xtask COMMAND`.
 
 mod build;
+mod fuzz;
+mod lint;
 mod setup;
 mod step;
+mod tally;
+mod test;
 mod toolchain;
 mod workspace;
 
-use std::process::ExitCode;
+use std::{process::ExitCode, time::Duration};
 
 use clap::{Parser, Subcommand};
 
@@ -27,6 +31,27 @@ enum Task {
         #[arg(long)]
         debug: bool,
     },
+    /// Every test; closes with one line that sums them
+    Test {
+        /// Ignored tests, a minute per fuzz target, kernels in virtual machines
+        #[arg(long)]
+        full: bool,
+        /// Only tests whose name contains this
+        filter: Option<String>,
+    },
+    /// Format, clippy, licences
+    Lint {
+        /// Install cargo-deny below target/ where it is missing
+        #[arg(long)]
+        install: bool,
+    },
+    /// Fuzz one target, or each in turn
+    Fuzz {
+        target: Option<String>,
+        /// Seconds for each target
+        #[arg(long, default_value_t = 60)]
+        seconds: u64,
+    },
 }
 
 fn main() -> ExitCode {
@@ -34,6 +59,10 @@ fn main() -> ExitCode {
     let done = match arguments.command {
         Task::Setup => setup::all(),
         Task::Build { debug } => build::all(debug),
+        Task::Test { full, filter } => test::all(&test::Options { full, filter }),
+        Task::Lint { install } => lint::all(install),
+        Task::Fuzz { target: Some(name), seconds } => fuzz::named(&name, Duration::from_secs(seconds)),
+        Task::Fuzz { target: None, seconds } => fuzz::every(Duration::from_secs(seconds)),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
