@@ -127,12 +127,7 @@ fn one(programs: &std::path::Path, name: &str, time: Duration) -> Result<()> {
     let said = fs::read(&log).map(|text| String::from_utf8_lossy(&text).into_owned()).unwrap_or_default();
     if !status.success() {
         step.failed();
-        let tail: Vec<_> = said.lines().rev().take(40).collect();
-        bail!(
-            "found something; the input lies in {}\n{}",
-            artifacts.display(),
-            tail.into_iter().rev().collect::<Vec<_>>().join("\n")
-        );
+        bail!("found something; the input lies in {}\n{}", artifacts.display(), reason(&said));
     }
     let runs = said
         .lines()
@@ -142,4 +137,15 @@ fn one(programs: &std::path::Path, name: &str, time: Duration) -> Result<()> {
     step.done();
     step::say(format!("  {runs} inputs"));
     Ok(())
+}
+
+/// What broke, without the thirty frames of libFuzzer that follow.
+fn reason(log: &str) -> String {
+    let lines: Vec<_> = log.lines().collect();
+    let from = lines
+        .iter()
+        .position(|line| line.contains("panicked at") || line.contains("ERROR: "))
+        .unwrap_or(lines.len().saturating_sub(12));
+    let written = lines.iter().find(|line| line.contains("Test unit written to"));
+    lines[from..].iter().take(12).chain(written).copied().collect::<Vec<_>>().join("\n")
 }
