@@ -1,5 +1,6 @@
 //! The project's own commands: `cargo xtask COMMAND`.
 
+mod bench;
 mod build;
 mod fuzz;
 mod lint;
@@ -45,6 +46,23 @@ enum Task {
         #[arg(long)]
         install: bool,
     },
+    /// Measure what the sensor costs; writes docs/figures.md
+    Bench {
+        /// Only these
+        operations: Vec<bench::Operation>,
+        /// Only under these
+        #[arg(long, value_delimiter = ',')]
+        settings: Vec<bench::Setting>,
+        /// Interleaved rounds
+        #[arg(long, default_value_t = 7)]
+        rounds: usize,
+        /// How long one operation runs in one round
+        #[arg(long, default_value_t = 400)]
+        milliseconds: u64,
+        /// Leave docs/figures.md as it is
+        #[arg(long)]
+        print_only: bool,
+    },
     /// Fuzz one target, or each in turn
     Fuzz {
         target: Option<String>,
@@ -61,6 +79,9 @@ fn main() -> ExitCode {
         Task::Build { debug } => build::all(debug),
         Task::Test { full, filter } => test::all(&test::Options { full, filter }),
         Task::Lint { install } => lint::all(install),
+        Task::Bench { operations, settings, rounds, milliseconds, print_only } => {
+            bench::all(&bench::Options { operations, settings, rounds, milliseconds, print_only })
+        }
         Task::Fuzz { target: Some(name), seconds } => fuzz::named(&name, Duration::from_secs(seconds)),
         Task::Fuzz { target: None, seconds } => fuzz::every(Duration::from_secs(seconds)),
     };
