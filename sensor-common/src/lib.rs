@@ -8,6 +8,7 @@
 
 pub mod addr;
 pub mod exec;
+pub mod kernel;
 pub mod label;
 pub mod policy;
 pub mod record;

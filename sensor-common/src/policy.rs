@@ -65,6 +65,9 @@ pub struct Profile {
 
 pub const EGRESS: u8 = 0;
 pub const INBOUND: u8 = 1;
+/// May a port be bound at all: the union of the inbound rules, whoever the
+/// peer. The address of such a flow does not matter.
+pub const BIND: u8 = 2;
 
 /// Key of the CIDR trie: 32 bits of scope, then the address.
 #[repr(C)]
@@ -324,7 +327,7 @@ pub fn decide<T: Tables>(tables: &T, generation: u32, profile_id: u16, flow: &Fl
         Reason::Multicast
     } else if addr.is_broadcast() {
         Reason::Broadcast
-    } else if flow.direction == INBOUND {
+    } else if flow.direction != EGRESS {
         Reason::NoInboundRule
     } else {
         Reason::NoRule

@@ -1,2 +1,34 @@
+//! The kernel programs of mcp-sensor. Each file is one capability and bears the
+//! name of its counterpart in `sensor-common` and in the agent. Entries are
+//! thin: they gather facts, ask a pure function of `sensor-common`, and turn
+//! its answer into a verdict in one place ([`verdict::conclude`]).
 #![no_std]
 #![no_main]
+#![allow(unreachable_pub, reason = "program entries and map types are named by the loader")]
+#![feature(core_intrinsics)]
+#![allow(internal_features, reason = "the target's atomics are behind intrinsics only")]
+
+mod address;
+mod atomic;
+mod exec;
+mod kernel;
+mod label;
+mod option;
+mod packet;
+mod policy;
+mod record;
+mod socket;
+mod unix;
+mod verdict;
+
+#[panic_handler]
+fn panic(_info: &core::panic::PanicInfo) -> ! {
+    // Never linked in: the build refuses an object that mentions a panic.
+    loop {}
+}
+
+/// Helpers that read kernel memory are offered to GPL programs only; the crate
+/// is licensed Apache-2.0 OR GPL-2.0-only.
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 4] = *b"GPL\0";

@@ -50,6 +50,8 @@ pub(crate) fn cargo_for_kernel(command: &str, rest: &[&str]) -> Result<()> {
         format!("--cfg=bpf_target_arch=\"{}\"", std::env::consts::ARCH),
         "-Cdebuginfo=2".to_owned(),
         "-Clink-arg=--btf".to_owned(),
+        // Atomics that return what was there: Linux 5.12.
+        "-Ctarget-cpu=v3".to_owned(),
     ]
     .join("\u{1f}");
     step::run_visible(

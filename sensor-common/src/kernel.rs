@@ -1,0 +1,90 @@
+//! Where the fields of kernel structures lie, and the few words that switch
+//! the programs. Offsets come from `/sys/kernel/btf/vmlinux` at start, since
+//! Rust emits no CO-RE relocations.
+
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+/// Byte offsets, all within the structure that the first part names.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Offsets {
+    pub task_tgid: u32,
+    pub task_signal: u32,
+    pub task_real_parent: u32,
+    pub task_mm: u32,
+    pub task_nsproxy: u32,
+    pub task_cred: u32,
+    pub task_files: u32,
+    pub task_cgroups: u32,
+    pub task_exit_code: u32,
+    pub signal_live: u32,
+    pub mm_arg_start: u32,
+    pub mm_arg_end: u32,
+    pub mm_exe_file: u32,
+    pub file_path: u32,
+    pub file_inode: u32,
+    pub file_private_data: u32,
+    pub path_mnt: u32,
+    pub path_dentry: u32,
+    pub dentry_name: u32,
+    pub dentry_parent: u32,
+    pub mount_mnt: u32,
+    pub mount_parent: u32,
+    pub mount_mountpoint: u32,
+    pub vfsmount_root: u32,
+    pub nsproxy_net: u32,
+    pub net_cookie: u32,
+    pub cred_cap_permitted: u32,
+    pub css_set_dfl_cgrp: u32,
+    /// `css_set.subsys[pids_cgrp_id]`, the cgroup v1 (or v2) of the pids
+    /// controller: containers on hybrid hosts have no other. 0: none.
+    pub css_set_pids: u32,
+    pub css_cgroup: u32,
+    pub cgroup_kn: u32,
+    pub kernfs_name: u32,
+    pub kernfs_parent: u32,
+    pub files_fdt: u32,
+    pub fdtable_max_fds: u32,
+    pub fdtable_fd: u32,
+    pub inode_mode: u32,
+    pub socket_sk: u32,
+    pub sock_family: u32,
+    pub sock_cookie: u32,
+}
+
+/// The one entry of the state map.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct State {
+    /// The policy in force. 0: none yet; labelled tasks are denied.
+    pub generation: u32,
+    /// 1: the policy matches by cgroup, so that exec looks at it.
+    pub cgroup_rules: u32,
+    /// Labels that had no place since the agent started; while not 0, thread
+    /// groups beyond the label map are looked up in the overflow bitmap.
+    pub overflow: u32,
+    /// Inherited sockets that no packet has shown yet.
+    pub inherited: u32,
+    /// Next instance number; the agent's own have the top bit set.
+    pub next_instance: u64,
+}
+
+/// Set in the instance numbers that user space gives out.
+pub const INSTANCE_BY_AGENT: u32 = 1 << 31;
+
+/// Thread group ids never reach this (`PID_MAX_LIMIT`, linux/threads.h).
+pub const PID_LIMIT: u32 = 4 * 1024 * 1024;
+
+/// Repeats of one denial.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Denial {
+    pub count: u64,
+    /// How many of them went into the ring as records.
+    pub sent: u64,
+}
+
+const _: () = {
+    assert!(size_of::<Offsets>() == 160);
+    assert!(size_of::<State>() == 24);
+};

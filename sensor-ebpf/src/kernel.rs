@@ -1,0 +1,107 @@
+//! Reading kernel structures, and the words that switch the programs.
+
+use aya_ebpf::helpers::generated::{bpf_get_current_task, bpf_probe_read_kernel};
+use aya_ebpf::macros::map;
+use aya_ebpf::maps::Array;
+use core::mem::MaybeUninit;
+use sensor_common::kernel::{Offsets, State};
+
+#[unsafe(no_mangle)]
+static OFFSETS: Offsets = zeroed_offsets();
+
+const fn zeroed_offsets() -> Offsets {
+    // SAFETY: every field is an integer.
+    unsafe { MaybeUninit::<Offsets>::zeroed().assume_init() }
+}
+
+/// Reads one offset; volatile, so that the compiler does not fold the zero it
+/// sees before the agent has written the real value.
+macro_rules! offset {
+    ($field:ident) => {
+        $crate::kernel::offset_at(core::mem::offset_of!(sensor_common::kernel::Offsets, $field))
+    };
+}
+pub(crate) use offset;
+
+#[inline(always)]
+pub(crate) fn offset_at(field: usize) -> u64 {
+    // SAFETY: `field` comes from `offset_of!`.
+    unsafe { (&raw const OFFSETS).byte_add(field).cast::<u32>().read_volatile() as u64 }
+}
+
+#[map]
+static STATE: Array<State> = Array::with_max_entries(1, 0);
+
+#[inline(always)]
+pub(crate) fn state() -> Option<&'static State> {
+    STATE.get(0)
+}
+
+#[inline(always)]
+pub(crate) fn state_mut() -> Option<*mut State> {
+    STATE.get_ptr_mut(0)
+}
+
+/// The generation in force, or 0.
+#[inline(always)]
+pub(crate) fn generation() -> u32 {
+    match state_mut() {
+        // SAFETY: the map value outlives the program; the agent stores one word.
+        Some(s) => unsafe { (&raw const (*s).generation).read_volatile() },
+        None => 0,
+    }
+}
+
+/// `T` at `base + offset` in kernel memory, `None` if it cannot be read.
+#[inline(always)]
+pub(crate) fn read<T: Copy>(base: u64, offset: u64) -> Option<T> {
+    let mut value = MaybeUninit::<T>::uninit();
+    // SAFETY: the helper checks the address and writes size_of::<T>() bytes.
+    let failed = unsafe {
+        bpf_probe_read_kernel(value.as_mut_ptr().cast(), size_of::<T>() as u32, (base + offset) as *const _)
+    };
+    if failed != 0 {
+        return None;
+    }
+    // SAFETY: written in full.
+    Some(unsafe { value.assume_init() })
+}
+
+/// A pointer field; null is `None`.
+#[inline(always)]
+pub(crate) fn pointer(base: u64, offset: u64) -> Option<u64> {
+    match read::<u64>(base, offset) {
+        Some(0) | None => None,
+        some => some,
+    }
+}
+
+/// `current` as an address.
+#[inline(always)]
+pub(crate) fn current() -> u64 {
+    // SAFETY: no preconditions.
+    unsafe { bpf_get_current_task() }
+}
+
+/// CAP_NET_ADMIN in the task's permitted set, in whatever user namespace. Not
+/// readable counts as yes.
+#[inline(always)]
+pub(crate) fn has_net_admin(task: u64) -> bool {
+    const CAP_NET_ADMIN: u64 = 12;
+    let Some(cred) = pointer(task, offset!(task_cred)) else {
+        return true;
+    };
+    match read::<u64>(cred, offset!(cred_cap_permitted)) {
+        Some(set) => set & (1 << CAP_NET_ADMIN) != 0,
+        None => true,
+    }
+}
+
+/// Cookie of the task's network namespace, 0 if it cannot be read.
+#[inline(always)]
+pub(crate) fn netns(task: u64) -> u64 {
+    pointer(task, offset!(task_nsproxy))
+        .and_then(|p| pointer(p, offset!(nsproxy_net)))
+        .and_then(|n| read::<u64>(n, offset!(net_cookie)))
+        .unwrap_or(0)
+}

@@ -1,0 +1,119 @@
+//! connect() and sendmsg() on unix sockets (Linux ≥ 6.7), judged by the name
+//! that is given. A name is not an inode: an alias of a refused socket passes
+//! the default list; `strict` names what may be reached and refuses the rest.
+
+use crate::record::{self, Task};
+use crate::verdict::take_token;
+use crate::{kernel, label, policy};
+use aya_ebpf::EbpfContext as _;
+use aya_ebpf::helpers::generated::{bpf_get_current_comm, bpf_probe_read_kernel};
+use aya_ebpf::macros::{cgroup_sock_addr, map};
+use aya_ebpf::maps::{LpmTrie, lpm_trie::Key};
+use aya_ebpf::programs::SockAddrContext;
+use sensor_common::label::Label;
+use sensor_common::policy::{MODE_AUDIT, Reason, UNIX_OPEN, UNIX_STRICT};
+use sensor_common::record::{
+    COMM_BYTES, Hook, KIND_UNIX, RING_VERDICTS, UnixVerdict, VERDICT_DENY, VERDICT_WOULD_DENY,
+};
+use sensor_common::unix::{MAX_UNIX_RULES, PATH_BYTES, POWER, UNIX_SCOPE_BITS, UnixRule};
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct UnixName {
+    generation: u32,
+    profile: u32,
+    path: [u8; PATH_BYTES],
+}
+
+#[map]
+static UNIX: LpmTrie<UnixName, UnixRule> = LpmTrie::with_max_entries(2 * MAX_UNIX_RULES, 0);
+
+// Loaded by the agent with the attach types of cgroup/unix, which the section
+// names cannot say.
+#[cgroup_sock_addr(connect4)]
+pub fn unix_connect(ctx: SockAddrContext) -> i32 {
+    judge_unix(&ctx, Hook::UnixConnect)
+}
+
+#[cgroup_sock_addr(sendmsg4)]
+pub fn unix_sendmsg(ctx: SockAddrContext) -> i32 {
+    judge_unix(&ctx, Hook::UnixSendmsg)
+}
+
+#[inline(always)]
+fn judge_unix(ctx: &SockAddrContext, hook: Hook) -> i32 {
+    let label = label::of_current();
+    if !label.is_some() {
+        return 1;
+    }
+    let generation = kernel::generation();
+    let Some(server) = policy::server(generation, label.server()) else {
+        return conclude(label, hook, Reason::NoPolicy, false, None);
+    };
+    if server.unix == UNIX_OPEN {
+        return 1;
+    }
+    let audit = server.mode == MODE_AUDIT;
+    let Some(mut key) = name(ctx) else {
+        return conclude(label, hook, Reason::Malformed, audit, None);
+    };
+    key.data.generation = generation.to_be();
+    key.data.profile = (policy::profile_of(server, label) as u32).to_be();
+    if UNIX.get(&key).is_some() {
+        return 1;
+    }
+    if server.unix == UNIX_STRICT {
+        return conclude(label, hook, Reason::UnixStrict, audit, Some(&key.data.path));
+    }
+    key.data.profile = POWER.to_be();
+    if UNIX.get(&key).is_some() {
+        return conclude(label, hook, Reason::UnixPath, audit, Some(&key.data.path));
+    }
+    1
+}
+
+/// `sun_path` of the address in the kernel's copy, zero padded.
+#[inline(always)]
+fn name(ctx: &SockAddrContext) -> Option<Key<UnixName>> {
+    // struct bpf_sock_addr_kern (linux/filter.h): sk, uaddr, … The context of
+    // these attach types shows the program no address of its own.
+    const UADDR: u64 = 8;
+    const SUN_PATH: u64 = 2;
+    let address = kernel::pointer(ctx.as_ptr() as u64, UADDR)?;
+    let mut key = Key::new(
+        UNIX_SCOPE_BITS + 8 * PATH_BYTES as u32,
+        UnixName { generation: 0, profile: 0, path: [0; PATH_BYTES] },
+    );
+    // SAFETY: PATH_BYTES bytes are there; the kernel's sockaddr_storage is longer.
+    let failed = unsafe {
+        bpf_probe_read_kernel(
+            (&raw mut key.data.path).cast(),
+            PATH_BYTES as u32,
+            (address + SUN_PATH) as *const _,
+        )
+    };
+    (failed == 0).then_some(key)
+}
+
+#[inline(always)]
+fn conclude(label: Label, hook: Hook, reason: Reason, audit: bool, path: Option<&[u8; PATH_BYTES]>) -> i32 {
+    let verdict = if audit { VERDICT_WOULD_DENY } else { VERDICT_DENY };
+    if take_token(label, true) {
+        record::emit_of::<UnixVerdict>(RING_VERDICTS, KIND_UNIX, label, Task::current(), |r| {
+            r.rule = 0;
+            r.reason = reason as u8;
+            r.verdict = verdict;
+            r.hook = hook as u8;
+            r._pad = 0;
+            r.path_len = PATH_BYTES as u32;
+            match path {
+                Some(path) => r.path = *path,
+                None => r.path = [0; PATH_BYTES],
+            }
+            r.comm = [0; COMM_BYTES];
+            // SAFETY: 16 bytes are there.
+            unsafe { bpf_get_current_comm(r.comm.as_mut_ptr().cast(), COMM_BYTES as u32) };
+        });
+    }
+    audit as i32
+}

@@ -1,0 +1,410 @@
+//! The command line. Each subcommand is a file of its name.
+
+mod exit;
+
+pub use exit::{Exit, Failure};
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+pub const DEFAULT_CONTROL: &str = "/run/mcp-sensor/control.sock";
+pub const DEFAULT_STATE_DIR: &str = "/var/lib/mcp-sensor";
+pub const DEFAULT_POLICY: &str = "/etc/mcp-sensor/policy.yaml";
+pub const DEFAULT_LISTEN: &str = "127.0.0.1:7117";
+
+/// Holds MCP servers to the network their profile allows, and records what they do.
+#[derive(Debug, Parser)]
+#[command(name = "mcp-sensor", version, propagate_version = true, after_help = exit::TABLE)]
+#[command(max_term_width = 100, disable_help_subcommand = true)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Command,
+
+    /// What to log on stderr: error, warn, info, debug, trace, or a filter such as "mcp_sensor::feed=debug".
+    #[arg(long, global = true, env = "MCP_SENSOR_LOG", value_name = "FILTER", default_value = "info")]
+    pub log: String,
+
+    /// Form of the log.
+    #[arg(long, global = true, env = "MCP_SENSOR_LOG_FORMAT", value_enum, default_value_t = LogFormat::Text)]
+    pub log_format: LogFormat,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    Text,
+    Json,
+}
+
+/// Form of what a command prints.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Output {
+    Table,
+    Json,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    Run(RunArgs),
+    Collect(CollectArgs),
+    Exec(ExecArgs),
+    Status(StatusArgs),
+    Servers(ServersArgs),
+    Events(EventsArgs),
+    #[command(subcommand)]
+    Policy(PolicyCommand),
+    Mode(ModeArgs),
+    Doctor(DoctorArgs),
+    Completions(CompletionsArgs),
+    Man(ManArgs),
+}
+
+/// Run the sensor on this host.
+///
+/// Prints one line `ready` on stdout (and notifies systemd) once every verdict is
+/// enforced. The policy is read again when its file changes and on SIGHUP; a bad
+/// file changes nothing.
+#[derive(Args, Debug, Clone)]
+#[command(after_help = "Examples:
+  mcp-sensor run
+  mcp-sensor run --policy policy.yaml --control /tmp/s.sock --state-dir /tmp/s --events events.ndjson
+  mcp-sensor run --collector http://127.0.0.1:7117")]
+pub struct RunArgs {
+    /// Policy file (YAML).
+    #[arg(long, env = "MCP_SENSOR_POLICY", value_name = "FILE", default_value = DEFAULT_POLICY)]
+    pub policy: PathBuf,
+
+    /// Unix socket that `status`, `events`, `exec`, … talk to.
+    #[arg(long, env = "MCP_SENSOR_CONTROL", value_name = "SOCKET", default_value = DEFAULT_CONTROL)]
+    pub control: PathBuf,
+
+    /// Group that may read from the control socket (it always needs root to change something).
+    #[arg(long, env = "MCP_SENSOR_CONTROL_GROUP", value_name = "GROUP")]
+    pub control_group: Option<String>,
+
+    /// Where the sensor keeps what outlives it.
+    #[arg(long, env = "MCP_SENSOR_STATE_DIR", value_name = "DIR", default_value = DEFAULT_STATE_DIR)]
+    pub state_dir: PathBuf,
+
+    /// Write every event to this file too, one JSON object a line.
+    #[arg(long, env = "MCP_SENSOR_EVENTS", value_name = "FILE")]
+    pub events: Option<PathBuf>,
+
+    /// Start a new file when `--events` would grow beyond this; 0: never.
+    #[arg(long, env = "MCP_SENSOR_EVENTS_MAX_BYTES", value_name = "BYTES", default_value_t = 0)]
+    pub events_max_bytes: u64,
+
+    /// Full files kept beside the current one.
+    #[arg(long, env = "MCP_SENSOR_EVENTS_KEEP", value_name = "N", default_value_t = 4)]
+    pub events_keep: u32,
+
+    /// Send events to this collector: http://HOST:PORT or unix:/PATH. Without it they are
+    /// collected in this process, below the state directory.
+    #[arg(long, env = "MCP_SENSOR_COLLECTOR", value_name = "ADDR")]
+    pub collector: Option<String>,
+
+    /// Cgroup (v2) that the programs are attached to; default: the root, found through mountinfo.
+    #[arg(long, env = "MCP_SENSOR_CGROUP", value_name = "PATH")]
+    pub cgroup: Option<PathBuf>,
+
+    /// Name of this sensor in events; default: derived from /etc/machine-id.
+    #[arg(long, env = "MCP_SENSOR_SENSOR", value_name = "NAME")]
+    pub sensor: Option<String>,
+
+    /// Tasks that can carry a label; default: pid_max.
+    #[arg(long, env = "MCP_SENSOR_LABEL_CAPACITY", value_name = "N",
+          value_parser = clap::value_parser!(u32).range(1..))]
+    pub label_capacity: Option<u32>,
+
+    /// Start although a core hook cannot be attached; what is not enforced is reported.
+    #[arg(long, env = "MCP_SENSOR_ALLOW_DEGRADED", conflicts_with = "strict")]
+    pub allow_degraded: bool,
+
+    /// Refuse to start if anything, optional hooks included, cannot be enforced here.
+    #[arg(long, env = "MCP_SENSOR_STRICT")]
+    pub strict: bool,
+}
+
+/// Receive events from sensors and keep them.
+///
+/// Needs no privilege. Every batch is acknowledged only when it is on disk, and
+/// stored once however often it is sent.
+#[derive(Args, Debug, Clone)]
+#[command(after_help = "Examples:
+  mcp-sensor collect --dir ./events
+  mcp-sensor collect --listen unix:/run/mcp-sensor/collect.sock --dir /var/lib/mcp-sensor/events -o json")]
+pub struct CollectArgs {
+    /// Where to listen: HOST:PORT, or unix:/PATH.
+    #[arg(long, env = "MCP_SENSOR_LISTEN", value_name = "ADDR", default_value = DEFAULT_LISTEN)]
+    pub listen: String,
+
+    /// Where the events are kept (events.ndjson, events.ndjson.1, …).
+    #[arg(long, env = "MCP_SENSOR_DIR", value_name = "DIR")]
+    pub dir: PathBuf,
+
+    /// Start a new file beyond this size.
+    #[arg(long, env = "MCP_SENSOR_MAX_BYTES", value_name = "BYTES", default_value_t = 256 << 20,
+          value_parser = clap::value_parser!(u64).range(1 << 20..))]
+    pub max_bytes: u64,
+
+    /// Full files kept beside the current one.
+    #[arg(long, env = "MCP_SENSOR_KEEP", value_name = "N", default_value_t = 16,
+          value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub keep: u32,
+
+    /// Print events as they come.
+    #[arg(short, long, env = "MCP_SENSOR_OUTPUT", value_enum, default_value_t = Output::Table)]
+    pub output: Output,
+
+    /// Print nothing but errors.
+    #[arg(long, env = "MCP_SENSOR_QUIET")]
+    pub quiet: bool,
+}
+
+/// How to reach the agent.
+#[derive(Args, Debug, Clone)]
+pub struct ControlArgs {
+    /// The agent's control socket.
+    #[arg(long, env = "MCP_SENSOR_CONTROL", value_name = "SOCKET", default_value = DEFAULT_CONTROL)]
+    pub control: PathBuf,
+}
+
+#[derive(Args, Debug, Clone)]
+pub struct OutputArgs {
+    /// Form of the output.
+    #[arg(short, long, env = "MCP_SENSOR_OUTPUT", value_enum, default_value_t = Output::Table)]
+    pub output: Output,
+}
+
+/// Become an instance of a server, then execute a command.
+///
+/// The label is on this process before the command is executed, so nothing of
+/// it runs unjudged. Descriptors other than stdin, stdout and stderr are closed.
+#[derive(Args, Debug, Clone)]
+#[command(after_help = "Examples:
+  mcp-sensor exec --server github -- npx -y @modelcontextprotocol/server-github
+In a client's configuration, put it in front of the server's command:
+  \"command\": \"mcp-sensor\", \"args\": [\"exec\", \"--server\", \"time\", \"--\", \"uvx\", \"mcp-server-time\"]")]
+pub struct ExecArgs {
+    #[command(flatten)]
+    pub control: ControlArgs,
+
+    /// The server, as the policy names it.
+    #[arg(long, env = "MCP_SENSOR_SERVER", value_name = "NAME")]
+    pub server: String,
+
+    /// The command and its arguments.
+    #[arg(last = true, required = true, value_name = "CMD")]
+    pub command: Vec<std::ffi::OsString>,
+}
+
+/// What the sensor is, enforces, and has lost.
+#[derive(Args, Debug, Clone)]
+#[command(after_help = "Examples:
+  mcp-sensor status
+  mcp-sensor status -o json")]
+pub struct StatusArgs {
+    #[command(flatten)]
+    pub control: ControlArgs,
+    #[command(flatten)]
+    pub output: OutputArgs,
+}
+
+/// Servers and their running instances.
+#[derive(Args, Debug, Clone)]
+#[command(after_help = "Examples:
+  mcp-sensor servers
+  mcp-sensor servers --server github -o json")]
+pub struct ServersArgs {
+    #[command(flatten)]
+    pub control: ControlArgs,
+    #[command(flatten)]
+    pub output: OutputArgs,
+    /// Only this one.
+    #[arg(long, value_name = "NAME")]
+    pub server: Option<String>,
+}
+
+/// A verdict as `--verdict` takes it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[value(rename_all = "snake_case")]
+pub enum VerdictArg {
+    Allow,
+    Deny,
+    WouldDeny,
+}
+
+/// Recorded events.
+#[derive(Args, Debug, Clone)]
+#[command(after_help = "Examples:
+  mcp-sensor events --verdict deny
+  mcp-sensor events --follow --server github -o json
+  mcp-sensor events --since 10m")]
+pub struct EventsArgs {
+    #[command(flatten)]
+    pub control: ControlArgs,
+    #[command(flatten)]
+    pub output: OutputArgs,
+    /// Then those to come, until interrupted.
+    #[arg(short, long)]
+    pub follow: bool,
+    /// Only of this server.
+    #[arg(long, value_name = "NAME")]
+    pub server: Option<String>,
+    /// Only these verdicts (several with commas).
+    #[arg(long, value_enum, value_delimiter = ',')]
+    pub verdict: Vec<VerdictArg>,
+    /// Only these types (several with commas): connection, loss, exec, …
+    #[arg(long = "type", value_name = "TYPE", value_delimiter = ',',
+          value_parser = clap::builder::PossibleValuesParser::new(crate::event::json::TYPES))]
+    pub types: Vec<String>,
+    /// Not older than this: 90s, 10m, 2h, 1d, or a time as in events.
+    #[arg(long, value_name = "AGE|TIME")]
+    pub since: Option<String>,
+    /// At most so many past events, the newest.
+    #[arg(short = 'n', long, value_name = "N")]
+    pub limit: Option<u64>,
+}
+
+/// Check, explain, derive and load policies.
+#[derive(Debug, Subcommand)]
+pub enum PolicyCommand {
+    Check(PolicyCheckArgs),
+    Explain(PolicyExplainArgs),
+    Suggest(PolicySuggestArgs),
+    Schema(PolicySchemaArgs),
+    Show(PolicyShowArgs),
+    Reload(PolicyReloadArgs),
+}
+
+/// Whether a policy file is valid; if not, where and why.
+#[derive(Args, Debug, Clone)]
+#[command(after_help = "Examples:
+  mcp-sensor policy check policy.yaml")]
+pub struct PolicyCheckArgs {
+    /// The policy file.
+    #[arg(value_name = "FILE", env = "MCP_SENSOR_POLICY", default_value = DEFAULT_POLICY)]
+    pub file: PathBuf,
+    #[command(flatten)]
+    pub output: OutputArgs,
+}
+
+/// Which rule decides about a destination.
+#[derive(Args, Debug, Clone)]
+#[command(after_help = "Examples:
+  mcp-sensor policy explain --server github --to 10.20.0.7:5432
+  mcp-sensor policy explain --policy policy.yaml --server dns --to 9.9.9.9:53/udp")]
+pub struct PolicyExplainArgs {
+    /// The policy file; without it the one in force is asked for.
+    #[arg(long, env = "MCP_SENSOR_POLICY", value_name = "FILE")]
+    pub policy: Option<PathBuf>,
+    #[command(flatten)]
+    pub control: ControlArgs,
+    /// The server, as the policy names it.
+    #[arg(long, value_name = "NAME")]
+    pub server: String,
+    /// HOST_OR_IP:PORT, with /udp or /tcp after it if it is not TCP.
+    #[arg(long, value_name = "ADDR")]
+    pub to: String,
+    #[command(flatten)]
+    pub output: OutputArgs,
+}
+
+/// A minimal profile from what audit recorded.
+#[derive(Args, Debug, Clone)]
+#[command(after_help = "Examples:
+  mcp-sensor policy suggest --server github --since 1d
+  mcp-sensor policy suggest --server github --events events.ndjson")]
+pub struct PolicySuggestArgs {
+    #[command(flatten)]
+    pub control: ControlArgs,
+    /// The server, as the policy names it.
+    #[arg(long, value_name = "NAME")]
+    pub server: String,
+    /// Records not older than this: 10m, 2h, 1d, or a time as in events.
+    #[arg(long, value_name = "AGE|TIME")]
+    pub since: Option<String>,
+    /// Read the records from this file (as written by `run --events` or `collect`), not from the agent.
+    #[arg(long, value_name = "FILE")]
+    pub events: Option<PathBuf>,
+    #[command(flatten)]
+    pub output: OutputArgs,
+}
+
+/// The JSON Schema of policy files.
+#[derive(Args, Debug, Clone)]
+pub struct PolicySchemaArgs {}
+
+/// The policy in force.
+#[derive(Args, Debug, Clone)]
+pub struct PolicyShowArgs {
+    #[command(flatten)]
+    pub control: ControlArgs,
+    #[command(flatten)]
+    pub output: OutputArgs,
+}
+
+/// Read the policy file again now (needs root).
+#[derive(Args, Debug, Clone)]
+pub struct PolicyReloadArgs {
+    #[command(flatten)]
+    pub control: ControlArgs,
+    #[command(flatten)]
+    pub output: OutputArgs,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ModeArg {
+    Audit,
+    Enforce,
+}
+
+/// Switch one server between audit and enforce, until a policy is loaded (needs root).
+#[derive(Args, Debug, Clone)]
+#[command(after_help = "Examples:
+  mcp-sensor mode --server github enforce")]
+pub struct ModeArgs {
+    #[command(flatten)]
+    pub control: ControlArgs,
+    /// The server, as the policy names it.
+    #[arg(long, value_name = "NAME")]
+    pub server: String,
+    #[arg(value_enum)]
+    pub mode: ModeArg,
+    #[command(flatten)]
+    pub output: OutputArgs,
+}
+
+/// What this host can enforce: each prerequisite and each hook.
+#[derive(Args, Debug, Clone)]
+pub struct DoctorArgs {
+    /// Cgroup (v2) to try the programs on; default: the root.
+    #[arg(long, env = "MCP_SENSOR_CGROUP", value_name = "PATH")]
+    pub cgroup: Option<PathBuf>,
+    #[command(flatten)]
+    pub output: OutputArgs,
+}
+
+/// Completions for a shell, on stdout.
+#[derive(Args, Debug, Clone)]
+pub struct CompletionsArgs {
+    #[arg(value_enum)]
+    pub shell: clap_complete::Shell,
+}
+
+/// Write man pages into a directory.
+#[derive(Args, Debug, Clone)]
+pub struct ManArgs {
+    #[arg(value_name = "DIR")]
+    pub dir: PathBuf,
+}
+
+/// The whole program; `main` is this.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let done = match cli.command {
+        Command::Run(args) => crate::agent::run(args),
+        _ => Err(Failure::new(Exit::Failure, "not there yet").into()),
+    };
+    done.unwrap_or_else(|error| exit::report(&error))
+}

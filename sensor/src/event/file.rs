@@ -1,0 +1,189 @@
+//! A file of lines that only its owner can read, that never holds half a line
+//! after a failure, and that is rotated by size: `NAME`, `NAME.1`, `NAME.2`, …
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+#[derive(Clone, Copy, Debug)]
+pub struct Rotation {
+    /// A write that would make the file larger than this goes to a new one; 0:
+    /// never.
+    pub max_bytes: u64,
+    /// Files kept beside the current one; the oldest is deleted.
+    pub keep: u32,
+}
+
+#[derive(Debug)]
+pub struct LineFile {
+    path: PathBuf,
+    file: File,
+    bytes: u64,
+    rotation: Rotation,
+}
+
+/// Longest half line that a crash can have left; what is cut is at most this.
+const TORN_MAX: u64 = 4 << 20;
+
+impl LineFile {
+    /// Opens or creates; a half line that a crash left at the end is cut off.
+    pub fn open(path: &Path, rotation: Rotation) -> io::Result<LineFile> {
+        let file = open(path)?;
+        let bytes = cut_torn(&file)?;
+        Ok(LineFile { path: path.to_owned(), file, bytes, rotation })
+    }
+
+    /// Appends whole lines, all of them or none.
+    pub fn append(&mut self, lines: &[u8]) -> io::Result<()> {
+        let max = self.rotation.max_bytes;
+        if max > 0 && self.bytes > 0 && self.bytes + lines.len() as u64 > max {
+            self.rotate()?;
+        }
+        if let Err(error) = self.file.write_all(lines) {
+            // Not even part of a line stays: a reader parses line by line.
+            self.file.set_len(self.bytes)?;
+            return Err(error);
+        }
+        self.bytes += lines.len() as u64;
+        Ok(())
+    }
+
+    /// What was appended survives a crash of the machine.
+    pub fn sync(&self) -> io::Result<()> {
+        self.file.sync_data()
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    fn numbered(&self, n: u32) -> PathBuf {
+        let mut name = self.path.clone().into_os_string();
+        name.push(format!(".{n}"));
+        name.into()
+    }
+
+    fn rotate(&mut self) -> io::Result<()> {
+        self.sync()?;
+        if self.rotation.keep == 0 {
+            self.file.set_len(0)?;
+            self.bytes = 0;
+            return Ok(());
+        }
+        for n in (1..self.rotation.keep).rev() {
+            match std::fs::rename(self.numbered(n), self.numbered(n + 1)) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => (),
+            }
+        }
+        std::fs::rename(&self.path, self.numbered(1))?;
+        self.file = open(&self.path)?;
+        self.bytes = 0;
+        let parent = self.path.parent().filter(|p| !p.as_os_str().is_empty());
+        File::open(parent.unwrap_or(Path::new(".")))?.sync_all()
+    }
+}
+
+fn open(path: &Path) -> io::Result<File> {
+    let file = OpenOptions::new()
+        .append(true)
+        .read(true)
+        .create(true)
+        .mode(0o600)
+        // Nobody gets the sensor to write elsewhere by a link, nor to hang on a FIFO.
+        .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_CLOEXEC)
+        .open(path)?;
+    let meta = file.metadata()?;
+    if !meta.is_file() {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
+    }
+    if meta.uid() != nix::unistd::geteuid().as_raw() {
+        let why = format!("belongs to uid {}: move it away, so that nobody else can read it", meta.uid());
+        return Err(io::Error::new(io::ErrorKind::PermissionDenied, why));
+    }
+    Ok(file)
+}
+
+/// The length after cutting what follows the last newline.
+fn cut_torn(mut file: &File) -> io::Result<u64> {
+    let length = file.metadata()?.len();
+    let mut end = length;
+    let mut block = vec![0; 64 << 10];
+    while end > 0 {
+        if length - end > TORN_MAX {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "its last line is no line of events"));
+        }
+        let start = end.saturating_sub(block.len() as u64);
+        let part = &mut block[..(end - start) as usize];
+        file.seek(SeekFrom::Start(start))?;
+        file.read_exact(part)?;
+        if let Some(newline) = part.iter().rposition(|b| *b == b'\n') {
+            end = start + newline as u64 + 1;
+            break;
+        }
+        end = start;
+    }
+    if end != length {
+        file.set_len(end)?;
+    }
+    Ok(end)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+    use std::os::unix::fs::PermissionsExt;
+
+    const ONE: Rotation = Rotation { max_bytes: 10, keep: 2 };
+
+    #[test]
+    fn the_file_is_readable_by_its_owner_only() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("e");
+        LineFile::open(&path, ONE).unwrap().append(b"x\n").unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+    }
+
+    #[test]
+    fn rotation_keeps_the_newest_and_deletes_the_oldest() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("e");
+        let mut file = LineFile::open(&path, ONE).unwrap();
+        for line in [b"1111111\n", b"2222222\n", b"3333333\n", b"4444444\n"] {
+            file.append(line).unwrap();
+        }
+        let read = |name: &str| fs::read_to_string(dir.path().join(name)).unwrap();
+        assert_eq!(
+            (read("e"), read("e.1"), read("e.2")),
+            ("4444444\n".into(), "3333333\n".into(), "2222222\n".into())
+        );
+        assert!(!dir.path().join("e.3").exists());
+    }
+
+    #[test]
+    fn half_a_line_is_cut_when_the_file_is_opened_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("e");
+        fs::write(&path, "{\"seq\":1}\n{\"seq\":2").unwrap();
+        let mut file = LineFile::open(&path, Rotation { max_bytes: 0, keep: 0 }).unwrap();
+        file.append(b"{\"seq\":2}\n").unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), "{\"seq\":1}\n{\"seq\":2}\n");
+        fs::write(&path, vec![b'x'; 70_000]).unwrap();
+        LineFile::open(&path, ONE).unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().len(), 0);
+    }
+
+    #[test]
+    fn links_and_pipes_are_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let link = dir.path().join("link");
+        std::os::unix::fs::symlink("/dev/null", &link).unwrap();
+        assert_eq!(LineFile::open(&link, ONE).unwrap_err().raw_os_error(), Some(libc::ELOOP));
+        assert_eq!(
+            LineFile::open(Path::new("/dev/null"), ONE).unwrap_err().kind(),
+            io::ErrorKind::InvalidInput
+        );
+    }
+}

@@ -1,0 +1,77 @@
+//! Events inside the agent: what they are about, the bus that numbers and
+//! distributes them, their JSON form and the file they may be written to.
+
+mod buffer;
+pub mod bus;
+pub mod file;
+pub mod json;
+pub mod ndjson;
+
+pub use bus::{Bus, Identity, Limits, Subscriber};
+pub use mcp_sensor_proto::v1 as pb;
+pub use mcp_sensor_proto::v1::Event;
+pub use mcp_sensor_proto::v1::event::Body;
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// What may be dropped first when a reader is slow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Class {
+    /// Denials, losses, findings and the sensor's own state.
+    Essential,
+    Telemetry,
+}
+
+/// The verdict of a body that is one.
+pub fn decision(body: &Body) -> Option<&pb::Decision> {
+    match body {
+        Body::Connection(c) => c.decision.as_ref(),
+        Body::Socket(s) => s.decision.as_ref(),
+        Body::UnixConnection(u) => u.decision.as_ref(),
+        _ => None,
+    }
+}
+
+/// The labelled process that a body is about.
+pub fn actor(body: &Body) -> Option<&pb::Actor> {
+    match body {
+        Body::Connection(c) => c.actor.as_ref(),
+        Body::Socket(s) => s.actor.as_ref(),
+        Body::UnixConnection(u) => u.actor.as_ref(),
+        Body::Exec(e) => e.actor.as_ref(),
+        Body::InstanceStarted(i) => i.actor.as_ref(),
+        Body::InstanceEnded(i) => i.actor.as_ref(),
+        Body::Loss(_) | Body::PolicyChange(_) | Body::SensorState(_) | Body::Finding(_) => None,
+    }
+}
+
+/// The server that a body is about, empty if it is about none.
+pub fn server(body: &Body) -> &str {
+    match body {
+        Body::PolicyChange(p) => &p.server,
+        Body::Finding(f) => &f.server,
+        _ => actor(body).map_or("", |a| &a.server),
+    }
+}
+
+pub fn class(body: &Body) -> Class {
+    match body {
+        Body::Connection(_) | Body::Socket(_) | Body::UnixConnection(_) => {
+            let denial = |d: &pb::Decision| d.verdict() != pb::Verdict::Allow;
+            if decision(body).is_none_or(denial) { Class::Essential } else { Class::Telemetry }
+        }
+        Body::Exec(_) | Body::InstanceStarted(_) | Body::InstanceEnded(_) => Class::Telemetry,
+        Body::Loss(_) | Body::PolicyChange(_) | Body::SensorState(_) | Body::Finding(_) => Class::Essential,
+    }
+}
+
+/// A denial, whether it was enforced or only would have been.
+pub fn is_denial(body: &Body) -> bool {
+    decision(body).is_some_and(|d| matches!(d.verdict(), pb::Verdict::Deny | pb::Verdict::WouldDeny))
+}
+
+/// UTC now, in the unit of [`Event::time_unix_ns`].
+pub fn now() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
+}

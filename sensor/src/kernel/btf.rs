@@ -1,0 +1,138 @@
+//! Offsets of kernel structures, from the kernel's own type information.
+
+use btf_rs::{Btf, Type};
+use sensor_common::kernel::Offsets;
+use std::path::Path;
+
+pub const VMLINUX: &str = "/sys/kernel/btf/vmlinux";
+
+/// Why the kernel's layout could not be learned.
+#[derive(Debug, thiserror::Error)]
+pub enum BtfError {
+    #[error("cannot read {VMLINUX}: {0} (the kernel needs CONFIG_DEBUG_INFO_BTF)")]
+    Read(String),
+    #[error("this kernel's `{structure}` has no `{field}`; mcp-sensor does not know its layout")]
+    Missing { structure: &'static str, field: &'static str },
+}
+
+/// Reads every offset that the programs use.
+pub fn offsets() -> Result<Offsets, BtfError> {
+    offsets_of(Path::new(VMLINUX))
+}
+
+fn offsets_of(path: &Path) -> Result<Offsets, BtfError> {
+    let btf = Btf::from_file(path).map_err(|e| BtfError::Read(e.to_string()))?;
+    let at = |structure: &'static str, fields: &[&'static str]| -> Result<u32, BtfError> {
+        fields
+            .iter()
+            .find_map(|field| member(&btf, structure, field))
+            .ok_or(BtfError::Missing { structure, field: fields[0] })
+    };
+    let qstr_name = at("qstr", &["name"])?;
+    Ok(Offsets {
+        task_tgid: at("task_struct", &["tgid"])?,
+        task_signal: at("task_struct", &["signal"])?,
+        task_real_parent: at("task_struct", &["real_parent"])?,
+        task_mm: at("task_struct", &["mm"])?,
+        task_nsproxy: at("task_struct", &["nsproxy"])?,
+        task_cred: at("task_struct", &["cred"])?,
+        task_files: at("task_struct", &["files"])?,
+        task_cgroups: at("task_struct", &["cgroups"])?,
+        task_exit_code: at("task_struct", &["exit_code"])?,
+        signal_live: at("signal_struct", &["live"])?,
+        mm_arg_start: at("mm_struct", &["arg_start"])?,
+        mm_arg_end: at("mm_struct", &["arg_end"])?,
+        mm_exe_file: at("mm_struct", &["exe_file"])?,
+        file_path: at("file", &["f_path"])?,
+        file_inode: at("file", &["f_inode"])?,
+        file_private_data: at("file", &["private_data"])?,
+        path_mnt: at("path", &["mnt"])?,
+        path_dentry: at("path", &["dentry"])?,
+        dentry_name: at("dentry", &["d_name"])? + qstr_name,
+        dentry_parent: at("dentry", &["d_parent"])?,
+        mount_mnt: at("mount", &["mnt"])?,
+        mount_parent: at("mount", &["mnt_parent"])?,
+        mount_mountpoint: at("mount", &["mnt_mountpoint"])?,
+        vfsmount_root: at("vfsmount", &["mnt_root"])?,
+        nsproxy_net: at("nsproxy", &["net_ns"])?,
+        net_cookie: at("net", &["net_cookie"])?,
+        cred_cap_permitted: at("cred", &["cap_permitted"])?,
+        css_set_dfl_cgrp: at("css_set", &["dfl_cgrp"])?,
+        css_set_pids: pids_slot(&btf, at("css_set", &["subsys"])?),
+        css_cgroup: at("cgroup_subsys_state", &["cgroup"])?,
+        cgroup_kn: at("cgroup", &["kn"])?,
+        kernfs_name: at("kernfs_node", &["name"])?,
+        // Renamed in Linux 6.15.
+        kernfs_parent: at("kernfs_node", &["__parent", "parent"])?,
+        files_fdt: at("files_struct", &["fdt"])?,
+        fdtable_max_fds: at("fdtable", &["max_fds"])?,
+        fdtable_fd: at("fdtable", &["fd"])?,
+        inode_mode: at("inode", &["i_mode"])?,
+        socket_sk: at("socket", &["sk"])?,
+        // struct sock begins with struct sock_common.
+        sock_family: at("sock_common", &["skc_family"])?,
+        sock_cookie: at("sock_common", &["skc_cookie"])?,
+    })
+}
+
+/// Where `css_set.subsys` holds the pids controller; 0 if the kernel has none.
+fn pids_slot(btf: &Btf, subsys: u32) -> u32 {
+    let types = btf.resolve_types_by_name("cgroup_subsys_id").unwrap_or_default();
+    for t in types {
+        let Type::Enum(ids) = t else { continue };
+        for id in &ids.members {
+            if btf.resolve_name(id).is_ok_and(|n| n == "pids_cgrp_id") {
+                return subsys + id.val() * 8;
+            }
+        }
+    }
+    0
+}
+
+/// Byte offset of a member, anonymous structures and unions looked through.
+fn member(btf: &Btf, structure: &str, field: &str) -> Option<u32> {
+    btf.resolve_types_by_name(structure).ok()?.into_iter().find_map(|t| match t {
+        Type::Struct(s) | Type::Union(s) => member_of(btf, &s, field, 0),
+        _ => None,
+    })
+}
+
+fn member_of(btf: &Btf, s: &btf_rs::Struct, field: &str, depth: u32) -> Option<u32> {
+    const DEPTH: u32 = 8;
+    for m in &s.members {
+        let name = btf.resolve_name(m).unwrap_or_default();
+        if name == field {
+            return Some(m.bit_offset() / 8);
+        }
+        if name.is_empty()
+            && depth < DEPTH
+            && let Ok(Type::Struct(inner) | Type::Union(inner)) = btf.resolve_chained_type(m)
+            && let Some(offset) = member_of(btf, &inner, field, depth + 1)
+        {
+            return Some(m.bit_offset() / 8 + offset);
+        }
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn this_kernel_has_every_field() {
+        if !Path::new(VMLINUX).exists() {
+            println!("skipped: {VMLINUX} does not exist");
+            return;
+        }
+        let o = offsets().expect("offsets");
+        assert!(o.task_tgid > 0 && o.mm_arg_end == o.mm_arg_start + 8 && o.mount_mnt > 0);
+    }
+
+    #[test]
+    fn a_file_that_is_no_btf_is_an_error() {
+        let file = tempfile::NamedTempFile::new().expect("file");
+        std::fs::write(file.path(), b"not btf").expect("write");
+        assert!(matches!(offsets_of(file.path()), Err(BtfError::Read(_))));
+    }
+}
