@@ -2,12 +2,14 @@
 
 mod bench;
 mod build;
+mod demo;
 mod fuzz;
 mod lint;
 mod setup;
 mod step;
 mod tally;
 mod test;
+mod testbed;
 mod toolchain;
 mod workspace;
 
@@ -32,6 +34,8 @@ enum Task {
         #[arg(long)]
         debug: bool,
     },
+    /// Real servers held to a policy, before your eyes
+    Demo,
     /// Every test; closes with one line that sums them
     Test {
         /// Ignored tests, a minute per fuzz target, kernels in virtual machines
@@ -77,6 +81,7 @@ fn main() -> ExitCode {
     let done = match arguments.command {
         Task::Setup => setup::all(),
         Task::Build { debug } => build::all(debug),
+        Task::Demo => demo::all(),
         Task::Test { full, filter } => test::all(&test::Options { full, filter }),
         Task::Lint { install } => lint::all(install),
         Task::Bench { operations, settings, rounds, milliseconds, print_only } => {

@@ -113,7 +113,7 @@ fn end_to_end(options: &Options) -> Result<Tally> {
     if options.full {
         command.arg("--include-ignored");
     }
-    command.args(&options.filter).env("MCP_SENSOR_BINARY", workspace::sensor_binary(false));
+    command.args(&options.filter).env("MCP_SENSOR_BIN", workspace::sensor_binary(false));
     run(&mut command)
 }
 
@@ -135,7 +135,7 @@ fn run(command: &mut Command) -> Result<Tally> {
     if !status.success() && tally.failed == 0 {
         bail!("the test runner ended with {status} before it could report");
     }
-    Ok(tally)
+    Ok(tally.close())
 }
 
 /// Pinned maps and links live in bpffs; containers and rescue systems come
