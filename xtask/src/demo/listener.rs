@@ -50,11 +50,12 @@ fn answer(connection: &TcpStream) -> std::io::Result<()> {
             break;
         }
     }
-    let body = format!("<html><body><article><h1>A page</h1><p>{PAGE}</p></article></body></html>");
     let mut out = connection;
+    // Plain text: for HTML, mcp-server-fetch asks npm for a converter first,
+    // and there is no npm on this wire.
     write!(
         out,
-        "HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
-        body.len()
+        "HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{PAGE}",
+        PAGE.len()
     )
 }

@@ -3,7 +3,7 @@
 
 mod listener;
 
-use std::{process::Command, time::Duration};
+use std::{fs, process::Command, time::Duration};
 
 use anyhow::{Context, Result, bail, ensure};
 use mcp_sensor_tests::{
@@ -165,7 +165,9 @@ impl Client {
             "everything": {"command": testbed.everything, "args": ["stdio"]},
         });
         let mut command: Command = bed.command(&testbed.python)?;
-        command.args(["-c", include_str!("client.py")]).arg(servers.to_string());
+        let script = bed.folder.path().join("client.py");
+        fs::write(&script, include_str!("client.py"))?;
+        command.arg(script).arg(servers.to_string());
         let mut client = Self(Running::start(command)?);
         let tools = client.answer().context("the client cannot start its servers")?;
         for name in ["fetch", "everything"] {
