@@ -11,7 +11,7 @@ use aya_ebpf::macros::cgroup_sock_addr;
 use aya_ebpf::programs::SockAddrContext;
 use sensor_common::addr::Addr;
 use sensor_common::label::Label;
-use sensor_common::policy::{BIND, EGRESS, Flow, PROFILE_SELF, Reason};
+use sensor_common::policy::{BIND, Decision, EGRESS, Flow, PROFILE_SELF, Reason};
 use sensor_common::record::{Hook, INSTANCE_NET_ADMIN};
 use sensor_common::socket::{Peer, SOCKET_INBOUND, SOCKET_NAT_TRUSTED, SOCKET_SELF, Socket};
 use sensor_common::UDP;
@@ -86,7 +86,6 @@ fn judge_outgoing(ctx: *mut bpf_sock_addr, hook: Hook, v6: bool, task_label: Lab
     // SAFETY: fields of the context.
     let (protocol, port) = unsafe { ((*ctx).protocol as u8, u16::from_be((*ctx).user_port as u16)) };
     let addr = destination(ctx, v6);
-    let task = Task::current();
     let flow = Flow {
         direction: EGRESS,
         protocol,
@@ -103,52 +102,64 @@ fn judge_outgoing(ctx: *mut bpf_sock_addr, hook: Hook, v6: bool, task_label: Lab
     let socket_label = if stored.is_null() { Label::NONE } else { unsafe { (*stored).label } };
     let first = if task_label.is_some() { task_label } else { socket_label };
 
-    let mut facts = Facts::of(first, hook, task);
-    facts.key.addr = addr.0;
-    facts.key.port = port;
-    facts.key.protocol = protocol;
-    facts.family = if v6 { 10 } else { 2 };
     // SAFETY: `ctx` is the program's context.
-    unsafe {
-        facts.netns = bpf_get_netns_cookie(ctx.cast());
-        facts.cookie = bpf_get_socket_cookie(ctx.cast());
-    }
+    let netns = unsafe { bpf_get_netns_cookie(ctx.cast()) };
+    let hook_flags = hook as u32 | if v6 { V6 } else { 0 };
 
     // The stricter of the task's label and the socket's.
-    let mut judged = judge_with_self(ctx, &flow, first, v6);
+    let mut judged = judge_with_self(ctx, &flow, first);
     if !judged.denies() && socket_label.is_some() && socket_label != first {
-        let by_socket = judge_with_self(ctx, &flow, socket_label, v6);
+        let by_socket = judge_with_self(ctx, &flow, socket_label);
         if by_socket.denies() || judged.decision.allows() {
             judged = by_socket;
         }
     }
     if stored.is_null() {
-        stored = socket::adopt(sk, first, facts.netns, task);
+        stored = socket::adopt(sk, first, netns, Task::current());
         if stored.is_null() {
-            return verdict::refuse(&facts, Reason::SocketLabel);
+            judged.decision = Decision::because(Reason::SocketLabel);
+            return conclude(ctx, &flow, &judged, netns, hook_flags);
         }
     }
-    if judged.denies() {
-        return verdict::conclude(&facts, &judged);
+    if !judged.denies() {
+        let known = approve(stored, &judged, &flow, netns, hook);
+        if judged.decision.allows() && (known || matches!(judged.decision.reason, Reason::NoTraffic)) {
+            return 1; // recorded before, or nothing is sent
+        }
     }
-    let known = approve(stored, &judged, &flow, facts.netns, hook);
-    if judged.decision.allows() && (known || matches!(judged.decision.reason, Reason::NoTraffic)) {
-        return 1; // recorded before, or nothing is sent
-    }
-    verdict::conclude(&facts, &judged)
+    conclude(ctx, &flow, &judged, netns, hook_flags)
+}
+
+/// Beside the hook's number in the last argument of [`conclude`].
+const V6: u32 = 1 << 8;
+
+/// Out of line, to keep the facts off the caller's stack.
+#[inline(never)]
+fn conclude(ctx: *mut bpf_sock_addr, flow: &Flow, judged: &Judged, netns: u64, hook: u32) -> i32 {
+    let connect = hook & 0xff == Hook::Connect as u32;
+    let kind = if connect { Hook::Connect } else { Hook::Sendmsg };
+    let mut facts = Facts::of(judged.label, kind, Task::current());
+    facts.key.addr = flow.addr.0;
+    facts.key.port = flow.port;
+    facts.key.protocol = flow.protocol;
+    facts.family = if hook & V6 != 0 { 10 } else { 2 };
+    facts.netns = netns;
+    // SAFETY: `ctx` is the program's context.
+    facts.cookie = unsafe { bpf_get_socket_cookie(ctx.cast()) };
+    verdict::conclude(&mut facts, judged)
 }
 
 /// `self` needs a look at the other end, so it is asked only when no rule
 /// allows.
-#[inline(always)]
-fn judge_with_self(ctx: *mut bpf_sock_addr, flow: &Flow, label: Label, v6: bool) -> Judged {
+#[inline(never)]
+fn judge_with_self(ctx: *mut bpf_sock_addr, flow: &Flow, label: Label) -> Judged {
     let mut judged = judge(label, flow);
     if !matches!(judged.decision.reason, Reason::NoRule) || !flow.addr.normalise().is_loopback() {
         return judged;
     }
     if let Some(rule) = self_rule(label) {
         let own = flow.any_port
-            || packet::listener_is_own(ctx.cast(), flow.addr.normalise(), flow.port, flow.protocol, v6, label);
+            || packet::listener_is_own(ctx.cast(), flow.addr.normalise(), flow.port, flow.protocol, label);
         if own {
             judged.decision.reason = Reason::SelfInstance;
             judged.decision.rule = rule;
@@ -233,6 +244,6 @@ fn bind(ctx: *mut bpf_sock_addr, v6: bool) -> i32 {
     facts.family = if v6 { 10 } else { 2 };
     // SAFETY: `ctx` is the program's context.
     facts.netns = unsafe { bpf_get_netns_cookie(ctx.cast()) };
-    verdict::conclude(&facts, &judged)
+    verdict::conclude(&mut facts, &judged)
 }
 

@@ -90,6 +90,16 @@ pub fn exec(_ctx: RawTracePointContext) -> i32 {
     0
 }
 
+type Callback = extern "C" fn(u32, *mut *mut Work) -> i64;
+
+/// bpf_loop, which takes its context from the stack only.
+#[inline(always)]
+fn each(count: u32, callback: Callback, work: &mut Work) {
+    let mut work: *mut Work = work;
+    // SAFETY: the callback and its context outlive the call.
+    unsafe { bpf_loop(count, callback as *mut c_void, (&raw mut work).cast(), 0) };
+}
+
 /// Gathers argv and the executable's path.
 #[inline(always)]
 fn describe(work: &mut Work) {
@@ -132,15 +142,14 @@ fn describe(work: &mut Work) {
         Some(mnt) => mnt - offset!(mount_mnt),
         None => 0,
     };
-    // SAFETY: the callback and its context outlive the call.
-    unsafe { bpf_loop(64, path_step as *mut c_void, (&raw mut *work).cast(), 0) };
+    each(64, path_step, work);
 }
 
 /// One name of the executable's path, from the file up to the root of its
 /// mount namespace.
-extern "C" fn path_step(_index: u32, work: *mut Work) -> i64 {
-    // SAFETY: the context given to bpf_loop.
-    let work = unsafe { &mut *work };
+extern "C" fn path_step(_index: u32, work: *mut *mut Work) -> i64 {
+    // SAFETY: what `each` gave to bpf_loop.
+    let work = unsafe { &mut **work };
     if work.dentry == 0 || work.mount == 0 {
         return 1;
     }
@@ -208,8 +217,7 @@ fn recognise(work: &mut Work) {
         work.interpreter_launcher = (rule.flags & FLAG_INTERPRETER != 0 && rule.exe != 0) as u32;
     }
     let len = work.argv_len;
-    // SAFETY: as in `describe`.
-    unsafe { bpf_loop(len, argv_step as *mut c_void, (&raw mut *work).cast(), 0) };
+    each(len, argv_step, work);
     if work.found.server == 0
         && let Some(state) = kernel::state()
         && state.cgroup_rules != 0
@@ -219,9 +227,9 @@ fn recognise(work: &mut Work) {
 }
 
 /// One byte of argv.
-extern "C" fn argv_step(index: u32, work: *mut Work) -> i64 {
-    // SAFETY: the context given to bpf_loop.
-    let work = unsafe { &mut *work };
+extern "C" fn argv_step(index: u32, work: *mut *mut Work) -> i64 {
+    // SAFETY: what `each` gave to bpf_loop.
+    let work = unsafe { &mut **work };
     if index as usize >= ARGV_BYTES {
         return 1;
     }
@@ -282,13 +290,12 @@ fn cgroups(work: &mut Work) {
 #[inline(always)]
 fn walk(work: &mut Work, cgroup: u64) {
     work.node = pointer(cgroup, offset!(cgroup_kn)).unwrap_or(0);
-    // SAFETY: as in `describe`.
-    unsafe { bpf_loop(16, cgroup_step as *mut c_void, (&raw mut *work).cast(), 0) };
+    each(16, cgroup_step, work);
 }
 
-extern "C" fn cgroup_step(_index: u32, work: *mut Work) -> i64 {
-    // SAFETY: the context given to bpf_loop.
-    let work = unsafe { &mut *work };
+extern "C" fn cgroup_step(_index: u32, work: *mut *mut Work) -> i64 {
+    // SAFETY: what `each` gave to bpf_loop.
+    let work = unsafe { &mut **work };
     if work.node == 0 {
         return 1;
     }
@@ -373,8 +380,7 @@ fn begin(work: &mut Work, label: Label, netns: u64) {
     work.fds = pointer(table, offset!(fdtable_fd)).unwrap_or(0);
     work.label = label;
     let count = if max > LOOKED_AT { LOOKED_AT } else { max };
-    // SAFETY: as in `describe`.
-    unsafe { bpf_loop(count, fd_step as *mut c_void, (&raw mut *work).cast(), 0) };
+    each(count, fd_step, work);
 }
 
 #[inline(always)]
@@ -382,11 +388,11 @@ const fn instance_zeroed() -> Instance {
     Instance { netns: 0, refilled: 0, verdict_tokens: 0, telemetry_tokens: 0, suppressed: 0, tasks: 0, flags: 0 }
 }
 
-extern "C" fn fd_step(index: u32, work: *mut Work) -> i64 {
+extern "C" fn fd_step(index: u32, work: *mut *mut Work) -> i64 {
     const S_IFMT: u16 = 0xf000;
     const S_IFSOCK: u16 = 0xc000;
-    // SAFETY: the context given to bpf_loop.
-    let work = unsafe { &mut *work };
+    // SAFETY: what `each` gave to bpf_loop.
+    let work = unsafe { &mut **work };
     if work.fds == 0 {
         return 1;
     }

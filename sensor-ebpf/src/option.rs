@@ -52,7 +52,7 @@ pub fn setsockopt(ctx: SockoptContext) -> i32 {
     // Repeats are told apart by what was asked for.
     facts.key.port = option as u16;
     facts.key.protocol = level as u8;
-    verdict::refuse(&facts, reason)
+    verdict::refuse(&mut facts, reason)
 }
 
 /// linux/in.h, linux/in6.h, asm-generic/socket.h. The MCAST_* numbers are the

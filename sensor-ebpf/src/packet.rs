@@ -55,81 +55,75 @@ struct Packet {
     opens: bool,
 }
 
-#[inline(always)]
-fn load<const N: usize>(skb: *mut __sk_buff, offset: u32) -> Option<[u8; N]> {
-    let mut bytes = MaybeUninit::<[u8; N]>::uninit();
-    // SAFETY: the helper writes N bytes or fails.
-    if unsafe { bpf_skb_load_bytes(skb.cast(), offset, bytes.as_mut_ptr().cast(), N as u32) } != 0 {
-        return None;
-    }
-    // SAFETY: written in full.
-    Some(unsafe { bytes.assume_init() })
-}
-
-#[inline(always)]
-fn word(bytes: &[u8], at: usize) -> u32 {
-    u32::from_ne_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
-}
-
-/// Reads the headers; an `Err` is a packet that no plain socket makes.
-#[inline(always)]
-fn parse(skb: *mut __sk_buff) -> Result<Packet, Reason> {
+/// Reads the headers into `packet`. `false`: no plain socket makes such a
+/// packet, `reason` says why. Out of line, and in words of one buffer, to keep
+/// the stack small.
+#[inline(never)]
+fn parse(skb: *mut __sk_buff, packet: &mut Packet, reason: &mut Reason) -> bool {
     const ETH_P_IP: u32 = 0x0800u16.to_be() as u32;
     const ETH_P_IPV6: u32 = 0x86ddu16.to_be() as u32;
-    // SAFETY: a field of the context.
-    match unsafe { (*skb).protocol } {
-        ETH_P_IP => {
-            let h = load::<20>(skb, 0).ok_or(Reason::Malformed)?;
-            if h[0] != 0x45 {
-                return Err(if h[0] >> 4 == 4 { Reason::IpOptions } else { Reason::Malformed });
+    let mut h = MaybeUninit::<[u32; 10]>::uninit();
+    let words: *mut u32 = h.as_mut_ptr().cast();
+    // SAFETY (of the block): the helper writes as many bytes as it is told or
+    // fails; only those are read.
+    unsafe {
+        let load = |at: u32, len: u32| bpf_skb_load_bytes(skb.cast(), at, words.cast(), len) == 0;
+        let word = |i: usize| words.add(i).read();
+        let byte = |i: usize| words.cast::<u8>().add(i).read();
+        let transport = match (*skb).protocol {
+            ETH_P_IP => {
+                if !load(0, 20) {
+                    return false;
+                }
+                if byte(0) != 0x45 {
+                    *reason = if byte(0) >> 4 == 4 { Reason::IpOptions } else { Reason::Malformed };
+                    return false;
+                }
+                // More fragments, or an offset.
+                if byte(6) & 0x3f != 0 || byte(7) != 0 {
+                    *reason = Reason::Fragment;
+                    return false;
+                }
+                packet.protocol = byte(9);
+                packet.source = Addr::v4(word(3));
+                packet.destination = Addr::v4(word(4));
+                packet.v6 = false;
+                20
             }
-            // More fragments, or an offset.
-            if h[6] & 0x3f != 0 || h[7] != 0 {
-                return Err(Reason::Fragment);
+            ETH_P_IPV6 => {
+                if !load(0, 40) {
+                    return false;
+                }
+                packet.protocol = byte(6);
+                packet.source = Addr::v6([word(2), word(3), word(4), word(5)]);
+                packet.destination = Addr::v6([word(6), word(7), word(8), word(9)]);
+                packet.v6 = true;
+                40
             }
-            transport(skb, 20, h[9], Addr::v4(word(&h, 12)), Addr::v4(word(&h, 16)), false)
+            _ => return false,
+        };
+        if packet.protocol != TCP && packet.protocol != UDP {
+            *reason = match (packet.v6, packet.protocol) {
+                // Hop-by-hop, routing, destination options, mobility, HIP, shim6.
+                (true, 0 | 43 | 60 | 135 | 139 | 140) => Reason::ExtensionHeader,
+                (true, 44) => Reason::Fragment,
+                _ => Reason::Protocol,
+            };
+            return false;
         }
-        ETH_P_IPV6 => {
-            let h = load::<40>(skb, 0).ok_or(Reason::Malformed)?;
-            let at = |i: usize| Addr::v6([word(&h, i), word(&h, i + 4), word(&h, i + 8), word(&h, i + 12)]);
-            match h[6] {
-                0 | 43 | 60 | 135 | 139 | 140 => return Err(Reason::ExtensionHeader),
-                44 => return Err(Reason::Fragment),
-                _ => {}
-            }
-            transport(skb, 40, h[6], at(8), at(24), true)
+        if !load(transport, 4) {
+            return false;
         }
-        _ => Err(Reason::Malformed),
+        packet.source_port = (byte(0) as u16) << 8 | byte(1) as u16;
+        packet.destination_port = (byte(2) as u16) << 8 | byte(3) as u16;
+        if packet.protocol == TCP {
+            if !load(transport + 12, 2) {
+                return false;
+            }
+            packet.opens = byte(1) & 0x12 == 0x02;
+        }
     }
-}
-
-#[inline(always)]
-fn transport(
-    skb: *mut __sk_buff,
-    offset: u32,
-    protocol: u8,
-    source: Addr,
-    destination: Addr,
-    v6: bool,
-) -> Result<Packet, Reason> {
-    if protocol != TCP && protocol != UDP {
-        return Err(Reason::Protocol);
-    }
-    let ports = load::<4>(skb, offset).ok_or(Reason::Malformed)?;
-    let mut opens = false;
-    if protocol == TCP {
-        let flags = load::<2>(skb, offset + 12).ok_or(Reason::Malformed)?;
-        opens = flags[1] & 0x12 == 0x02;
-    }
-    Ok(Packet {
-        source,
-        destination,
-        source_port: u16::from_be_bytes([ports[0], ports[1]]),
-        destination_port: u16::from_be_bytes([ports[2], ports[3]]),
-        protocol,
-        v6,
-        opens,
-    })
+    true
 }
 
 #[cgroup_skb(egress)]
@@ -176,13 +170,12 @@ fn judge_packet(skb: *mut __sk_buff, sk: *mut bpf_sock, stored: *mut Socket, hoo
     let s = unsafe { &mut *stored };
     let label = s.label;
     let outbound = matches!(hook, Hook::Egress);
-    let packet = match parse(skb) {
-        Ok(packet) => packet,
-        Err(reason) => {
-            let task = Task { tgid: s.tgid, tid: 0, uid: s.uid };
-            return verdict::refuse(&Facts::of(label, hook, task), reason);
-        }
-    };
+    let mut packet = EMPTY;
+    let mut reason = Reason::Malformed;
+    if !parse(skb, &mut packet, &mut reason) {
+        let judged = Judged { decision: Decision::because(reason), label, audit: verdict::in_audit(label) };
+        return conclude(skb, s, &packet, &judged, outbound as u32 | OUTSIDE);
+    }
     // The far end and our own port, whichever way the packet goes.
     let (peer, peer_port, own_port) = if outbound {
         (packet.destination, packet.destination_port, packet.source_port)
@@ -210,7 +203,7 @@ fn judge_packet(skb: *mut __sk_buff, sk: *mut bpf_sock, stored: *mut Socket, hoo
     let mut record_allow = inbound && listening && packet.opens && !outbound;
 
     if !judged.decision.allows() && packet.protocol == UDP {
-        record_allow = inbound_datagram(skb, &mut judged, label, &packet, outbound);
+        record_allow = inbound_datagram(skb, &mut judged, &packet, outbound);
     }
     if !inbound && outbound {
         translated(sk, s, &mut judged, &packet);
@@ -218,7 +211,7 @@ fn judge_packet(skb: *mut __sk_buff, sk: *mut bpf_sock, stored: *mut Socket, hoo
     if matches!(judged.decision.reason, Reason::NoRule | Reason::NoInboundRule)
         && peer.normalise().is_loopback()
         && let Some(rule) = self_rule(label)
-        && peer_is_own(skb, &packet, outbound, label)
+        && peer_is_own(skb.cast(), &packet, outbound, label)
     {
         judged.decision = Decision { reason: Reason::SelfInstance, rule };
     }
@@ -240,29 +233,60 @@ fn judge_packet(skb: *mut __sk_buff, sk: *mut bpf_sock, stored: *mut Socket, hoo
         s.flags |= SOCKET_INBOUND;
     }
 
-    let mut facts = Facts::of(label, hook, Task { tgid: s.tgid, tid: 0, uid: s.uid });
     let own_side = matches!(judged.decision.reason, Reason::NoInboundRule) || flow.direction == INBOUND;
-    facts.key.addr = peer.0;
-    facts.key.port = if own_side { own_port } else { peer_port };
-    facts.key.protocol = packet.protocol;
-    facts.other_port = if own_side { peer_port } else { own_port };
-    facts.family = if packet.v6 { 10 } else { 2 };
+    conclude(skb, s, &packet, &judged, outbound as u32 | if own_side { OWN_SIDE } else { 0 })
+}
+
+const EMPTY: Packet = Packet {
+    source: Addr([0; 4]),
+    destination: Addr([0; 4]),
+    source_port: 0,
+    destination_port: 0,
+    protocol: 0,
+    v6: false,
+    opens: false,
+};
+
+/// Flags of [`conclude`]; bit 0 is "outbound".
+const OUTBOUND: u32 = 1;
+/// The record's port is our own (inbound rules), not the peer's.
+const OWN_SIDE: u32 = 2;
+/// Nothing of the packet is known.
+const OUTSIDE: u32 = 4;
+
+#[inline(never)]
+fn conclude(skb: *mut __sk_buff, s: &Socket, packet: &Packet, judged: &Judged, flags: u32) -> i32 {
+    let hook = if flags & OUTBOUND != 0 { Hook::Egress } else { Hook::Ingress };
+    let mut facts = Facts::of(judged.label, hook, Task { tgid: s.tgid, tid: 0, uid: s.uid });
     facts.netns = s.netns;
     // SAFETY: `skb` is the program's context.
     facts.cookie = unsafe { bpf_get_socket_cookie(skb.cast()) };
-    verdict::conclude(&facts, &judged)
+    if flags & OUTSIDE == 0 {
+        let (peer, peer_port, own_port) = if flags & OUTBOUND != 0 {
+            (&packet.destination, packet.destination_port, packet.source_port)
+        } else {
+            (&packet.source, packet.source_port, packet.destination_port)
+        };
+        let own_side = flags & OWN_SIDE != 0;
+        facts.key.addr = peer.0;
+        facts.key.port = if own_side { own_port } else { peer_port };
+        facts.key.protocol = packet.protocol;
+        facts.other_port = if own_side { peer_port } else { own_port };
+        facts.family = if packet.v6 { 10 } else { 2 };
+    }
+    verdict::conclude(&mut facts, judged)
 }
 
 /// A datagram that no egress rule covers may be one that an inbound rule lets
 /// in, or the answer to such a one. True: the first from this peer.
-#[inline(always)]
+#[inline(never)]
 fn inbound_datagram(
     skb: *mut __sk_buff,
     judged: &mut Judged,
-    label: Label,
     packet: &Packet,
     outbound: bool,
 ) -> bool {
+    let label = judged.label;
     // SAFETY: `skb` is the program's context.
     let cookie = unsafe { bpf_get_socket_cookie(skb.cast()) };
     let (addr, port, own_port) = if outbound {
@@ -295,22 +319,22 @@ fn inbound_datagram(
 /// (DNAT, kube-proxy, Docker's DNS). The peer approved before that decides, if
 /// nobody in the instance can have made the translation; otherwise both must
 /// be allowed.
-#[inline(always)]
+#[inline(never)]
 fn translated(sk: *mut bpf_sock, s: &Socket, judged: &mut Judged, packet: &Packet) {
-    // SAFETY: fields of a full socket, one read each.
-    let (family, dst_port) = unsafe { ((*sk).family, u16::from_be((&raw const (*sk).dst_port).read_volatile())) };
+    // SAFETY: fields of a full socket. All are read before any is chosen: a
+    // chosen offset would be arithmetic on a socket pointer.
+    let (family, dst_port, v4, v6) = unsafe {
+        let words = (&raw const (*sk).dst_ip6).cast::<u32>();
+        let word = |i: usize| words.add(i).read_volatile();
+        (
+            (*sk).family,
+            u16::from_be((&raw const (*sk).dst_port).read_volatile()),
+            (&raw const (*sk).dst_ip4).read_volatile(),
+            [word(0), word(1), word(2), word(3)],
+        )
+    };
     let (addr, port) = if dst_port != 0 {
-        // SAFETY: as above.
-        let addr = unsafe {
-            if family == AF_INET {
-                Addr::v4((&raw const (*sk).dst_ip4).read_volatile())
-            } else {
-                let words = (&raw const (*sk).dst_ip6).cast::<u32>();
-                let word = |i: usize| words.add(i).read_volatile();
-                Addr::v6([word(0), word(1), word(2), word(3)])
-            }
-        };
-        (addr, dst_port)
+        (if family == AF_INET { Addr::v4(v4) } else { Addr::v6(v6) }, dst_port)
     } else if s.approved.valid != 0 && s.approved.protocol == packet.protocol {
         (s.approved.addr, s.approved.port)
     } else {
@@ -331,48 +355,36 @@ fn translated(sk: *mut bpf_sock, s: &Socket, judged: &mut Judged, packet: &Packe
     }
 }
 
-#[inline(always)]
-fn peer_is_own(skb: *mut __sk_buff, packet: &Packet, outbound: bool, label: Label) -> bool {
-    // The socket that receives what goes from our end to the peer's.
-    let (from, from_port, to, to_port) = if outbound {
-        (packet.source, packet.source_port, packet.destination, packet.destination_port)
-    } else {
-        (packet.destination, packet.destination_port, packet.source, packet.source_port)
-    };
-    receiver_is_own(skb.cast(), from, from_port, to, to_port, packet.protocol, packet.v6, label)
-}
-
 /// At connect(): does a socket of the same instance listen there?
 #[inline(always)]
-pub(crate) fn listener_is_own(
-    ctx: *mut c_void,
-    addr: Addr,
-    port: u16,
-    protocol: u8,
-    _v6: bool,
-    label: Label,
-) -> bool {
-    receiver_is_own(ctx, addr, 0, addr, port, protocol, !addr.is_v4(), label)
+pub(crate) fn listener_is_own(ctx: *mut c_void, addr: Addr, port: u16, protocol: u8, label: Label) -> bool {
+    let packet = Packet {
+        source: addr,
+        destination: addr,
+        source_port: 0,
+        destination_port: port,
+        protocol,
+        v6: !addr.is_v4(),
+        opens: false,
+    };
+    peer_is_own(ctx, &packet, true, label)
 }
 
-#[inline(always)]
-#[allow(clippy::too_many_arguments, reason = "a tuple and its context, inlined")]
-fn receiver_is_own(
-    ctx: *mut c_void,
-    from: Addr,
-    from_port: u16,
-    to: Addr,
-    to_port: u16,
-    protocol: u8,
-    v6: bool,
-    label: Label,
-) -> bool {
+/// Does the socket at the far end belong to the same instance? It is the one
+/// that receives what goes from our end to the peer's.
+#[inline(never)]
+fn peer_is_own(ctx: *mut c_void, packet: &Packet, outbound: bool, label: Label) -> bool {
     const CURRENT_NETNS: u64 = u64::MAX; // BPF_F_CURRENT_NETNS is -1
+    let (from, from_port, to, to_port) = if outbound {
+        (&packet.source, packet.source_port, &packet.destination, packet.destination_port)
+    } else {
+        (&packet.destination, packet.destination_port, &packet.source, packet.source_port)
+    };
     // SAFETY: plain integers.
     let mut tuple: bpf_sock_tuple = unsafe { MaybeUninit::zeroed().assume_init() };
     // SAFETY: writing the variant that the size names.
     let size = unsafe {
-        if v6 {
+        if packet.v6 {
             let t = &mut tuple.__bindgen_anon_1.ipv6;
             t.saddr = from.0;
             t.daddr = to.0;
@@ -390,7 +402,7 @@ fn receiver_is_own(
     };
     // SAFETY: the tuple is on the stack; the reference is released below.
     unsafe {
-        let other = if protocol == TCP {
+        let other = if packet.protocol == TCP {
             bpf_sk_lookup_tcp(ctx, &raw mut tuple, size, CURRENT_NETNS, 0)
         } else {
             bpf_sk_lookup_udp(ctx, &raw mut tuple, size, CURRENT_NETNS, 0)

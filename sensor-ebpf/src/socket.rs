@@ -156,17 +156,17 @@ fn create(sock: *mut bpf_sock, label: Label) -> i32 {
     facts.kind = kind as u16;
     facts.netns = netns;
     if label == label::OVERFLOWED {
-        return verdict::refuse(&facts, Reason::LabelOverflow);
+        return verdict::refuse(&mut facts, Reason::LabelOverflow);
     }
     if !plain && !policy::unrestricted(label) {
         // In audit it is made all the same, and labelled.
-        if verdict::refuse(&facts, Reason::SocketType) == 0 {
+        if verdict::refuse(&mut facts, Reason::SocketType) == 0 {
             return 0;
         }
     }
     let mut value = new(label, netns, task);
     if attach(sock, &mut value).is_null() {
-        return verdict::refuse(&facts, Reason::SocketLabel);
+        return verdict::refuse(&mut facts, Reason::SocketLabel);
     }
     1
 }

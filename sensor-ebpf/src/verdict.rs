@@ -6,6 +6,7 @@ use crate::{atomic, kernel, label, policy};
 use aya_ebpf::helpers::generated::{bpf_get_current_comm, bpf_ktime_get_boot_ns};
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::HashMap;
+use sensor_common::addr::Addr;
 use sensor_common::kernel::Denial;
 use sensor_common::label::Label;
 use sensor_common::policy::{Decision, Flow, MODE_AUDIT, Reason, decide};
@@ -31,6 +32,7 @@ pub(crate) struct Facts {
     pub label: Label,
     pub task: Task,
     pub key: VerdictKey,
+    pub rule: u32,
     pub netns: u64,
     pub cookie: u64,
     pub other_port: u16,
@@ -55,6 +57,7 @@ impl Facts {
                 verdict: 0,
                 hook: hook as u8,
             },
+            rule: 0,
             netns: 0,
             cookie: 0,
             other_port: 0,
@@ -80,41 +83,83 @@ impl Judged {
     }
 }
 
-/// What the policy in force says of `label` and `flow`. Without a policy entry
-/// it says no, in enforce mode: a label nobody knows is not a free pass.
+/// What the policy in force says of `label` and `flow`.
 #[inline(always)]
 pub(crate) fn judge(label: Label, flow: &Flow) -> Judged {
-    let generation = kernel::generation();
-    if label == label::OVERFLOWED {
-        return Judged { decision: Decision::because(Reason::LabelOverflow), label, audit: false };
-    }
-    let Some(server) = policy::server(generation, label.server()) else {
-        return Judged { decision: Decision::because(Reason::NoPolicy), label, audit: false };
+    let [a, b, c, d] = flow.addr.0;
+    let rest = flow.port as u64
+        | (flow.protocol as u64) << 16
+        | (flow.direction as u64) << 24
+        | (flow.any_port as u64) << 32;
+    // SAFETY: plain integers, both ways.
+    let packed =
+        unsafe { judge_flow(label.0, a as u64 | (b as u64) << 32, c as u64 | (d as u64) << 32, rest) };
+    // SAFETY: the low byte is a `Reason`, put there by `judge_flow`.
+    let reason = unsafe { core::mem::transmute::<u8, Reason>(packed as u8) };
+    Judged { decision: Decision { reason, rule: (packed >> 32) as u32 }, label, audit: packed >> 8 & 1 != 0 }
+}
+
+/// [`judge`] as a global function of integers: the verifier looks at the walk
+/// over the port ranges once, not once per caller and path. Returns the reason
+/// in bits 0..8, audit in bit 8, the rule in bits 32..64.
+///
+/// Without a policy entry it says no, in enforce mode: a label nobody knows is
+/// not a free pass.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub unsafe extern "C" fn judge_flow(label: u64, high: u64, low: u64, rest: u64) -> u64 {
+    let label = Label(label);
+    let flow = Flow {
+        direction: (rest >> 24) as u8,
+        protocol: (rest >> 16) as u8,
+        port: rest as u16,
+        addr: Addr([high as u32, (high >> 32) as u32, low as u32, (low >> 32) as u32]),
+        any_port: rest >> 32 & 1 != 0,
     };
-    let decision = decide(&policy::Maps, generation, policy::profile_of(server, label), flow);
-    Judged { decision, label, audit: server.mode == MODE_AUDIT }
+    if label == label::OVERFLOWED {
+        return Reason::LabelOverflow as u64;
+    }
+    let generation = kernel::generation();
+    let Some(server) = policy::server(generation, label.server()) else {
+        return Reason::NoPolicy as u64;
+    };
+    let audit = (server.mode == MODE_AUDIT) as u64;
+    let decision = decide(&policy::Maps, generation, policy::profile_of(server, label), &flow);
+    decision.reason as u64 | audit << 8 | (decision.rule as u64) << 32
 }
 
 /// Denied for a reason that no rule can lift, unless in audit. Returns what a
 /// cgroup hook returns: 0 refuses, 1 goes on.
 #[inline(always)]
-pub(crate) fn refuse(facts: &Facts, reason: Reason) -> i32 {
-    let audit = match policy::server(kernel::generation(), facts.label.server()) {
+pub(crate) fn refuse(facts: &mut Facts, reason: Reason) -> i32 {
+    let audit = in_audit(facts.label);
+    conclude(facts, &Judged { decision: Decision::because(reason), label: facts.label, audit })
+}
+
+/// The label's server is in audit; no when nothing is known of it.
+#[inline(always)]
+pub(crate) fn in_audit(label: Label) -> bool {
+    match policy::server(kernel::generation(), label.server()) {
         Some(server) => server.mode == MODE_AUDIT,
         None => false,
-    };
-    conclude(facts, &Judged { decision: Decision::because(reason), label: facts.label, audit })
+    }
 }
 
 /// The one place where a decision turns into a verdict and its record.
 #[inline(always)]
-pub(crate) fn conclude(facts: &Facts, judged: &Judged) -> i32 {
+pub(crate) fn conclude(facts: &mut Facts, judged: &Judged) -> i32 {
     let verdict = match (judged.decision.allows(), judged.audit) {
         (true, _) => VERDICT_ALLOW,
         (false, true) => VERDICT_WOULD_DENY,
         (false, false) => VERDICT_DENY,
     };
-    record(facts, judged, verdict);
+    facts.label = judged.label;
+    facts.rule = judged.decision.rule;
+    facts.key.server = judged.label.server();
+    facts.key.instance = judged.label.instance();
+    facts.key.reason = judged.decision.reason as u8;
+    facts.key.verdict = verdict;
+    record(facts);
     match verdict {
         VERDICT_ALLOW | VERDICT_WOULD_DENY => 1,
         _ => 0,
@@ -122,15 +167,11 @@ pub(crate) fn conclude(facts: &Facts, judged: &Judged) -> i32 {
 }
 
 #[inline(never)]
-fn record(facts: &Facts, judged: &Judged, verdict: u8) {
-    let mut key = facts.key;
-    key.server = judged.label.server();
-    key.instance = judged.label.instance();
-    key.reason = judged.decision.reason as u8;
-    key.verdict = verdict;
-    if verdict == VERDICT_ALLOW {
-        if take_token(judged.label, false) {
-            emit(RING_TELEMETRY, facts, judged, &key);
+fn record(facts: &Facts) {
+    let key = &facts.key;
+    if key.verdict == VERDICT_ALLOW {
+        if take_token(facts.label, false) {
+            emit(RING_TELEMETRY, facts);
         }
         return;
     }
@@ -139,13 +180,13 @@ fn record(facts: &Facts, judged: &Judged, verdict: u8) {
         atomic::fetch_add(unsafe { &raw mut (*seen).count }, 1);
         return;
     }
-    if !take_token(judged.label, true) {
+    if !take_token(facts.label, true) {
         return;
     }
     if DENIALS.insert(key, Denial { count: 1, sent: 0 }, 0).is_err() {
         record::lost(Loss::DenialsFull, 1);
     }
-    if emit(RING_VERDICTS, facts, judged, &key)
+    if emit(RING_VERDICTS, facts)
         && let Some(seen) = DENIALS.get_ptr_mut(key)
     {
         // SAFETY: as above. A denial that found the ring full stays unsent and
@@ -155,10 +196,10 @@ fn record(facts: &Facts, judged: &Judged, verdict: u8) {
 }
 
 #[inline(always)]
-fn emit(ring: u8, facts: &Facts, judged: &Judged, key: &VerdictKey) -> bool {
-    record::emit_of::<Verdict>(ring, KIND_VERDICT, judged.label, facts.task, |r| {
-        r.key = *key;
-        r.rule = judged.decision.rule;
+fn emit(ring: u8, facts: &Facts) -> bool {
+    record::emit_of::<Verdict>(ring, KIND_VERDICT, facts.label, facts.task, |r| {
+        r.key = facts.key;
+        r.rule = facts.rule;
         r.netns = facts.netns;
         r.cookie = facts.cookie;
         r.other_port = facts.other_port;

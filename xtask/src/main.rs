@@ -33,6 +33,9 @@ enum Task {
         /// Build user space without optimisation (target/debug/mcp-sensor)
         #[arg(long)]
         debug: bool,
+        /// Build the kernel object only
+        #[arg(long)]
+        kernel: bool,
     },
     /// Real servers held to a policy, before your eyes
     Demo,
@@ -80,7 +83,8 @@ fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let done = match arguments.command {
         Task::Setup => setup::all(),
-        Task::Build { debug } => build::all(debug),
+        Task::Build { kernel: true, .. } => build::kernel(),
+        Task::Build { debug, .. } => build::all(debug),
         Task::Demo => demo::all(),
         Task::Test { full, filter } => test::all(&test::Options { full, filter }),
         Task::Lint { install } => lint::all(install),

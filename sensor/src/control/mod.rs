@@ -1,8 +1,14 @@
 //! The agent's local control service: what the command line talks to.
 
+mod connection;
 pub mod peer;
+mod service;
+mod socket;
 
+pub use connection::Limits;
 pub use peer::Peer;
+pub use service::serve;
+pub use socket::{BindError, ControlSocket};
 
 use crate::event::{Bus, pb};
 use std::sync::Arc;

@@ -211,10 +211,8 @@ impl Subscriber {
     /// their numbers. False: closed, and nothing is left. Cancel-safe.
     pub async fn recv(&mut self, out: &mut Vec<Arc<Event>>, max: usize) -> bool {
         loop {
-            let closed = {
-                let queue = lock(&self.shared.buffer);
-                queue.closed
-            };
+            // Before looking: nothing comes after it.
+            let closed = lock(&self.shared.buffer).closed;
             if self.try_recv(out, max) > 0 {
                 return true;
             }
@@ -224,6 +222,15 @@ impl Subscriber {
             // notify_one() keeps a permit, so a publish since try_recv wakes this.
             self.shared.ready.notified().await;
         }
+    }
+
+    /// Waits until the bus is closed, whatever is left in the buffer.
+    pub async fn closed(&self) {
+        while !lock(&self.shared.buffer).closed {
+            // A permit taken here is not missed: recv() looks before it waits.
+            self.shared.ready.notified().await;
+        }
+        self.shared.ready.notify_one();
     }
 
     /// What is there now; how many.

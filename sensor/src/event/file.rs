@@ -20,6 +20,8 @@ pub struct LineFile {
     path: PathBuf,
     file: File,
     bytes: u64,
+    /// Of these, how many [`LineFile::commit`] made safe.
+    committed: u64,
     rotation: Rotation,
 }
 
@@ -31,13 +33,14 @@ impl LineFile {
     pub fn open(path: &Path, rotation: Rotation) -> io::Result<LineFile> {
         let file = open(path)?;
         let bytes = cut_torn(&file)?;
-        Ok(LineFile { path: path.to_owned(), file, bytes, rotation })
+        Ok(LineFile { path: path.to_owned(), file, bytes, committed: bytes, rotation })
     }
 
-    /// Appends whole lines, all of them or none.
+    /// Appends whole lines, all of them or none; to a new file if this one is
+    /// full.
     pub fn append(&mut self, lines: &[u8]) -> io::Result<()> {
-        let max = self.rotation.max_bytes;
-        if max > 0 && self.bytes > 0 && self.bytes + lines.len() as u64 > max {
+        if self.is_full_for(lines.len()) {
+            self.commit()?;
             self.rotate()?;
         }
         if let Err(error) = self.file.write_all(lines) {
@@ -49,9 +52,24 @@ impl LineFile {
         Ok(())
     }
 
+    /// Whether so many bytes more would go to a new file.
+    pub fn is_full_for(&self, bytes: usize) -> bool {
+        let max = self.rotation.max_bytes;
+        max > 0 && self.bytes > 0 && self.bytes + bytes as u64 > max
+    }
+
     /// What was appended survives a crash of the machine.
-    pub fn sync(&self) -> io::Result<()> {
-        self.file.sync_data()
+    pub fn commit(&mut self) -> io::Result<()> {
+        self.file.sync_data()?;
+        self.committed = self.bytes;
+        Ok(())
+    }
+
+    /// Takes back what was appended since the last commit.
+    pub fn roll_back(&mut self) -> io::Result<()> {
+        self.file.set_len(self.committed)?;
+        self.bytes = self.committed;
+        Ok(())
     }
 
     pub fn path(&self) -> &Path {
@@ -64,11 +82,11 @@ impl LineFile {
         name.into()
     }
 
-    fn rotate(&mut self) -> io::Result<()> {
-        self.sync()?;
+    /// Starts a new file; commit first what must survive.
+    pub fn rotate(&mut self) -> io::Result<()> {
         if self.rotation.keep == 0 {
             self.file.set_len(0)?;
-            self.bytes = 0;
+            (self.bytes, self.committed) = (0, 0);
             return Ok(());
         }
         for n in (1..self.rotation.keep).rev() {
@@ -77,9 +95,13 @@ impl LineFile {
                 _ => (),
             }
         }
-        std::fs::rename(&self.path, self.numbered(1))?;
+        match std::fs::rename(&self.path, self.numbered(1)) {
+            // A rotation that failed after this step is done again.
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => (),
+        }
         self.file = open(&self.path)?;
-        self.bytes = 0;
+        (self.bytes, self.committed) = (0, 0);
         let parent = self.path.parent().filter(|p| !p.as_os_str().is_empty());
         File::open(parent.unwrap_or(Path::new(".")))?.sync_all()
     }

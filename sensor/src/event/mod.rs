@@ -6,6 +6,7 @@ pub mod bus;
 pub mod file;
 pub mod json;
 pub mod ndjson;
+pub mod text;
 
 pub use bus::{Bus, Identity, Limits, Subscriber};
 pub use mcp_sensor_proto::v1 as pb;

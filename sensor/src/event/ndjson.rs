@@ -61,7 +61,7 @@ pub fn spawn(
             }
             events.clear();
         }
-        if let Err(error) = file.sync() {
+        if let Err(error) = file.commit() {
             tracing::error!(file = %file.path().display(), %error, "events may not be on disk");
         }
     })

@@ -1,0 +1,410 @@
+//! The collector's gRPC service.
+
+use super::store::{Origin, Store};
+use super::view::View;
+use super::writer::{self, Ask, Command, Job};
+use crate::control::{BindError, ControlSocket};
+use crate::event::pb;
+use crate::feed::{MAX_BATCH_BYTES, MAX_BATCH_EVENTS};
+use crate::grpc::{Connection, Deadlines, reflection_v1, reflection_v1alpha};
+use pb::collector_server::{Collector as Service, CollectorServer};
+use pb::{feed_request, feed_response};
+use std::fmt;
+use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::task::{Context, Poll};
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::codec::CompressionEncoding;
+use tonic::transport::Server;
+use tonic::{Request, Response, Status, Streaming};
+
+/// Sensors that may be connected at one time.
+const CONNECTIONS: usize = 4096;
+/// Batches that a sensor may have under way.
+const CREDIT: u32 = 16;
+/// For a stream's Hello.
+const HELLO: Duration = Duration::from_secs(10);
+/// Longest name of a sensor or a boot.
+const MAX_NAME: usize = 128;
+/// How long open streams may go on after the signal to end.
+const DRAIN: Duration = Duration::from_secs(2);
+
+/// Where to listen.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Listen {
+    Tcp(String),
+    Unix(std::path::PathBuf),
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum ListenError {
+    #[error("address {0:?}: give HOST:PORT or unix:/PATH")]
+    Address(String),
+    #[error(transparent)]
+    Unix(#[from] BindError),
+    #[error("cannot listen on {address}: {source}")]
+    Tcp { address: String, source: io::Error },
+}
+
+impl std::str::FromStr for Listen {
+    type Err = ListenError;
+
+    fn from_str(text: &str) -> Result<Listen, ListenError> {
+        let bad = || ListenError::Address(text.to_owned());
+        if let Some(path) = text.strip_prefix("unix:") {
+            let path = path.strip_prefix("//").unwrap_or(path);
+            return if path.starts_with('/') { Ok(Listen::Unix(path.into())) } else { Err(bad()) };
+        }
+        let address = text.strip_prefix("http://").unwrap_or(text);
+        match address.rsplit_once(':') {
+            Some((host, port)) if !host.is_empty() && port.parse::<u16>().is_ok() => {
+                Ok(Listen::Tcp(address.to_owned()))
+            }
+            _ => Err(bad()),
+        }
+    }
+}
+
+enum Bound {
+    Tcp(TcpListener),
+    Unix(UnixListener, ControlSocket),
+}
+
+/// A collector that listens already.
+pub struct Collector {
+    bound: Bound,
+    commands: mpsc::Sender<Command>,
+    writer: std::thread::JoinHandle<()>,
+}
+
+impl Collector {
+    pub async fn bind(listen: &Listen, store: Store, view: Option<View>) -> anyhow::Result<Collector> {
+        let bound = match listen {
+            Listen::Tcp(address) => {
+                let tcp = |source| ListenError::Tcp { address: address.clone(), source };
+                Bound::Tcp(TcpListener::bind(address).await.map_err(tcp)?)
+            }
+            Listen::Unix(path) => {
+                let socket = ControlSocket::bind(path, None).map_err(ListenError::from)?;
+                Bound::Unix(UnixListener::from_std(socket.listener()?)?, socket)
+            }
+        };
+        let (commands, writer) = writer::spawn(store, view)?;
+        Ok(Collector { bound, commands, writer })
+    }
+
+    /// As `--collector` of a sensor takes it.
+    pub fn address(&self) -> io::Result<String> {
+        Ok(match &self.bound {
+            Bound::Tcp(listener) => format!("http://{}", listener.local_addr()?),
+            Bound::Unix(_, socket) => format!("unix:{}", socket.path().display()),
+        })
+    }
+
+    /// Whether others than this host can connect.
+    pub fn is_exposed(&self) -> bool {
+        match &self.bound {
+            Bound::Tcp(listener) => listener.local_addr().is_ok_and(|a| !a.ip().is_loopback()),
+            Bound::Unix(..) => false,
+        }
+    }
+
+    /// Serves until `shutdown`; then everything that was taken is on disk.
+    pub async fn serve(self, shutdown: impl Future<Output = ()> + Send) -> anyhow::Result<()> {
+        let (health, health_service) = tonic_health::server::health_reporter();
+        health.set_serving::<CollectorServer<Feeds>>().await;
+        let (end, ending) = watch::channel(false);
+        let feeds = CollectorServer::new(Feeds { commands: self.commands, ending: ending.clone() })
+            // A batch, its envelope, and room for a newer sensor's fields.
+            .max_decoding_message_size(MAX_BATCH_BYTES + (64 << 10))
+            .accept_compressed(CompressionEncoding::Gzip)
+            .accept_compressed(CompressionEncoding::Zstd);
+        let router = Server::builder()
+            .max_concurrent_streams(8)
+            .initial_stream_window_size(MAX_BATCH_BYTES as u32)
+            .initial_connection_window_size(2 * MAX_BATCH_BYTES as u32)
+            .http2_max_header_list_size(16 << 10)
+            .http2_keepalive_interval(Some(Duration::from_secs(30)))
+            .http2_keepalive_timeout(Some(Duration::from_secs(10)))
+            .add_service(feeds)
+            .add_service(health_service.accept_compressed(CompressionEncoding::Gzip))
+            .add_service(reflection_v1()?)
+            .add_service(reflection_v1alpha()?);
+        let (connections, incoming) = mpsc::channel(1);
+        let accepting = accept(&self.bound, connections);
+        let mut serving =
+            Box::pin(router.serve_with_incoming_shutdown(ReceiverStream::new(incoming), ended(ending)));
+        tokio::select! {
+            served = &mut serving => return Ok(served?),
+            () = accepting => (),
+            () = shutdown => (),
+        }
+        // Streams end with UNAVAILABLE; sensors come back and send the rest again.
+        let _ = end.send(true);
+        let _ = tokio::time::timeout(DRAIN, serving).await;
+        // It ends with the last stream that could send to it.
+        let writer = tokio::task::spawn_blocking(|| self.writer.join());
+        if tokio::time::timeout(DRAIN, writer).await.is_err() {
+            tracing::warn!("a sensor's stream is still open; what was acknowledged is on disk");
+        }
+        Ok(())
+    }
+}
+
+async fn ended(mut ending: watch::Receiver<bool>) {
+    // An error: the sender is gone, which is the end too.
+    let _ = ending.wait_for(|end| *end).await;
+}
+
+async fn accept(bound: &Bound, connections: mpsc::Sender<io::Result<Incoming>>) {
+    let places = Arc::new(Semaphore::new(CONNECTIONS));
+    loop {
+        let accepted = match bound {
+            Bound::Tcp(listener) => listener.accept().await.map(|(stream, from)| {
+                // Acks are small and a sensor waits for them.
+                let _ = stream.set_nodelay(true);
+                (Stream::Tcp(stream), Remote::Tcp(from))
+            }),
+            Bound::Unix(listener, _) => {
+                listener.accept().await.map(|(stream, _)| (Stream::Unix(stream), Remote::Unix))
+            }
+        };
+        let (stream, from) = match accepted {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                tracing::warn!(%error, "a connection could not be accepted");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                continue;
+            }
+        };
+        let Ok(place) = places.clone().try_acquire_owned() else {
+            tracing::warn!(%from, limit = CONNECTIONS, "too many connections: one was closed");
+            continue;
+        };
+        let connection = Connection::new(stream, from, place, Deadlines::default());
+        if connections.send(Ok(connection)).await.is_err() {
+            return;
+        }
+    }
+}
+
+type Incoming = Connection<Stream, Remote, OwnedSemaphorePermit>;
+
+#[derive(Clone, Copy, Debug)]
+enum Remote {
+    Tcp(SocketAddr),
+    Unix,
+}
+
+impl fmt::Display for Remote {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Remote::Tcp(address) => address.fmt(f),
+            Remote::Unix => f.write_str("unix"),
+        }
+    }
+}
+
+enum Stream {
+    Tcp(TcpStream),
+    Unix(UnixStream),
+}
+
+macro_rules! each {
+    ($self:ident, $stream:ident => $call:expr) => {
+        match $self.get_mut() {
+            Stream::Tcp($stream) => $call,
+            Stream::Unix($stream) => $call,
+        }
+    };
+}
+
+impl AsyncRead for Stream {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        each!(self, s => Pin::new(s).poll_read(cx, buf))
+    }
+}
+
+impl AsyncWrite for Stream {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        each!(self, s => Pin::new(s).poll_write(cx, buf))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        each!(self, s => Pin::new(s).poll_flush(cx))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        each!(self, s => Pin::new(s).poll_shutdown(cx))
+    }
+}
+
+struct Feeds {
+    commands: mpsc::Sender<Command>,
+    ending: watch::Receiver<bool>,
+}
+
+#[tonic::async_trait]
+impl Service for Feeds {
+    type FeedStream = ReceiverStream<Result<pb::FeedResponse, Status>>;
+
+    async fn feed(
+        &self,
+        request: Request<Streaming<pb::FeedRequest>>,
+    ) -> Result<Response<Self::FeedStream>, Status> {
+        let from = request.extensions().get::<Remote>().copied().unwrap_or(Remote::Unix);
+        let mut requests = request.into_inner();
+        let (to_sensor, responses) = mpsc::channel(CREDIT as usize);
+        let (commands, ending) = (self.commands.clone(), self.ending.clone());
+        tokio::spawn(async move {
+            let ended = tokio::select! {
+                ended = stream(&mut requests, &to_sensor, &commands, from) => ended,
+                () = ended(ending) => Err(Status::unavailable("the collector is ending")),
+                () = to_sensor.closed() => Ok(()),
+            };
+            match ended {
+                Ok(()) => tracing::info!(%from, "a sensor's stream ended"),
+                Err(status) => {
+                    tracing::warn!(%from, %status, "a sensor's stream ended");
+                    let _ = to_sensor.send(Err(status)).await;
+                }
+            }
+        });
+        Ok(Response::new(ReceiverStream::new(responses)))
+    }
+}
+
+type ToSensor = mpsc::Sender<Result<pb::FeedResponse, Status>>;
+
+fn answer(message: feed_response::Message) -> Result<pb::FeedResponse, Status> {
+    Ok(pb::FeedResponse { message: Some(message) })
+}
+
+/// A batch on its way to the disk.
+struct Waiting {
+    first_seq: u64,
+    done: oneshot::Receiver<Result<u64, String>>,
+}
+
+async fn stream(
+    requests: &mut Streaming<pb::FeedRequest>,
+    to_sensor: &ToSensor,
+    commands: &mpsc::Sender<Command>,
+    from: Remote,
+) -> Result<(), Status> {
+    let ending = || Status::unavailable("the collector is ending");
+    let origin = Arc::new(greet(requests).await?);
+    let (reply, answered) = oneshot::channel();
+    let ask = Ask { origin: origin.clone(), answer: reply };
+    commands.send(Command::Ask(ask)).await.map_err(|_| ending())?;
+    let committed_seq = answered.await.map_err(|_| ending())?;
+    tracing::info!(%from, sensor = %origin.sensor, boot = %origin.boot, committed_seq, "a sensor is connected");
+    let ack = pb::HelloAck { committed_seq, credit: CREDIT };
+    if to_sensor.send(answer(feed_response::Message::HelloAck(ack))).await.is_err() {
+        return Ok(());
+    }
+    let (waiting, done) = mpsc::channel(CREDIT as usize);
+    // Acks of what was taken still go out when the sensor sends no more.
+    let (taken, ()) =
+        tokio::join!(batches(requests, &origin, commands, waiting), acknowledge(done, to_sensor));
+    taken
+}
+
+/// The Hello that every stream begins with.
+async fn greet(requests: &mut Streaming<pb::FeedRequest>) -> Result<Origin, Status> {
+    let first = tokio::time::timeout(HELLO, requests.message())
+        .await
+        .map_err(|_| Status::deadline_exceeded("no hello"))??;
+    let Some(feed_request::Message::Hello(hello)) = first.and_then(|r| r.message) else {
+        return Err(Status::invalid_argument("a stream begins with hello"));
+    };
+    for (what, name) in [("sensor", &hello.sensor), ("boot", &hello.boot)] {
+        let good = !name.is_empty() && name.len() <= MAX_NAME && name.chars().all(|c| c.is_ascii_graphic());
+        if !good {
+            let why = format!("{what} must be 1 to {MAX_NAME} printable ASCII characters without spaces");
+            return Err(Status::invalid_argument(why));
+        }
+    }
+    Ok(Origin { sensor: hello.sensor, boot: hello.boot })
+}
+
+async fn batches(
+    requests: &mut Streaming<pb::FeedRequest>,
+    origin: &Arc<Origin>,
+    commands: &mpsc::Sender<Command>,
+    waiting: mpsc::Sender<Waiting>,
+) -> Result<(), Status> {
+    let broken = Arc::new(AtomicBool::new(false));
+    loop {
+        // A connection that breaks is no error: the sensor comes back.
+        let Ok(Some(request)) = requests.message().await else { return Ok(()) };
+        let Some(feed_request::Message::Batch(mut batch)) = request.message else {
+            return Err(Status::invalid_argument("expected a batch"));
+        };
+        let (reply, done) = oneshot::channel();
+        let wait = Waiting { first_seq: batch.first_seq, done };
+        match check(&batch) {
+            Err(why) => drop(reply.send(Err(format!("{MALFORMED}{why}")))),
+            Ok(()) => {
+                for event in &mut batch.events {
+                    event.sensor.clone_from(&origin.sensor);
+                    event.boot.clone_from(&origin.boot);
+                }
+                let job =
+                    Job { origin: origin.clone(), events: batch.events, broken: broken.clone(), done: reply };
+                if commands.send(Command::Store(job)).await.is_err() {
+                    return Err(Status::unavailable("the collector is ending"));
+                }
+            }
+        }
+        if waiting.send(wait).await.is_err() {
+            return Ok(());
+        }
+    }
+}
+
+/// Marks what will never be taken.
+const MALFORMED: &str = "malformed batch: ";
+
+fn check(batch: &pb::Batch) -> Result<(), &'static str> {
+    let (Some(first), Some(last)) = (batch.events.first(), batch.events.last()) else {
+        return Err("no events");
+    };
+    if batch.events.len() > MAX_BATCH_EVENTS {
+        return Err("too many events");
+    }
+    if first.seq == 0 || first.seq != batch.first_seq || last.seq != batch.last_seq {
+        return Err("its numbers are not those of its events");
+    }
+    if !batch.events.is_sorted_by(|a, b| a.seq < b.seq) {
+        return Err("its events are not in order");
+    }
+    Ok(())
+}
+
+/// Answers batches in their order. A batch that is not stored ends this: the
+/// sensor must not take a later ack for it.
+async fn acknowledge(mut waiting: mpsc::Receiver<Waiting>, to_sensor: &ToSensor) {
+    while let Some(batch) = waiting.recv().await {
+        let message = match batch.done.await {
+            Ok(Ok(seq)) => feed_response::Message::Ack(pb::Ack { seq }),
+            Ok(Err(reason)) => {
+                let retry = !reason.starts_with(MALFORMED);
+                feed_response::Message::Nack(pb::Nack { first_seq: batch.first_seq, reason, retry })
+            }
+            Err(_) => return,
+        };
+        let ends = matches!(&message, feed_response::Message::Nack(nack) if nack.retry);
+        if to_sensor.send(answer(message)).await.is_err() || ends {
+            return;
+        }
+    }
+}

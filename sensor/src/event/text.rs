@@ -1,0 +1,228 @@
+//! An event as one line for a person.
+
+use super::json::{Time, mode_name, verdict_name};
+use super::{Body, Event, actor, decision, pb};
+use std::fmt::Write;
+
+/// How a line is to be seen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tone {
+    Plain,
+    Good,
+    Bad,
+    Warning,
+}
+
+/// Cells of one line. Text that a server chose is escaped: it cannot move the
+/// cursor or forge a line.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Row {
+    pub time: String,
+    pub what: String,
+    pub server: String,
+    pub detail: String,
+    pub tone: Tone,
+}
+
+pub const HEADINGS: [&str; 4] = ["TIME", "WHAT", "SERVER", "DETAIL"];
+
+impl Row {
+    pub fn cells(&self) -> [&str; 4] {
+        [&self.time, &self.what, &self.server, &self.detail]
+    }
+}
+
+/// Control characters, line breaks and direction marks become visible.
+pub fn escape(text: &str) -> String {
+    let plain = |c: char| {
+        !c.is_control()
+            && !matches!(c, '\u{200e}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+    };
+    if text.chars().all(plain) {
+        return text.to_owned();
+    }
+    let mut out = String::with_capacity(text.len() + 8);
+    for c in text.chars() {
+        if plain(c) { out.push(c) } else { out.extend(c.escape_unicode()) }
+    }
+    out
+}
+
+pub fn row(event: &Event) -> Row {
+    let mut row = Row {
+        // Without the date: 12:34:56.789.
+        time: Time(event.time_unix_ns).to_string()[11..23].to_owned(),
+        what: String::new(),
+        server: event.body.as_ref().map(super::server).map(escape).unwrap_or_default(),
+        detail: String::new(),
+        tone: Tone::Plain,
+    };
+    if let Some(body) = &event.body {
+        describe(body, &mut row);
+    }
+    row
+}
+
+fn describe(body: &Body, row: &mut Row) {
+    if let Some(decision) = decision(body) {
+        verdict(body, decision, row);
+        return;
+    }
+    match body {
+        Body::Exec(e) => {
+            row.what = "exec".to_owned();
+            row.detail = escape(&e.argv.join(" "));
+        }
+        Body::InstanceStarted(i) => {
+            row.what = "started".to_owned();
+            row.detail = format!("{}, {}", mode_name(i.mode()), escape(&i.profile));
+            push(&mut row.detail, "by ", &i.evidence);
+            who(body, &mut row.detail);
+        }
+        Body::InstanceEnded(i) => {
+            row.what = "ended".to_owned();
+            row.detail =
+                format!("{} allowed, {} denied, {} would be denied", i.allowed, i.denied, i.would_denied);
+        }
+        Body::Loss(l) => {
+            row.what = "LOSS".to_owned();
+            row.tone = Tone::Bad;
+            row.detail = format!("{} events: {} ({})", l.count, escape(&l.reason), escape(&l.r#where));
+        }
+        Body::PolicyChange(p) => {
+            row.what = "policy".to_owned();
+            row.tone = if p.ok { Tone::Plain } else { Tone::Bad };
+            row.detail = match (p.ok, p.server.is_empty()) {
+                (false, _) => format!("refused: {}", escape(&p.error)),
+                (true, true) => format!("generation {} in force", p.generation),
+                (true, false) => format!("mode {}", mode_name(p.mode())),
+            };
+        }
+        Body::SensorState(s) => {
+            row.what = "sensor".to_owned();
+            row.detail = match s.phase() {
+                pb::SensorPhase::Started => "started".to_owned(),
+                pb::SensorPhase::Stopping => "stopping".to_owned(),
+                pb::SensorPhase::Heartbeat | pb::SensorPhase::Unspecified => "alive".to_owned(),
+            };
+            if !s.degraded.is_empty() {
+                row.tone = Tone::Warning;
+                push(&mut row.detail, "degraded: ", &s.degraded.join("; "));
+            }
+        }
+        Body::Finding(f) => {
+            row.what = "FINDING".to_owned();
+            row.tone = Tone::Warning;
+            row.detail = escape(&f.kind);
+            push(&mut row.detail, "", &f.detail);
+        }
+        Body::Connection(_) | Body::Socket(_) | Body::UnixConnection(_) => (),
+    }
+}
+
+fn verdict(body: &Body, decision: &pb::Decision, row: &mut Row) {
+    (row.what, row.tone) = match decision.verdict() {
+        pb::Verdict::Allow => ("allow".to_owned(), Tone::Good),
+        pb::Verdict::Deny => ("DENY".to_owned(), Tone::Bad),
+        pb::Verdict::WouldDeny => ("would deny".to_owned(), Tone::Warning),
+        pb::Verdict::Unspecified => (verdict_name(pb::Verdict::Unspecified).to_owned(), Tone::Plain),
+    };
+    row.detail = match body {
+        Body::Connection(c) => {
+            let end = |e: Option<&pb::Endpoint>| e.map_or_else(String::new, endpoint);
+            match c.direction() {
+                pb::Direction::Inbound => {
+                    format!("{} {} from {}", c.protocol, end(c.dst.as_ref()), end(c.src.as_ref()))
+                }
+                _ => format!("{} {}", c.protocol, end(c.dst.as_ref())),
+            }
+        }
+        Body::Socket(s) => {
+            let mut text = format!("socket {} {} {}", s.family, s.r#type, s.protocol);
+            if let (Some(level), Some(option)) = (s.level, s.option) {
+                let _ = write!(text, " option {level}/{option}");
+            }
+            text
+        }
+        Body::UnixConnection(u) => format!("unix {}", escape(&u.path)),
+        _ => String::new(),
+    };
+    let by = if decision.rule.is_empty() { &decision.reason } else { &decision.rule };
+    push(&mut row.detail, "", by);
+    if decision.count > 1 {
+        let _ = write!(row.detail, " ×{}", decision.count);
+    }
+    who(body, &mut row.detail);
+    push(&mut row.detail, "to allow: ", &decision.suggestion);
+}
+
+fn endpoint(end: &pb::Endpoint) -> String {
+    if end.ip.contains(':') {
+        format!("[{}]:{}", end.ip, end.port)
+    } else {
+        format!("{}:{}", end.ip, end.port)
+    }
+}
+
+fn who(body: &Body, out: &mut String) {
+    let Some(actor) = actor(body) else { return };
+    let user = if actor.user.is_empty() { actor.uid.to_string() } else { escape(&actor.user) };
+    let _ = write!(out, "  pid {} ({user})", actor.pid);
+    if let Some(client) = &actor.client {
+        push(out, "for ", &client.name);
+    }
+}
+
+fn push(out: &mut String, before: &str, text: &str) {
+    if !text.is_empty() {
+        let _ = write!(out, "  {before}{}", escape(text));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_denial_says_what_where_why_and_for_whom() {
+        let event = Event {
+            time_unix_ns: 1_700_000_000_123_456_789,
+            body: Some(Body::Connection(pb::Connection {
+                decision: Some(pb::Decision {
+                    verdict: pb::Verdict::Deny.into(),
+                    reason: "no_rule".to_owned(),
+                    count: 3,
+                    ..Default::default()
+                }),
+                actor: Some(pb::Actor {
+                    server: "fetch".to_owned(),
+                    pid: 42,
+                    user: "dev".to_owned(),
+                    client: Some(pb::Client { name: "claude-code".to_owned(), ..Default::default() }),
+                    ..Default::default()
+                }),
+                protocol: "tcp".to_owned(),
+                dst: Some(pb::Endpoint { ip: "2001:db8::1".to_owned(), port: 443 }),
+                ..Default::default()
+            })),
+            ..Default::default()
+        };
+        let row = row(&event);
+        assert_eq!(
+            row.cells(),
+            [
+                "22:13:20.123",
+                "DENY",
+                "fetch",
+                "tcp [2001:db8::1]:443  no_rule ×3  pid 42 (dev)  for claude-code"
+            ]
+        );
+        assert_eq!(row.tone, Tone::Bad);
+    }
+
+    #[test]
+    fn text_of_a_server_cannot_drive_the_terminal() {
+        assert_eq!(escape("a\x1b[2Jb\n\u{202e}"), "a\\u{1b}[2Jb\\u{a}\\u{202e}");
+        assert_eq!(escape("größe"), "größe");
+    }
+}

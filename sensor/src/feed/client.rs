@@ -1,0 +1,404 @@
+//! Keeps a stream to the collector, and the events moving over it.
+
+use super::batch::{Full, Open, hello};
+use super::codec::SealedCodec;
+use super::window::Window;
+use crate::event::{Body, Bus, Event, Subscriber, pb};
+use pb::feed_response::Message;
+use prost::bytes::Bytes;
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::client::Grpc;
+use tonic::codegen::http::uri::PathAndQuery;
+use tonic::transport::Endpoint;
+use tonic::{Request, Status, Streaming};
+
+#[derive(Clone, Copy, Debug)]
+pub struct Settings {
+    /// How long a batch waits to fill.
+    pub linger: Duration,
+    /// First and longest pause before connecting again.
+    pub backoff: (Duration, Duration),
+    /// To connect, and for the collector's greeting.
+    pub connect: Duration,
+    /// For the last acks when the sensor ends.
+    pub drain: Duration,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Settings {
+            linger: Duration::from_millis(20),
+            backoff: (Duration::from_millis(200), Duration::from_secs(10)),
+            connect: Duration::from_secs(10),
+            drain: Duration::from_secs(3),
+        }
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("collector address {0:?}: {1}; give http://HOST:PORT or unix:/PATH")]
+pub struct AddressError(String, String);
+
+/// `http://HOST:PORT`, `HOST:PORT` or `unix:/PATH`.
+pub fn parse_address(address: &str) -> Result<Endpoint, AddressError> {
+    let bad = |why: &str| AddressError(address.to_owned(), why.to_owned());
+    if address.starts_with("https://") {
+        return Err(bad("TLS is not supported yet"));
+    }
+    if let Some(path) = address.strip_prefix("unix:") {
+        if !path.trim_start_matches("//").starts_with('/') {
+            return Err(bad("the path must be absolute"));
+        }
+        return Endpoint::from_shared(address.to_owned()).map_err(|e| bad(&e.to_string()));
+    }
+    let authority = address.strip_prefix("http://").unwrap_or(address).trim_end_matches('/');
+    if authority.contains("://") {
+        return Err(bad("unknown scheme"));
+    }
+    let port = authority.rsplit_once(':').and_then(|(host, port)| (!host.is_empty()).then_some(port));
+    if port.is_none_or(|p| p.parse::<u16>().is_err()) {
+        return Err(bad("no port"));
+    }
+    Endpoint::from_shared(format!("http://{authority}")).map_err(|e| bad(&e.to_string()))
+}
+
+/// A running feed.
+#[derive(Clone)]
+pub struct Feed {
+    state: Arc<Mutex<pb::FeedState>>,
+}
+
+impl Feed {
+    pub fn state(&self) -> pb::FeedState {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn update(&self, change: impl FnOnce(&mut pb::FeedState)) {
+        change(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+}
+
+/// Starts sending what `subscriber` gets to `address`. The task ends when the
+/// bus is closed and everything is acknowledged, or the drain time is over.
+pub fn spawn(
+    bus: Arc<Bus>,
+    subscriber: Subscriber,
+    address: &str,
+    settings: Settings,
+) -> Result<(Feed, tokio::task::JoinHandle<()>), AddressError> {
+    let endpoint = parse_address(address)?
+        .connect_timeout(settings.connect)
+        .tcp_nodelay(true)
+        .http2_keep_alive_interval(Duration::from_secs(30))
+        .keep_alive_timeout(Duration::from_secs(10))
+        .keep_alive_while_idle(true);
+    let state = pb::FeedState { address: address.to_owned(), ..Default::default() };
+    let feed = Feed { state: Arc::new(Mutex::new(state)) };
+    let task = Task {
+        bus,
+        subscriber,
+        endpoint,
+        settings,
+        feed: feed.clone(),
+        window: Window::new(),
+        open: Open::default(),
+        overflow: VecDeque::new(),
+        closed: None,
+        drained: false,
+    };
+    Ok((feed, tokio::spawn(task.run())))
+}
+
+/// Why a stream ended.
+enum End {
+    /// Everything is delivered, or there is no more time for it.
+    Done,
+    /// Try again.
+    Lost(String),
+}
+
+impl From<Status> for End {
+    fn from(status: Status) -> End {
+        End::Lost(format!("{}: {}", status.code(), status.message()))
+    }
+}
+
+struct Task {
+    bus: Arc<Bus>,
+    subscriber: Subscriber,
+    endpoint: Endpoint,
+    settings: Settings,
+    feed: Feed,
+    window: Window,
+    open: Open,
+    /// Events taken from the bus that the open batch had no room for.
+    overflow: VecDeque<Arc<Event>>,
+    /// When the bus was closed.
+    closed: Option<Instant>,
+    /// And nothing is left in the buffer.
+    drained: bool,
+}
+
+impl Task {
+    async fn run(mut self) {
+        let (first, longest) = self.settings.backoff;
+        let mut pause = first;
+        loop {
+            let (started, acked) = (Instant::now(), self.window.acked_seq());
+            let why = match self.stream().await {
+                End::Done => break,
+                End::Lost(why) => why,
+            };
+            if self.window.acked_seq() > acked || started.elapsed() > longest {
+                pause = first;
+            }
+            tracing::warn!(collector = %self.feed.state().address, error = %why, "no stream to the collector");
+            self.feed.update(|s| {
+                s.connected = false;
+                s.error = why;
+                s.reconnects += 1;
+            });
+            tokio::select! {
+                () = sleep(pause + spread(pause)) => (),
+                () = self.subscriber.closed(), if self.closed.is_none() => self.closed = Some(Instant::now()),
+            }
+            if self.closed.is_some_and(|at| at.elapsed() >= self.settings.drain) {
+                break;
+            }
+            // An ending sensor has only the drain time: it does not wait long.
+            pause = if self.closed.is_some() { first } else { (pause * 2).min(longest) };
+        }
+        self.feed.update(|s| s.connected = false);
+        let (batches, queued) = (self.window.len(), self.subscriber.queued() + self.overflow.len());
+        if batches > 0 || queued > 0 || !self.open.is_empty() {
+            tracing::warn!(batches, queued, "events were not delivered to the collector");
+        }
+    }
+
+    /// One stream, until it breaks or everything is delivered.
+    async fn stream(&mut self) -> End {
+        let (requests, mut responses) = match timeout(self.settings.connect, self.connect()).await {
+            Ok(Ok(streams)) => streams,
+            Ok(Err(end)) => return end,
+            Err(_) => return End::Lost("the collector does not answer".to_owned()),
+        };
+        let acked = self.window.acked_seq();
+        self.feed.update(|s| {
+            s.connected = true;
+            s.acked_seq = acked;
+            s.error.clear();
+        });
+        tracing::info!(collector = %self.feed.state().address, acked, "feeding the collector");
+        let mut seal_by: Option<Instant> = None;
+        let mut events = Vec::new();
+        loop {
+            if self.fill() {
+                seal_by = None;
+            }
+            if self.drained && self.overflow.is_empty() && self.window.has_room() {
+                self.seal();
+                if self.window.len() == 0 {
+                    return End::Done;
+                }
+            }
+            if !self.open.is_empty() && seal_by.is_none() {
+                seal_by = Some(Instant::now() + self.settings.linger);
+            }
+            while let Some(batch) = self.window.next() {
+                // The channel holds a whole window. Should the stream be gone,
+                // its end is read below.
+                let _ = requests.try_send(batch.bytes);
+            }
+            self.feed.update(|s| s.unacked_batches = self.window.len() as u64);
+            let can_take = !self.drained && self.overflow.is_empty() && self.window.has_room();
+            tokio::select! {
+                biased;
+                response = responses.message() => match response {
+                    Ok(Some(response)) => {
+                        if let Some(end) = self.answer(response) {
+                            return end;
+                        }
+                    }
+                    Ok(None) => return End::Lost("the collector closed the stream".to_owned()),
+                    Err(status) => return status.into(),
+                },
+                () = at(self.closed.map(|at| at + self.settings.drain)) => return End::Done,
+                () = at(seal_by), if self.window.has_room() => {
+                    self.seal();
+                    seal_by = None;
+                }
+                input = input(&mut self.subscriber, &mut events, can_take), if can_take || self.closed.is_none() => {
+                    self.overflow.extend(events.drain(..));
+                    if input != Input::Events && self.closed.is_none() {
+                        self.closed = Some(Instant::now());
+                    }
+                    self.drained |= input == Input::Drained;
+                }
+            }
+        }
+    }
+
+    async fn connect(&mut self) -> Result<(mpsc::Sender<Bytes>, Streaming<pb::FeedResponse>), End> {
+        let lost = |error: &dyn std::error::Error| End::Lost(chain(error));
+        let channel = self.endpoint.connect().await.map_err(|e| lost(&e))?;
+        let mut grpc = Grpc::new(channel);
+        grpc.ready().await.map_err(|e| lost(&e))?;
+        let (requests, stream) = mpsc::channel(super::window::MOST + 1);
+        let next_seq = self.bus.last_seq() + 1;
+        let identity = self.bus.identity();
+        let greeting = hello(pb::Hello {
+            sensor: identity.sensor.clone(),
+            boot: identity.boot.clone(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            oldest_seq: self.window.oldest().unwrap_or(next_seq),
+            next_seq,
+        });
+        let _ = requests.try_send(greeting);
+        let path = PathAndQuery::from_static("/mcp_sensor.v1.Collector/Feed");
+        let response = grpc.streaming(Request::new(ReceiverStream::new(stream)), path, SealedCodec).await?;
+        let mut responses = response.into_inner();
+        match responses.message().await?.and_then(|r| r.message) {
+            Some(Message::HelloAck(ack)) => self.window.restart(ack.committed_seq, ack.credit),
+            other => return Err(End::Lost(format!("the collector did not greet: {other:?}"))),
+        }
+        Ok((requests, responses))
+    }
+
+    fn answer(&mut self, response: pb::FeedResponse) -> Option<End> {
+        match response.message {
+            Some(Message::Ack(ack)) => {
+                self.window.ack(ack.seq);
+                self.feed.update(|s| s.acked_seq = ack.seq);
+                None
+            }
+            Some(Message::Nack(nack)) if nack.retry => {
+                Some(End::Lost(format!("the collector cannot store: {}", nack.reason)))
+            }
+            Some(Message::Nack(nack)) => {
+                let batch = self.window.reject(nack.first_seq)?;
+                tracing::error!(first_seq = batch.first_seq, reason = %nack.reason, "the collector rejected a batch");
+                self.feed.update(|s| s.rejected += 1);
+                self.lost("rejected", batch.events as u64, batch.first_seq, batch.last_seq);
+                None
+            }
+            // From a newer collector; nothing that needs an answer.
+            Some(Message::HelloAck(_)) | None => None,
+        }
+    }
+
+    /// Puts what was taken from the bus into batches; true: one was sealed.
+    fn fill(&mut self) -> bool {
+        let mut sealed = false;
+        while let Some(event) = self.overflow.front() {
+            match self.open.push(event) {
+                Ok(()) => drop(self.overflow.pop_front()),
+                Err(Full::Batch) if self.window.has_room() => {
+                    self.seal();
+                    sealed = true;
+                }
+                Err(Full::Batch) => break,
+                Err(Full::TooLarge) => {
+                    let seq = event.seq;
+                    self.overflow.pop_front();
+                    tracing::error!(seq, "an event is too large for any batch");
+                    self.lost("too_large", 1, seq, seq);
+                }
+            }
+        }
+        sealed
+    }
+
+    fn seal(&mut self) {
+        if let Some(batch) = self.open.seal() {
+            self.window.push(batch);
+        }
+    }
+
+    /// Told in the stream itself, like every loss.
+    fn lost(&self, reason: &str, count: u64, first_seq: u64, last_seq: u64) {
+        self.bus.publish_now(Body::Loss(pb::Loss {
+            r#where: "feed".to_owned(),
+            reason: reason.to_owned(),
+            count,
+            first_seq,
+            last_seq,
+            ..Default::default()
+        }));
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Input {
+    Events,
+    /// The bus is closed; there may be more in the buffer.
+    Closed,
+    Drained,
+}
+
+/// The next events; if none can be taken, only the end of the bus.
+async fn input(subscriber: &mut Subscriber, events: &mut Vec<Arc<Event>>, take: bool) -> Input {
+    if !take {
+        subscriber.closed().await;
+        return Input::Closed;
+    }
+    if subscriber.recv(events, super::MAX_BATCH_EVENTS).await { Input::Events } else { Input::Drained }
+}
+
+/// Ends at `when`; never without one.
+async fn at(when: Option<Instant>) {
+    match when {
+        Some(when) => sleep_until(when).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// So that sensors that lost one collector do not come back in one instant.
+fn spread(pause: Duration) -> Duration {
+    pause * (std::process::id() % 100) / 400
+}
+
+/// tonic's transport errors say what happened only in their sources.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_are_taken_or_refused_with_the_reason() {
+        for good in [
+            "http://127.0.0.1:7117",
+            "localhost:7117",
+            "[::1]:7117",
+            "unix:/run/c.sock",
+            "unix:///run/c.sock",
+        ] {
+            assert!(parse_address(good).is_ok(), "{good}");
+        }
+        for (bad, why) in [
+            ("127.0.0.1", "no port"),
+            (":7117", "no port"),
+            ("http://host", "no port"),
+            ("host:70000", "no port"),
+            ("https://host:1", "TLS"),
+            ("ftp://host:1", "scheme"),
+            ("unix:relative", "absolute"),
+        ] {
+            let error = parse_address(bad).unwrap_err().to_string();
+            assert!(error.contains(why), "{bad}: {error}");
+        }
+    }
+}

@@ -1,0 +1,350 @@
+//! Loading and attaching the programs, and taking over what an earlier agent
+//! left in place.
+//!
+//! Maps and links are pinned: they outlive the agent. A start finds them,
+//! loads its own programs over the same maps, attaches those, and only then
+//! drops the old links, so that no call goes unjudged in between.
+
+use super::maps::{Maps, MapsError, Rings};
+use super::{OBJECT, btf, sys};
+use aya::programs::Program;
+use aya::{EbpfError, EbpfLoader};
+use aya_obj::Object;
+use sensor_common::ABI;
+use std::collections::HashSet;
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
+use std::path::{Path, PathBuf};
+use tracing::{debug, info};
+use zerocopy::IntoBytes as _;
+
+pub const BPFFS: &str = "/sys/fs/bpf";
+
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    #[error("this binary was built without its kernel programs: build it with `cargo xtask build`")]
+    NoObject,
+    #[error(transparent)]
+    Btf(#[from] btf::BtfError),
+    #[error(transparent)]
+    Maps(#[from] MapsError),
+    #[error("cannot load the kernel programs: {0}")]
+    Load(#[from] EbpfError),
+    #[error("cannot open the cgroup {path}: {source}")]
+    Cgroup { path: PathBuf, source: io::Error },
+    #[error("bpffs: {path}: {source}")]
+    Bpffs { path: PathBuf, source: io::Error },
+    #[error(
+        "core hook `{hook}` cannot be attached: {reason}\n\
+         needed: root or CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON; `mcp-sensor doctor` shows each hook; \
+         `--allow-degraded` runs without it"
+    )]
+    Hook { hook: &'static str, reason: String },
+}
+
+/// Whether a hook works here.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum HookState {
+    Attached,
+    /// Not enforced, and why.
+    Failed(String),
+}
+
+#[derive(Clone, Debug)]
+pub struct Hook {
+    pub name: &'static str,
+    /// The sensor does not start without a core hook.
+    pub core: bool,
+    /// What is not enforced where it fails.
+    pub without: &'static str,
+    pub state: HookState,
+}
+
+/// A cgroup hook and its number in `enum bpf_attach_type` (linux/bpf.h).
+struct Core {
+    program: &'static str,
+    attach_type: u32,
+    without: &'static str,
+}
+
+const TRACEPOINTS: [(&str, &str, &str); 3] = [
+    ("fork", "sched_process_fork", "children of a server are not labelled"),
+    ("exit", "sched_process_exit", "labels are not removed"),
+    ("exec", "sched_process_exec", "servers are not recognised at exec"),
+];
+
+const CGROUP: [Core; 10] = [
+    Core { program: "socket", attach_type: 2, without: "raw, ping, UDP-Lite and MPTCP sockets are not refused" },
+    Core { program: "setsockopt", attach_type: 22, without: "group joins are not refused" },
+    Core { program: "connect4", attach_type: 10, without: "connect() to IPv4 is not refused at once" },
+    Core { program: "connect6", attach_type: 11, without: "connect() to IPv6 is not refused at once" },
+    Core { program: "sendmsg4", attach_type: 14, without: "sendto() to IPv4 is not refused at once" },
+    Core { program: "sendmsg6", attach_type: 15, without: "sendto() to IPv6 is not refused at once" },
+    Core { program: "bind4", attach_type: 8, without: "bind() is not refused at once" },
+    Core { program: "bind6", attach_type: 9, without: "bind() is not refused at once" },
+    Core { program: "egress", attach_type: 1, without: "packets are not judged" },
+    Core { program: "ingress", attach_type: 0, without: "inbound packets are not judged" },
+];
+
+/// Attach types of linux/bpf.h that aya has no name for (Linux 6.7).
+const UNIX: [(&str, u32); 2] = [("unix_connect", 49), ("unix_sendmsg", 50)];
+
+pub struct Options {
+    pub cgroup: PathBuf,
+    /// Where maps and links are pinned.
+    pub pins: PathBuf,
+    /// Thread groups that can bear a label without overflow.
+    pub label_capacity: u32,
+    pub allow_degraded: bool,
+}
+
+/// What is attached. Dropping it leaves links that are pinned in place.
+pub struct Loaded {
+    pub maps: Maps,
+    pub rings: Rings,
+    pub hooks: Vec<Hook>,
+    /// An earlier agent's maps were found and are in use.
+    pub adopted: bool,
+    pins: PathBuf,
+    // Held so that unpinned links live as long as the agent.
+    _ebpf: aya::Ebpf,
+    _links: Vec<OwnedFd>,
+}
+
+impl Loaded {
+    /// Takes everything out of the kernel again.
+    pub fn detach(self) -> io::Result<()> {
+        let pins = self.pins.clone();
+        drop(self);
+        remove_pins(&pins)
+    }
+}
+
+/// Removes what is pinned at `pins`: links first, or programs would judge by
+/// maps that nobody can reach.
+pub fn remove_pins(pins: &Path) -> io::Result<()> {
+    if !pins.exists() {
+        return Ok(());
+    }
+    for sub in ["links", "maps"] {
+        let dir = pins.join(sub);
+        if !dir.exists() {
+            continue;
+        }
+        for entry in fs::read_dir(&dir)? {
+            fs::remove_file(entry?.path())?;
+        }
+        fs::remove_dir(&dir)?;
+    }
+    fs::remove_dir(pins)
+}
+
+/// Mounts bpffs where it belongs, if nobody has.
+pub fn ensure_bpffs() -> Result<(), LoadError> {
+    let path = Path::new(BPFFS);
+    let fail = |source: io::Error| LoadError::Bpffs { path: path.to_path_buf(), source };
+    const BPF_FS_MAGIC: i64 = 0xcafe4a11;
+    let stat = nix::sys::statfs::statfs(path).map_err(|e| fail(e.into()))?;
+    if stat.filesystem_type().0 as i64 == BPF_FS_MAGIC {
+        return Ok(());
+    }
+    info!(path = BPFFS, "mounting bpffs");
+    nix::mount::mount(Some("bpf"), path, Some("bpf"), nix::mount::MsFlags::empty(), None::<&str>)
+        .map_err(|e| fail(e.into()))
+}
+
+/// Loads and attaches everything.
+pub fn load(options: &Options) -> Result<Loaded, LoadError> {
+    if OBJECT.is_empty() {
+        return Err(LoadError::NoObject);
+    }
+    let offsets = btf::offsets()?;
+    ensure_bpffs()?;
+    let pins = options.pins.join(format!("v{ABI}_{}", options.label_capacity));
+    let links_dir = pins.join("links");
+    let maps_dir = pins.join("maps");
+    for dir in [&links_dir, &maps_dir] {
+        fs::create_dir_all(dir).map_err(|source| LoadError::Bpffs { path: dir.clone(), source })?;
+    }
+    let old: HashSet<PathBuf> = listing(&links_dir)?;
+    let adopted = maps_dir.join("STATE").exists();
+
+    let mut loader = EbpfLoader::new();
+    loader
+        .override_global("OFFSETS", offsets.as_bytes(), true)
+        .map_max_entries("TASKS", options.label_capacity);
+    let names = map_names();
+    for name in &names {
+        loader.map_pin_path(name, maps_dir.join(name));
+    }
+    let mut ebpf = loader.load(OBJECT)?;
+
+    let cgroup = File::open(&options.cgroup)
+        .map_err(|source| LoadError::Cgroup { path: options.cgroup.clone(), source })?;
+    let mut hooks = Vec::new();
+    let mut links = Vec::new();
+    let mut keep = |hook: Hook, link: Result<OwnedFd, String>| -> Result<(), LoadError> {
+        let mut hook = hook;
+        let pinned = link.and_then(|fd| {
+            sys::pin(fd.as_fd(), &fresh(&links_dir, hook.name)).map(|()| fd).map_err(|e| format!("cannot pin it: {e}"))
+        });
+        match pinned {
+            Ok(fd) => links.push(fd),
+            Err(reason) if hook.core && !options.allow_degraded => {
+                return Err(LoadError::Hook { hook: hook.name, reason });
+            }
+            Err(reason) => hook.state = HookState::Failed(reason),
+        }
+        hooks.push(hook);
+        Ok(())
+    };
+    for (name, tracepoint, without) in TRACEPOINTS {
+        let link = attach_tracepoint(&mut ebpf, name, tracepoint);
+        keep(Hook { name, core: true, without, state: HookState::Attached }, link)?;
+    }
+    for core in CGROUP {
+        let link = attach_cgroup(&mut ebpf, &core, &cgroup);
+        keep(Hook { name: core.program, core: true, without: core.without, state: HookState::Attached }, link)?;
+    }
+    for (name, attach_type) in UNIX {
+        let link = attach_unix(&ebpf, name, attach_type, &cgroup);
+        let without = "unix sockets are not judged (unix: open)";
+        keep(Hook { name, core: false, without, state: HookState::Attached }, link)?;
+    }
+    // The new links judge; the old may go.
+    for path in old {
+        debug!(path = %path.display(), "dropping the link of an earlier agent");
+        fs::remove_file(&path).map_err(|source| LoadError::Bpffs { path, source })?;
+    }
+    remove_siblings(&options.pins, &pins);
+    let (maps, rings) = Maps::take(&mut ebpf)?;
+    Ok(Loaded { maps, rings, hooks, adopted, pins, _ebpf: ebpf, _links: links })
+}
+
+/// What another version, or another capacity, left there.
+fn remove_siblings(parent: &Path, own: &Path) {
+    let Ok(entries) = fs::read_dir(parent) else { return };
+    for path in entries.flatten().map(|e| e.path()).filter(|p| p != own) {
+        if let Err(error) = remove_pins(&path) {
+            tracing::warn!(path = %path.display(), %error, "cannot remove the pins of another version");
+        }
+    }
+}
+
+fn listing(dir: &Path) -> Result<HashSet<PathBuf>, LoadError> {
+    let fail = |source| LoadError::Bpffs { path: dir.to_path_buf(), source };
+    fs::read_dir(dir).map_err(fail)?.map(|e| e.map(|e| e.path()).map_err(fail)).collect()
+}
+
+/// Names of the object's own maps; the compiler's sections are not shared.
+fn map_names() -> Vec<String> {
+    match Object::parse(OBJECT) {
+        Ok(object) => object.maps.keys().filter(|n| !n.starts_with('.')).cloned().collect(),
+        Err(_) => Vec::new(), // the loader says why
+    }
+}
+
+/// A name for a new link that no older one has: bpffs knows no dots.
+fn fresh(dir: &Path, name: &str) -> PathBuf {
+    let stamp = std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .map_or(0, |d| d.as_nanos());
+    dir.join(format!("{name}_{stamp}"))
+}
+
+/// The whole chain: aya's outermost message hides the errno.
+fn chain(e: &dyn std::error::Error) -> String {
+    let mut text = e.to_string();
+    let mut source = e.source();
+    while let Some(inner) = source {
+        text = format!("{text}: {inner}");
+        source = inner.source();
+    }
+    // A verifier log ends with what matters.
+    const LIMIT: usize = 2000;
+    if text.len() > LIMIT {
+        let from = (text.len() - LIMIT..text.len()).find(|i| text.is_char_boundary(*i)).unwrap_or(0);
+        text = format!("…{}", &text[from..]);
+    }
+    text
+}
+
+fn attach_tracepoint(ebpf: &mut aya::Ebpf, name: &str, tracepoint: &str) -> Result<OwnedFd, String> {
+    let Some(Program::RawTracePoint(program)) = ebpf.program_mut(name) else {
+        return Err("not in the kernel object".into());
+    };
+    program.load().map_err(|e| chain(&e))?;
+    let fd = program.fd().map_err(|e| chain(&e))?;
+    sys::raw_tracepoint_open(fd.as_fd(), tracepoint).map_err(|e| format!("cannot attach: {e}"))
+}
+
+fn attach_cgroup(ebpf: &mut aya::Ebpf, hook: &Core, cgroup: &File) -> Result<OwnedFd, String> {
+    let program = ebpf.program_mut(hook.program).ok_or("not in the kernel object")?;
+    match program {
+        Program::CgroupSock(p) => p.load(),
+        Program::CgroupSockAddr(p) => p.load(),
+        Program::CgroupSockopt(p) => p.load(),
+        Program::CgroupSkb(p) => p.load(),
+        _ => return Err("of another type in the kernel object".into()),
+    }
+    .map_err(|e| chain(&e))?;
+    let fd = program.fd().map_err(|e| chain(&e))?;
+    sys::link_create(fd.as_fd(), cgroup.as_fd(), hook.attach_type).map_err(|e| format!("cannot attach: {e}"))
+}
+
+/// Loads a program by hand, over the maps that are loaded already.
+fn attach_unix(ebpf: &aya::Ebpf, name: &str, attach_type: u32, cgroup: &File) -> Result<OwnedFd, String> {
+    let mut object = Object::parse(OBJECT).map_err(|e| chain(&e))?;
+    let text: HashSet<usize> = object.functions.keys().map(|(section, _)| *section).collect();
+    let fds: Vec<(String, i32)> = ebpf
+        .maps()
+        .filter_map(|(name, map)| map_fd(map).map(|fd| (name.to_owned(), fd)))
+        .collect();
+    let maps = object.maps.clone();
+    object
+        .relocate_maps(
+            fds.iter().filter_map(|(name, fd)| maps.get(name).map(|map| (name.as_str(), *fd, map))),
+            &text,
+        )
+        .map_err(|e| chain(&e))?;
+    object.relocate_calls(&text).map_err(|e| chain(&e))?;
+    let program = object.programs.get(name).ok_or("not in the kernel object")?;
+    let function = object.functions.get(&program.function_key()).ok_or("not in the kernel object")?;
+    let fd = sys::load_sock_addr(name, &function.instructions, attach_type).map_err(|(e, log)| {
+        let last = log.lines().rev().find(|l| !l.trim().is_empty()).unwrap_or_default();
+        format!("the kernel refused the program: {e} {last}")
+    })?;
+    sys::link_create(fd.as_fd(), cgroup.as_fd(), attach_type).map_err(|e| format!("cannot attach: {e}"))
+}
+
+fn map_fd(map: &aya::maps::Map) -> Option<i32> {
+    use aya::maps::Map;
+    let data = match map {
+        Map::Array(m)
+        | Map::PerCpuArray(m)
+        | Map::HashMap(m)
+        | Map::LruHashMap(m)
+        | Map::LpmTrie(m)
+        | Map::RingBuf(m)
+        | Map::SkStorage(m)
+        | Map::Unsupported(m) => m,
+        _ => return None,
+    };
+    Some(data.fd().as_fd().as_raw_fd())
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    #[ignore = "scratch"]
+    fn load_here() {
+        let cg = super::super::cgroup::root().unwrap().join("lead_scratch");
+        std::fs::create_dir_all(&cg).unwrap();
+        let r = super::load(&super::Options { cgroup: cg, pins: "/sys/fs/bpf/lead_scratch".into(), label_capacity: 32768, allow_degraded: true });
+        match r {
+            Ok(l) => { for h in &l.hooks { println!("{h:?}"); } l.detach().unwrap(); }
+            Err(e) => println!("ERR {e}"),
+        }
+    }
+}

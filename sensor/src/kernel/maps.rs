@@ -1,0 +1,106 @@
+//! Handles on the maps that the programs and the agent share.
+
+use aya::maps::{Array, HashMap, LpmTrie, MapData, MapError, PerCpuArray, RingBuf, SkStorage, lpm_trie};
+use aya::{Ebpf, Pod};
+use sensor_common::exec::{ExecRule, KEY_BYTES};
+use sensor_common::kernel::{Denial, State};
+use sensor_common::label::Label;
+use sensor_common::policy::{LaunchKey, PortSet, Profile, Server};
+use sensor_common::record::{Instance, VerdictKey};
+use sensor_common::socket::Socket;
+use sensor_common::unix::{PATH_BYTES, UnixRule};
+use zerocopy::{FromBytes, Immutable, IntoBytes};
+
+/// A type of `sensor-common` as a map key or value.
+#[repr(transparent)]
+#[derive(Clone, Copy)]
+pub struct Shared<T>(pub T);
+
+// SAFETY: `FromBytes` and `IntoBytes` are what `Pod` asks for: every bit
+// pattern is a value, and there is no padding.
+unsafe impl<T: FromBytes + IntoBytes + Immutable + Copy + 'static> Pod for Shared<T> {}
+
+/// A CIDR key without its prefix length: scope, direction, address.
+pub type CidrBits = [u32; 6];
+/// An exec key without its prefix length.
+#[repr(C)]
+#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable)]
+pub struct ExecBits {
+    pub generation: u32,
+    pub kind: u8,
+    pub bytes: [u8; KEY_BYTES],
+}
+/// A unix key without its prefix length.
+#[repr(C)]
+#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable)]
+pub struct UnixBits {
+    pub generation: u32,
+    pub profile: u32,
+    pub path: [u8; PATH_BYTES],
+}
+
+pub type LpmKey<T> = lpm_trie::Key<Shared<T>>;
+
+/// All maps. Taken out of the loader, so that each has one owner.
+pub struct Maps {
+    pub state: Array<MapData, Shared<State>>,
+    pub tasks: Array<MapData, Shared<Label>>,
+    pub overflow: Array<MapData, u64>,
+    pub instances: HashMap<MapData, u32, Shared<Instance>>,
+    pub sockets: SkStorage<MapData, Shared<Socket>>,
+    pub inherited: HashMap<MapData, u64, Shared<Label>>,
+    pub servers: Array<MapData, Shared<Server>>,
+    pub profiles: Array<MapData, Shared<Profile>>,
+    pub port_sets: Array<MapData, Shared<PortSet>>,
+    pub cidrs: LpmTrie<MapData, Shared<CidrBits>, u32>,
+    pub launches: HashMap<MapData, Shared<LaunchKey>, u8>,
+    pub exec_rules: LpmTrie<MapData, Shared<ExecBits>, Shared<ExecRule>>,
+    pub unix: LpmTrie<MapData, Shared<UnixBits>, Shared<UnixRule>>,
+    pub denials: HashMap<MapData, Shared<VerdictKey>, Shared<Denial>>,
+    pub losses: PerCpuArray<MapData, u64>,
+}
+
+/// The two rings, for their reader.
+pub struct Rings {
+    pub verdicts: RingBuf<MapData>,
+    pub telemetry: RingBuf<MapData>,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum MapsError {
+    #[error("the kernel object has no map `{0}`: it does not belong to this binary, run `cargo xtask build`")]
+    Missing(&'static str),
+    #[error("map `{name}`: {source}")]
+    Kind { name: &'static str, source: MapError },
+}
+
+impl Maps {
+    pub(super) fn take(ebpf: &mut Ebpf) -> Result<(Maps, Rings), MapsError> {
+        macro_rules! take {
+            ($name:literal) => {
+                ebpf.take_map($name)
+                    .ok_or(MapsError::Missing($name))?
+                    .try_into()
+                    .map_err(|source| MapsError::Kind { name: $name, source })?
+            };
+        }
+        let maps = Maps {
+            state: take!("STATE"),
+            tasks: take!("TASKS"),
+            overflow: take!("OVERFLOW"),
+            instances: take!("INSTANCES"),
+            sockets: take!("SOCKETS"),
+            inherited: take!("INHERITED"),
+            servers: take!("SERVERS"),
+            profiles: take!("PROFILES"),
+            port_sets: take!("PORT_SETS"),
+            cidrs: take!("CIDRS"),
+            launches: take!("LAUNCHES"),
+            exec_rules: take!("EXEC_RULES"),
+            unix: take!("UNIX"),
+            denials: take!("DENIALS"),
+            losses: take!("LOSSES"),
+        };
+        Ok((maps, Rings { verdicts: take!("VERDICTS"), telemetry: take!("TELEMETRY") }))
+    }
+}

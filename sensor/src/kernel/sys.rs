@@ -1,0 +1,117 @@
+//! The calls of bpf(2) that aya does not offer.
+
+use std::ffi::{CString, c_char};
+use std::io;
+use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::Path;
+
+const BPF_MAP_LOOKUP_AND_DELETE_ELEM: i64 = 21;
+const BPF_PROG_LOAD: i64 = 5;
+const BPF_OBJ_PIN: i64 = 6;
+const BPF_RAW_TRACEPOINT_OPEN: i64 = 17;
+const BPF_LINK_CREATE: i64 = 28;
+
+/// Every command reads at most this much of `union bpf_attr`; the rest is zero.
+#[repr(C)]
+struct Attr([u64; 18]);
+
+fn bpf(command: i64, attr: &mut Attr) -> io::Result<i64> {
+    // SAFETY: the attribute is as long as announced; pointers within it point
+    // to memory that callers keep alive over the call.
+    let ret = unsafe {
+        libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attr), size_of::<Attr>())
+    };
+    if ret < 0 { Err(io::Error::last_os_error()) } else { Ok(ret) }
+}
+
+fn words(pairs: &[(usize, u64)]) -> Attr {
+    let mut attr = Attr([0; 18]);
+    for (at, value) in pairs {
+        attr.0[*at] = *value;
+    }
+    attr
+}
+
+const fn pair(low: u32, high: u32) -> u64 {
+    low as u64 | (high as u64) << 32
+}
+
+/// Loads a program whose attach type aya cannot name. `Err` carries the
+/// verifier's log.
+pub(super) fn load_sock_addr(
+    name: &str,
+    instructions: &[aya_obj::generated::bpf_insn],
+    attach_type: u32,
+) -> Result<OwnedFd, (io::Error, String)> {
+    const CGROUP_SOCK_ADDR: u32 = 18;
+    let mut log = vec![0u8; 16 * 1024 * 1024];
+    let license = c"GPL";
+    let mut short = [0u8; 16];
+    for (to, from) in short.iter_mut().zip(name.bytes().take(15)) {
+        *to = from;
+    }
+    let mut attr = words(&[
+        (0, pair(CGROUP_SOCK_ADDR, instructions.len() as u32)),
+        (1, instructions.as_ptr() as u64),
+        (2, license.as_ptr() as u64),
+        (3, pair(1, log.len() as u32)),
+        (4, log.as_mut_ptr() as u64),
+        // word 5: kern_version, prog_flags; 6, 7: the name
+        (6, u64::from_ne_bytes(short[..8].try_into().unwrap_or_default())),
+        (7, u64::from_ne_bytes(short[8..].try_into().unwrap_or_default())),
+        // prog_ifindex, expected_attach_type
+        (8, pair(0, attach_type)),
+    ]);
+    // First without a log: one that is too small for it fails a good program.
+    let mut silent = Attr(attr.0);
+    (silent.0[3], silent.0[4]) = (0, 0);
+    match bpf(BPF_PROG_LOAD, &mut silent).or_else(|_| bpf(BPF_PROG_LOAD, &mut attr)) {
+        // SAFETY: a descriptor that the kernel just made for us.
+        Ok(fd) => Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) }),
+        Err(error) => {
+            let end = log.iter().position(|b| *b == 0).unwrap_or(log.len());
+            Err((error, String::from_utf8_lossy(&log[..end]).into_owned()))
+        }
+    }
+}
+
+pub(super) fn link_create(program: BorrowedFd<'_>, cgroup: BorrowedFd<'_>, attach_type: u32) -> io::Result<OwnedFd> {
+    let mut attr = words(&[
+        (0, pair(program.as_raw_fd() as u32, cgroup.as_raw_fd() as u32)),
+        (1, pair(attach_type, 0)),
+    ]);
+    let fd = bpf(BPF_LINK_CREATE, &mut attr)?;
+    // SAFETY: a descriptor that the kernel just made for us.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+}
+
+pub(super) fn raw_tracepoint_open(program: BorrowedFd<'_>, tracepoint: &str) -> io::Result<OwnedFd> {
+    let name = CString::new(tracepoint)?;
+    let mut attr = words(&[(0, name.as_ptr() as u64), (1, pair(program.as_raw_fd() as u32, 0))]);
+    let fd = bpf(BPF_RAW_TRACEPOINT_OPEN, &mut attr)?;
+    // SAFETY: a descriptor that the kernel just made for us.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+}
+
+pub(super) fn pin(object: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    let pathname: *const c_char = path.as_ptr();
+    let mut attr = words(&[(0, pathname as u64), (1, pair(object.as_raw_fd() as u32, 0))]);
+    bpf(BPF_OBJ_PIN, &mut attr).map(drop)
+}
+
+/// Takes an element out of a hash map in one step, so that what a program adds
+/// meanwhile is not lost. `false`: it was gone.
+pub(super) fn take(map: BorrowedFd<'_>, key: &[u8], value: &mut [u8]) -> io::Result<bool> {
+    let mut attr = words(&[
+        (0, pair(map.as_raw_fd() as u32, 0)),
+        (1, key.as_ptr() as u64),
+        (2, value.as_mut_ptr() as u64),
+    ]);
+    match bpf(BPF_MAP_LOOKUP_AND_DELETE_ELEM, &mut attr) {
+        Ok(_) => Ok(true),
+        Err(e) if e.raw_os_error() == Some(libc::ENOENT) => Ok(false),
+        Err(e) => Err(e),
+    }
+}

@@ -1,0 +1,289 @@
+//! Which rule decides about a destination, and what would allow it. Asks the
+//! very function that decides in the kernel.
+
+use super::compile::{Compiled, RuleInfo};
+use super::model::{Direction, Mode, Policy, ProfileKind};
+use super::tables::MemoryTables;
+use sensor_common::addr::Addr;
+use sensor_common::policy::{Flow, PROFILE_SELF, Reason, SERVER_UNKNOWN, decide};
+use sensor_common::{TCP, UDP};
+use serde::Serialize;
+use std::fmt::Write;
+use std::net::IpAddr;
+
+/// `HOST_OR_IP:PORT[/proto]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Target {
+    pub host: Host,
+    pub port: u16,
+    /// IANA number.
+    pub protocol: u8,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Host {
+    Ip(IpAddr),
+    Name(String),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("`{text}`: {reason}; write HOST:PORT, 10.0.0.1:443, [2001:db8::1]:443 or 9.9.9.9:53/udp")]
+pub struct TargetError {
+    text: String,
+    reason: &'static str,
+}
+
+impl std::str::FromStr for Target {
+    type Err = TargetError;
+
+    fn from_str(text: &str) -> Result<Target, TargetError> {
+        let error = |reason| TargetError { text: text.escape_debug().to_string(), reason };
+        let (place, protocol) = match text.rsplit_once('/') {
+            None => (text, TCP),
+            Some((place, "tcp")) => (place, TCP),
+            Some((place, "udp")) => (place, UDP),
+            Some(_) => return Err(error("the protocol is `tcp` or `udp`")),
+        };
+        let (host, port) = place.rsplit_once(':').ok_or_else(|| error("no port"))?;
+        let plain = !port.is_empty() && port.bytes().all(|b| b.is_ascii_digit());
+        let port = port.parse::<u16>().ok().filter(|p| plain && *p > 0);
+        let port = port.ok_or_else(|| error("the port is a number from 1 to 65535"))?;
+        let bracketed = host.strip_prefix('[').and_then(|h| h.strip_suffix(']'));
+        let host = match (bracketed, host.parse::<IpAddr>()) {
+            (Some(inner), _) => match inner.parse() {
+                Ok(ip) => Host::Ip(IpAddr::V6(ip)),
+                Err(_) => return Err(error("no IPv6 address stands in the brackets")),
+            },
+            (None, Ok(IpAddr::V6(_))) => return Err(error("an IPv6 address needs brackets")),
+            (None, Ok(ip)) => Host::Ip(ip),
+            (None, Err(_)) => match super::names::NamePattern::parse(host) {
+                Ok(name) if !name.below => Host::Name(name.name),
+                _ => return Err(error("neither an address nor a host name")),
+            },
+        };
+        Ok(Target { host, port, protocol })
+    }
+}
+
+#[derive(Clone, Debug)]
+pub struct Query {
+    pub server: String,
+    /// Under `launcher_profile`.
+    pub launcher: bool,
+    pub direction: Direction,
+    pub target: Target,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Verdict {
+    Allow,
+    Deny,
+    /// Audit: it goes through and is recorded.
+    WouldDeny,
+}
+
+/// The answer; its JSON form is stable.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Explanation {
+    pub server: String,
+    pub role: &'static str,
+    pub mode: &'static str,
+    pub profile: String,
+    pub direction: &'static str,
+    /// Address in the form that is compared, or the name.
+    pub host: String,
+    pub port: u16,
+    pub protocol: &'static str,
+    pub verdict: Verdict,
+    pub reason: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rule: Option<RuleInfo>,
+    /// One line of policy that would allow it, and where it belongs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub suggestion: Option<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
+}
+
+/// `explain` of a name that rules hold: names are not compared yet.
+pub const NAME_NOT_ENFORCED: &str = "name_not_enforced";
+
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("no server `{name}` in this policy; it declares {known}")]
+pub struct NoServer {
+    pub name: String,
+    pub known: String,
+}
+
+pub fn explain(policy: &Policy, compiled: &Compiled, query: &Query) -> Result<Explanation, NoServer> {
+    let Some((id, server)) = compiled.server(&query.server) else {
+        let names: Vec<&str> = policy.servers.iter().take(20).map(|s| s.name.as_str()).collect();
+        let known = if names.is_empty() { "only `unknown`".to_owned() } else { names.join(", ") };
+        return Err(NoServer { name: query.server.clone(), known });
+    };
+    let profile_id = if query.launcher { server.launcher_profile } else { server.profile };
+    let profile = &policy.profiles[usize::from(profile_id)];
+    let mode = match policy.servers.iter().find(|s| id != SERVER_UNKNOWN && s.name == query.server) {
+        Some(server) => server.mode,
+        None => policy.unknown.mode,
+    };
+    let mut answer = Explanation {
+        server: query.server.clone(),
+        role: if query.launcher { "launcher" } else { "server" },
+        mode: mode.name(),
+        profile: profile.name.clone(),
+        direction: match query.direction {
+            Direction::Egress => "egress",
+            Direction::Inbound => "inbound",
+        },
+        host: String::new(),
+        port: query.target.port,
+        protocol: if query.target.protocol == UDP { "udp" } else { "tcp" },
+        verdict: Verdict::Allow,
+        reason: "",
+        rule: None,
+        suggestion: None,
+        notes: Vec::new(),
+    };
+    let allowed = match &query.target.host {
+        Host::Ip(ip) => by_address(compiled, profile_id, query, *ip, &mut answer),
+        Host::Name(name) => by_name(profile, compiled, query, name, &mut answer),
+    };
+    if allowed {
+        return Ok(answer);
+    }
+    answer.verdict = if mode == Mode::Audit { Verdict::WouldDeny } else { Verdict::Deny };
+    if let Host::Ip(ip) = query.target.host {
+        let line = allow_line(query.direction, ip, query.target.port, query.target.protocol);
+        let key = answer.direction;
+        answer.suggestion = Some(match profile.kind {
+            ProfileKind::Rules => format!("profiles.{}.{key}: add `- {line}`", profile.name),
+            _ => format!("give the server a profile of its own with `{key}: [{line}]`"),
+        });
+        if Addr::from(ip).normalise().is_broadcast() {
+            answer.notes.push("SO_BROADCAST is refused to every labelled socket".to_owned());
+        }
+    }
+    Ok(answer)
+}
+
+fn by_address(
+    compiled: &Compiled,
+    profile_id: u16,
+    query: &Query,
+    ip: IpAddr,
+    answer: &mut Explanation,
+) -> bool {
+    let written = Addr::from(ip);
+    let addr = written.normalise();
+    answer.host = IpAddr::from(addr).to_string();
+    if addr != written {
+        answer.notes.push(format!("{ip} is judged as {}", answer.host));
+    }
+    let (port, protocol) = (query.target.port, query.target.protocol);
+    let flow = Flow { direction: query.direction.code(), protocol, port, addr, any_port: false };
+    let decision = decide(&MemoryTables::new(compiled), 0, profile_id, &flow);
+    answer.reason = decision.reason.name();
+    answer.rule = compiled.rule(decision.rule).cloned();
+    let profile = &compiled.profiles[usize::from(profile_id)];
+    let own = profile.flags & PROFILE_SELF != 0 && addr.is_loopback();
+    if decision.reason == Reason::NoRule && own {
+        answer
+            .notes
+            .push("allowed if the socket at the other end is of the same instance (`self`)".to_owned());
+        answer.rule = compiled.rule(profile.self_rule).cloned();
+    }
+    let connect = Flow { any_port: true, ..flow };
+    if !decision.allows()
+        && protocol == UDP
+        && query.direction == Direction::Egress
+        && decide(&MemoryTables::new(compiled), 0, profile_id, &connect).allows()
+    {
+        answer.notes.push(
+            "connect() of a UDP socket succeeds, since it sends nothing; packets are denied".to_owned(),
+        );
+    }
+    decision.allows()
+}
+
+fn by_name(
+    profile: &super::model::Profile,
+    compiled: &Compiled,
+    query: &Query,
+    name: &str,
+    answer: &mut Explanation,
+) -> bool {
+    name.clone_into(&mut answer.host);
+    let fixed = match profile.kind {
+        ProfileKind::Unrestricted => Some(Reason::Unrestricted),
+        ProfileKind::None => Some(Reason::ProfileNone),
+        ProfileKind::Rules => None,
+    };
+    if let Some(reason) = fixed {
+        answer.reason = reason.name();
+        return reason.allows();
+    }
+    let covers = |rule: &&super::model::Rule| {
+        rule.direction == query.direction
+            && rule.names.iter().any(|n| n.covers(name))
+            && rule.ports.iter().any(|ports| ports.contains(&query.target.port))
+            && rule.protocols().any(|protocol| protocol == query.target.protocol)
+    };
+    if let Some(rule) = profile.rules.iter().find(covers) {
+        answer.reason = NAME_NOT_ENFORCED;
+        answer.rule = compiled.rules.iter().find(|r| r.path == rule.path).cloned();
+        answer.notes.push("a rule names this host, but names are not enforced in this version".to_owned());
+    } else {
+        answer.reason = match query.direction {
+            Direction::Egress => Reason::NoRule.name(),
+            Direction::Inbound => Reason::NoInboundRule.name(),
+        };
+    }
+    answer.notes.push("addresses decide: ask again with an address of the host".to_owned());
+    false
+}
+
+/// The entry of `egress` or `inbound` that allows exactly this. `ip` is the
+/// destination, or the peer of an inbound connection, whose port is the local
+/// one. Denial events carry the same line.
+pub fn allow_line(direction: Direction, ip: IpAddr, port: u16, protocol: u8) -> String {
+    let key = match direction {
+        Direction::Egress => "to",
+        Direction::Inbound => "from",
+    };
+    let ip = IpAddr::from(Addr::from(ip).normalise());
+    let host = if ip.is_ipv6() { format!("\"{ip}\"") } else { ip.to_string() };
+    let ports = if port == 0 { String::new() } else { format!(", ports: [{port}]") };
+    let protocol = if protocol == UDP { ", protocol: udp" } else { "" };
+    format!("{{{key}: [{host}]{ports}{protocol}}}")
+}
+
+impl Explanation {
+    pub fn text(&self) -> String {
+        let host = if self.host.contains(':') { format!("[{}]", self.host) } else { self.host.clone() };
+        let arrow = if self.direction == "egress" { "to" } else { "from" };
+        let verdict = match self.verdict {
+            Verdict::Allow => "allow",
+            Verdict::Deny => "deny",
+            Verdict::WouldDeny => "would deny (audit: it goes through and is recorded)",
+        };
+        let mut text = format!(
+            "{} ({}, profile {}, {}) {arrow} {host}:{}/{}\n  verdict  {verdict}\n  reason   {}\n",
+            self.server, self.role, self.profile, self.mode, self.port, self.protocol, self.reason
+        );
+        let mut line = |key: &str, value: &str| {
+            let _ = writeln!(text, "  {key:<8} {value}");
+        };
+        if let Some(rule) = &self.rule {
+            line("rule", &format!("{} (line {}): {}", rule.path, rule.line, rule.text));
+        }
+        if let Some(suggestion) = &self.suggestion {
+            line("allow", suggestion);
+        }
+        for note in &self.notes {
+            line("note", note);
+        }
+        text
+    }
+}

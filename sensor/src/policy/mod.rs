@@ -1,0 +1,32 @@
+//! The policy: read, checked, compiled, explained, suggested.
+//!
+//! `file` is the YAML as written, `parse` checks it into a `model::Policy`,
+//! `compile` makes of that what the kernel's maps hold.
+
+pub mod address;
+pub mod cidr;
+pub mod command;
+pub mod compile;
+pub mod diagnostic;
+pub mod exec;
+pub mod explain;
+pub mod file;
+pub mod launchers;
+pub mod load;
+pub mod matching;
+pub mod model;
+pub mod names;
+pub mod parse;
+pub mod schema;
+pub mod suggest;
+pub mod tables;
+pub mod toolhive;
+
+pub use compile::{Compiled, Ids, compile};
+pub use diagnostic::Diagnostic;
+pub use load::{LoadError, Loaded, load};
+pub use model::Policy;
+pub use parse::parse_bytes;
+
+#[cfg(test)]
+mod tests;

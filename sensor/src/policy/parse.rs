@@ -1,0 +1,639 @@
+//! From bytes to a checked [`Policy`]: everything wrong with the file is found
+//! in one pass, and nothing of a wrong file is taken.
+
+use super::address::{self, AddressError};
+use super::diagnostic::{Diagnostic, Position, Severity};
+use super::file::{File, OneOrMany, ProfileReference, RawEgress, RawInbound, RawProfile, RawServer};
+use super::model::{
+    ANY_PORT, Direction, LauncherGlob, Mode, NONE, Policy, Profile, ProfileId, ProfileKind, Rule, Server,
+    UNRESTRICTED, UnixMode, UnixName, Unknown,
+};
+use super::names::NamePattern;
+use super::{matching, toolhive};
+use serde::de::DeserializeOwned;
+use serde_saphyr::{MessageFormatter, Spanned};
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::ops::RangeInclusive;
+
+/// Largest policy file.
+pub const MAX_BYTES: usize = 64 << 20;
+/// Findings that are kept.
+const MAX_FINDINGS: usize = 1000;
+/// Longest name of a server or profile.
+const MAX_NAME: usize = 128;
+
+/// Reads what a policy file names (ToolHive profiles): path as written → bytes.
+pub type ReadFile<'a> = &'a dyn Fn(&str) -> Result<Vec<u8>, String>;
+
+/// A policy that stands alone; one that names other files is refused.
+pub fn parse_bytes(bytes: &[u8]) -> Result<Policy, Vec<Diagnostic>> {
+    parse_with(bytes, &|_| Err("only a policy that is read from a file can name other files".to_owned()))
+}
+
+pub fn parse_with(bytes: &[u8], read: ReadFile<'_>) -> Result<Policy, Vec<Diagnostic>> {
+    let file: File = document(bytes, MAX_BYTES)?;
+    let mut checker = Checker::default();
+    let mut policy =
+        Resolver { checker: &mut checker, read, policy: Policy::default(), by_name: HashMap::new() }
+            .resolve(&file);
+    let (warnings, errors) = checker.finish();
+    if !errors.is_empty() {
+        return Err(errors);
+    }
+    policy.warnings = warnings;
+    Ok(policy)
+}
+
+/// One YAML (or JSON) document with bounds on everything that can grow.
+pub fn document<T: DeserializeOwned>(bytes: &[u8], most: usize) -> Result<T, Vec<Diagnostic>> {
+    if bytes.len() > most {
+        let message = format!("{} bytes; at most {most} are read", bytes.len());
+        return Err(vec![Diagnostic::error(None, "", message)]);
+    }
+    let text = std::str::from_utf8(bytes).map_err(|e| {
+        let before = &bytes[..e.valid_up_to()];
+        let line = before.iter().filter(|b| **b == b'\n').count() + 1;
+        let column = before.iter().rev().take_while(|b| **b != b'\n').count() + 1;
+        let position = Position { line: line as u32, column: column as u32 };
+        vec![Diagnostic::error(Some(position), "", "not UTF-8").help("save the file as UTF-8")]
+    })?;
+    if text.lines().all(|line| line.trim().is_empty() || line.trim_start().starts_with('#')) {
+        return Err(vec![Diagnostic::error(None, "", "the file is empty").help("begin with `version: 1`")]);
+    }
+    let budget = serde_saphyr::budget! {
+        max_events: 16_000_000,
+        max_nodes: 8_000_000,
+        max_depth: 16,
+        flow_nesting_limit: 16,
+        max_documents: 1,
+        max_anchors: 1_000,
+        max_aliases: 10_000,
+        max_merge_keys: 0,
+    };
+    let alias_limits = serde_saphyr::alias_limits! {
+        max_total_replayed_events: 200_000,
+        max_replay_stack_depth: 8,
+    };
+    let options = serde_saphyr::options! {
+        budget: budget,
+        alias_limits: alias_limits,
+        merge_keys: serde_saphyr::MergeKeyPolicy::Error,
+        strict_booleans: true,
+        reject_unsupported_tags: true,
+        with_snippet: false,
+        emit_comments: false,
+    };
+    serde_saphyr::from_str_with_options(text, options).map_err(|e| {
+        let position = e.location().and_then(Position::of);
+        let message = serde_saphyr::UserMessageFormatter.format_message(e.without_snippet());
+        vec![Diagnostic::error(position, "", message)]
+    })
+}
+
+/// Where a value stands.
+pub fn at<T>(value: &Spanned<T>) -> Option<Position> {
+    Position::of(value.referenced)
+}
+
+/// Collects what is wrong.
+#[derive(Default)]
+pub struct Checker {
+    findings: Vec<Diagnostic>,
+    more: usize,
+    /// The file being read, where it is not the policy.
+    file: Option<String>,
+}
+
+impl Checker {
+    pub fn error(
+        &mut self,
+        position: Option<Position>,
+        path: impl Into<String>,
+        message: impl Into<String>,
+    ) -> &mut Diagnostic {
+        self.push(Diagnostic::error(position, path, message))
+    }
+
+    pub fn warning(
+        &mut self,
+        position: Option<Position>,
+        path: impl Into<String>,
+        message: impl Into<String>,
+    ) -> &mut Diagnostic {
+        self.push(Diagnostic::warning(position, path, message))
+    }
+
+    pub fn address(&mut self, position: Option<Position>, path: String, error: AddressError) {
+        self.error(position, path, error.message).help = error.help;
+    }
+
+    fn push(&mut self, mut finding: Diagnostic) -> &mut Diagnostic {
+        finding.file.clone_from(&self.file);
+        if self.findings.len() >= MAX_FINDINGS {
+            self.more += 1;
+            // Errors must survive: one more than the limit tells of the rest.
+            self.findings.truncate(MAX_FINDINGS);
+        }
+        self.findings.push(finding);
+        let last = self.findings.len() - 1;
+        &mut self.findings[last]
+    }
+
+    /// (warnings, errors), in the order of the file.
+    pub fn finish(mut self) -> (Vec<Diagnostic>, Vec<Diagnostic>) {
+        if self.more > 0 {
+            let message = format!("{} more findings are not listed", self.more);
+            self.findings.push(Diagnostic::error(None, "", message));
+        }
+        self.findings.sort_by_key(|f| (f.file.clone(), f.position));
+        self.findings.into_iter().partition(|f| f.severity == Severity::Warning)
+    }
+}
+
+struct Resolver<'a> {
+    checker: &'a mut Checker,
+    read: ReadFile<'a>,
+    policy: Policy,
+    by_name: HashMap<String, ProfileId>,
+}
+
+impl Resolver<'_> {
+    fn resolve(mut self, file: &File) -> Policy {
+        if file.version.value != 1 {
+            let message = format!("version {} is not known", file.version.value);
+            self.checker.error(at(&file.version), "version", message).help =
+                Some("this mcp-sensor reads version 1".to_owned());
+            return self.policy;
+        }
+        for (id, name, kind) in
+            [(NONE, "none", ProfileKind::None), (UNRESTRICTED, "unrestricted", ProfileKind::Unrestricted)]
+        {
+            self.by_name.insert(name.to_owned(), id);
+            self.policy.profiles.push(Profile::builtin(name, kind));
+        }
+        for (name, raw) in &file.profiles.0 {
+            let path = format!("profiles.{}", name.value.escape_debug());
+            self.name(name, &path);
+            if let ("none" | "unrestricted", position) = (name.value.as_str(), at(name)) {
+                self.checker.error(position, path, "a built-in profile cannot be declared again");
+                continue;
+            }
+            let mut profile = self.profile(raw, &path, at(name));
+            profile.name.clone_from(&name.value);
+            self.by_name.insert(name.value.clone(), self.policy.profiles.len());
+            self.policy.profiles.push(profile);
+        }
+        self.policy.resolvers = self.addresses(&file.resolvers, "resolvers");
+        self.servers(&file.servers);
+        if let Some(raw) = &file.unknown {
+            self.policy.unknown = Unknown {
+                profile: raw.profile.as_ref().map_or(NONE, |p| self.reference(p, "unknown.profile")),
+                mode: self.mode(raw.mode.as_ref(), "unknown.mode"),
+                unix: self.unix_mode(raw.unix.as_ref(), "unknown.unix"),
+                position: raw.profile.as_ref().and_then(at),
+            };
+        }
+        for (index, glob) in file.launchers.iter().enumerate() {
+            let path = format!("launchers[{index}]");
+            if !glob.value.starts_with('/') || glob.value.chars().any(char::is_control) {
+                self.checker.error(at(glob), path, "a launcher is an absolute path or glob");
+            } else if let Err(e) = glob::Pattern::new(&glob.value) {
+                self.checker.error(at(glob), path, format!("not a glob: {e}"));
+            } else {
+                self.policy.launchers.push(LauncherGlob {
+                    glob: glob.value.clone(),
+                    path,
+                    position: at(glob),
+                });
+            }
+        }
+        self.policy
+    }
+
+    fn name(&mut self, name: &Spanned<String>, path: &str) {
+        let text = &name.value;
+        if !is_name(text) {
+            self.checker.error(at(name), path, format!("`{}` is not a name", text.escape_debug())).help =
+                Some(format!("letters, digits, `.`, `_`, `-`, `/` and `@`, at most {MAX_NAME} bytes"));
+        }
+    }
+
+    fn servers(&mut self, servers: &[Spanned<RawServer>]) {
+        let mut index_of: HashMap<&str, usize> = HashMap::new();
+        for (index, raw) in servers.iter().enumerate() {
+            let path = format!("servers[{index}]");
+            let server = &raw.value;
+            self.name(&server.name, &format!("{path}.name"));
+            if server.name.value == "unknown" {
+                self.checker.error(at(&server.name), format!("{path}.name"), "`unknown` is built in").help =
+                    Some("use the top-level key `unknown`".to_owned());
+            } else if index_of.insert(&server.name.value, index).is_some() {
+                let message = format!("a second server `{}`", server.name.value);
+                self.checker.error(at(&server.name), format!("{path}.name"), message).help =
+                    Some("one server takes several `match` entries".to_owned());
+            }
+        }
+        for (index, raw) in servers.iter().enumerate() {
+            let path = format!("servers[{index}]");
+            let server = &raw.value;
+            let profile = self.reference(&server.profile, &format!("{path}.profile"));
+            let launcher_path = format!("{path}.launcher_profile");
+            let launcher =
+                server.launcher_profile.as_ref().map_or(profile, |p| self.reference(p, &launcher_path));
+            let mut may_launch = Vec::new();
+            for (n, name) in server.may_launch.iter().enumerate() {
+                match index_of.get(name.value.as_str()) {
+                    Some(other) if *other == index => {
+                        let here = format!("{path}.may_launch[{n}]");
+                        self.checker.error(at(name), here, "a server always starts itself");
+                    }
+                    Some(other) => may_launch.push(*other),
+                    None => {
+                        let here = format!("{path}.may_launch[{n}]");
+                        self.checker.error(at(name), here, format!("no server `{}`", name.value));
+                    }
+                }
+            }
+            let own = self.addresses(&server.resolvers, &format!("{path}.resolvers"));
+            let resolvers = if server.resolvers.is_empty() { self.policy.resolvers.clone() } else { own };
+            let mut matches = Vec::new();
+            for (n, entry) in server.matches.iter().enumerate() {
+                let here = format!("{path}.match[{n}]");
+                matches.extend(matching::check(self.checker, &entry.value, here, at(entry)));
+            }
+            let server = Server {
+                name: server.name.value.clone(),
+                profile,
+                launcher_profile: launcher,
+                mode: self.mode(server.mode.as_ref(), &format!("{path}.mode")),
+                unix: self.unix_mode(server.unix.as_ref(), &format!("{path}.unix")),
+                matches,
+                may_launch,
+                resolvers,
+                path,
+                position: at(&server.name),
+            };
+            self.policy.servers.push(server);
+        }
+    }
+
+    fn addresses(&mut self, texts: &[Spanned<String>], path: &str) -> Vec<IpAddr> {
+        let mut addresses = Vec::new();
+        for (index, text) in texts.iter().enumerate() {
+            match text.value.parse() {
+                Ok(address) => addresses.push(address),
+                Err(_) => {
+                    let message = format!("`{}` is not an IP address", text.value.escape_debug());
+                    self.checker.error(at(text), format!("{path}[{index}]"), message);
+                }
+            }
+        }
+        if let Some(first) = texts.first() {
+            self.checker.warning(
+                at(first),
+                path,
+                "resolvers are kept but not used yet: this version does not enforce host names",
+            );
+        }
+        addresses
+    }
+
+    fn mode(&mut self, mode: Option<&Spanned<String>>, path: &str) -> Mode {
+        match mode.map(|m| m.value.as_str()) {
+            None | Some("audit") => Mode::Audit,
+            Some("enforce") => Mode::Enforce,
+            Some(other) => {
+                let message = format!("`{}` is no mode", other.escape_debug());
+                self.checker.error(mode.and_then(at), path, message).help =
+                    Some("write `enforce` or `audit`".to_owned());
+                Mode::Enforce
+            }
+        }
+    }
+
+    fn unix_mode(&mut self, mode: Option<&Spanned<String>>, path: &str) -> UnixMode {
+        match mode.map(|m| m.value.as_str()) {
+            None | Some("default") => UnixMode::Default,
+            Some("strict") => UnixMode::Strict,
+            Some("open") => UnixMode::Open,
+            Some(other) => {
+                let message = format!("`{}` is no way to treat unix sockets", other.escape_debug());
+                self.checker.error(mode.and_then(at), path, message).help =
+                    Some("write `default`, `strict` or `open`".to_owned());
+                UnixMode::Strict
+            }
+        }
+    }
+
+    fn reference(&mut self, reference: &Spanned<ProfileReference>, path: &str) -> ProfileId {
+        let position = at(reference);
+        let mut profile = match &reference.value {
+            ProfileReference::Text(name) => {
+                if let Some(id) = self.by_name.get(name) {
+                    return *id;
+                }
+                if !name.contains('/') && !name.ends_with(".json") {
+                    let message = format!("no profile `{}`", name.escape_debug());
+                    self.checker.error(position, path, message).help = Some(
+                        "declare it under `profiles`, or use `none`, `unrestricted` or the path of a \
+                         ToolHive profile"
+                            .to_owned(),
+                    );
+                    return NONE;
+                }
+                let Some(profile) = self.toolhive_file(name, path, position) else { return NONE };
+                // The same file again is the same profile.
+                self.by_name.insert(name.clone(), self.policy.profiles.len());
+                Profile { name: name.clone(), ..profile }
+            }
+            ProfileReference::Inline(raw) => {
+                Profile { name: path.to_owned(), ..self.profile(raw, path, position) }
+            }
+        };
+        profile.position = position;
+        self.policy.profiles.push(profile);
+        self.policy.profiles.len() - 1
+    }
+
+    fn profile(&mut self, raw: &RawProfile, path: &str, position: Option<Position>) -> Profile {
+        let native = raw.egress.is_some() || raw.inbound.is_some();
+        let in_place = raw.network.is_some()
+            || raw.name.is_some()
+            || raw.read.is_some()
+            || raw.write.is_some()
+            || raw.privileged.is_some();
+        let refused = Profile { position, ..Profile::builtin("", ProfileKind::None) };
+        let mut profile = match (&raw.toolhive, in_place) {
+            (Some(_), true) => {
+                let help = "keep either `toolhive: FILE` or the profile itself";
+                self.checker.error(position, path, "a ToolHive profile twice").help = Some(help.to_owned());
+                return refused;
+            }
+            (Some(_), false) | (None, true) if native => {
+                let message = "`egress` and `inbound` do not mix with a ToolHive profile";
+                self.checker.error(position, path, message).help =
+                    Some("put them into a profile of their own".to_owned());
+                return refused;
+            }
+            (Some(file), false) => {
+                let here = format!("{path}.toolhive");
+                let Some(profile) = self.toolhive_file(&file.value, &here, at(file)) else { return refused };
+                profile
+            }
+            (None, true) => {
+                let permissions = toolhive::RawPermissions {
+                    name: raw.name.clone(),
+                    read: raw.read.clone(),
+                    write: raw.write.clone(),
+                    privileged: raw.privileged.clone(),
+                    network: raw
+                        .network
+                        .as_ref()
+                        .map(|n| Spanned::new(n.value.clone(), n.referenced, n.defined)),
+                };
+                let Some(profile) = toolhive::convert(self.checker, path, &permissions, position) else {
+                    return refused;
+                };
+                profile
+            }
+            (None, false) => self.native(raw, path, position),
+        };
+        for (index, name) in raw.unix.iter().flatten().enumerate() {
+            let here = format!("{path}.unix[{index}]");
+            match unix_key(&name.value) {
+                Ok(key) => profile.unix.push(UnixName {
+                    written: name.value.clone(),
+                    key,
+                    path: here,
+                    position: at(name),
+                }),
+                Err(message) => {
+                    self.checker.error(at(name), here, message);
+                }
+            }
+        }
+        profile
+    }
+
+    fn toolhive_file(&mut self, name: &str, path: &str, position: Option<Position>) -> Option<Profile> {
+        let bytes = match (self.read)(name) {
+            Ok(bytes) => bytes,
+            Err(e) => {
+                self.checker.error(position, path, format!("{name}: {e}"));
+                return None;
+            }
+        };
+        let found = match toolhive::parse(&bytes) {
+            Ok((profile, warnings)) => {
+                for mut warning in warnings {
+                    warning.file = Some(name.to_owned());
+                    self.checker.findings.push(warning);
+                }
+                Some(profile)
+            }
+            Err(errors) => {
+                for mut error in errors {
+                    error.file = Some(name.to_owned());
+                    self.checker.findings.push(error);
+                }
+                None
+            }
+        };
+        found.map(|mut profile| {
+            for rule in &mut profile.rules {
+                rule.path = format!("{path}: {}", rule.path);
+            }
+            profile
+        })
+    }
+
+    fn native(&mut self, raw: &RawProfile, path: &str, position: Option<Position>) -> Profile {
+        let mut rules = Vec::new();
+        for (index, rule) in raw.egress.iter().flatten().enumerate() {
+            rules.push(self.egress(&rule.value, format!("{path}.egress[{index}]"), at(rule)));
+        }
+        for (index, rule) in raw.inbound.iter().flatten().enumerate() {
+            rules.push(self.inbound(&rule.value, format!("{path}.inbound[{index}]"), at(rule)));
+        }
+        Profile { rules, position, ..Profile::builtin("", ProfileKind::Rules) }
+    }
+
+    fn egress(&mut self, raw: &RawEgress, path: String, position: Option<Position>) -> Rule {
+        let mut rule = Rule {
+            direction: Direction::Egress,
+            nets: Vec::with_capacity(raw.to.len()),
+            names: Vec::new(),
+            own_instance: false,
+            ports: Vec::new(),
+            tcp: true,
+            udp: false,
+            path,
+            position,
+        };
+        if raw.to.is_empty() {
+            self.checker.error(position, rule.path.clone(), "`to` names no destination").help =
+                Some("leave the rule out to allow nothing".to_owned());
+        }
+        for (index, text) in raw.to.iter().enumerate() {
+            if text.value == "self" {
+                rule.own_instance = true;
+                if raw.ports.is_some() || raw.protocol.is_some() {
+                    let here = format!("{}.to[{index}]", rule.path);
+                    self.checker.error(at(text), here, "`self` means every port and protocol").help =
+                        Some("give it a rule of its own: `- to: [self]`".to_owned());
+                }
+                continue;
+            }
+            match address::net(&text.value) {
+                Some(Ok(net)) => rule.nets.push(net),
+                Some(Err(e)) => self.checker.address(at(text), format!("{}.to[{index}]", rule.path), e),
+                None => match NamePattern::parse(&text.value) {
+                    Ok(name) => rule.names.push(name),
+                    Err(e) => {
+                        let here = format!("{}.to[{index}]", rule.path);
+                        self.checker.error(at(text), here, format!("`{}`: {e}", text.value.escape_debug()));
+                    }
+                },
+            }
+        }
+        self.ports_and_protocol(&mut rule, raw.ports.as_ref(), raw.protocol.as_ref());
+        rule
+    }
+
+    fn inbound(&mut self, raw: &RawInbound, path: String, position: Option<Position>) -> Rule {
+        let mut rule = Rule {
+            direction: Direction::Inbound,
+            nets: Vec::with_capacity(raw.from.len()),
+            names: Vec::new(),
+            own_instance: false,
+            ports: Vec::new(),
+            tcp: true,
+            udp: false,
+            path,
+            position,
+        };
+        if raw.from.is_empty() {
+            self.checker.error(position, rule.path.clone(), "`from` names no peer").help =
+                Some("leave the rule out to allow none".to_owned());
+        }
+        for (index, text) in raw.from.iter().enumerate() {
+            match address::net(&text.value) {
+                Some(Ok(net)) => rule.nets.push(net),
+                Some(Err(e)) => self.checker.address(at(text), format!("{}.from[{index}]", rule.path), e),
+                None => {
+                    let here = format!("{}.from[{index}]", rule.path);
+                    let message = format!("`{}` is not an address", text.value.escape_debug());
+                    self.checker.error(at(text), here, message).help =
+                        Some("a peer is known by its address only: write CIDRs".to_owned());
+                }
+            }
+        }
+        self.ports_and_protocol(&mut rule, raw.ports.as_ref(), raw.protocol.as_ref());
+        rule
+    }
+
+    fn ports_and_protocol(
+        &mut self,
+        rule: &mut Rule,
+        ports: Option<&Spanned<Vec<Spanned<String>>>>,
+        protocol: Option<&Spanned<OneOrMany>>,
+    ) {
+        match ports {
+            None => rule.ports.push(ANY_PORT),
+            Some(ports) if ports.value.is_empty() => {
+                let here = format!("{}.ports", rule.path);
+                self.checker.error(at(ports), here, "an empty list of ports").help =
+                    Some("leave `ports` out for every port, or the rule for none".to_owned());
+            }
+            Some(ports) => {
+                for (index, text) in ports.value.iter().enumerate() {
+                    match address::ports(&text.value) {
+                        Ok(range) => rule.ports.push(range),
+                        Err(e) => self.checker.address(at(text), format!("{}.ports[{index}]", rule.path), e),
+                    }
+                }
+                merge(&mut rule.ports);
+            }
+        }
+        let Some(protocol) = protocol else { return };
+        rule.tcp = false;
+        for text in &protocol.value.0 {
+            match text.value.as_str() {
+                "tcp" => rule.tcp = true,
+                "udp" => rule.udp = true,
+                other => {
+                    let here = format!("{}.protocol", rule.path);
+                    let message = format!("`{}` is no protocol", other.escape_debug());
+                    self.checker.error(at(text).or(at(protocol)), here, message).help =
+                        Some("write `tcp`, `udp` or `[tcp, udp]`; nothing else can be allowed".to_owned());
+                }
+            }
+        }
+        if protocol.value.0.is_empty() {
+            let here = format!("{}.protocol", rule.path);
+            self.checker.error(at(protocol), here, "an empty list of protocols");
+        }
+    }
+}
+
+/// Whether a server or a profile may be called that.
+pub fn is_name(text: &str) -> bool {
+    let good = |c: char| c.is_alphanumeric() || "._-/@".contains(c);
+    !text.is_empty() && text.len() <= MAX_NAME && text.chars().all(good)
+}
+
+/// Sorted, overlapping and adjacent ranges joined.
+fn merge(ranges: &mut Vec<RangeInclusive<u16>>) {
+    ranges.sort_by_key(|r| (*r.start(), *r.end()));
+    let mut merged: Vec<RangeInclusive<u16>> = Vec::with_capacity(ranges.len());
+    for range in ranges.drain(..) {
+        match merged.last_mut() {
+            Some(last) if u32::from(*range.start()) <= u32::from(*last.end()) + 1 => {
+                *last = *last.start()..=*last.end().max(range.end());
+            }
+            _ => merged.push(range),
+        }
+    }
+    *ranges = merged;
+}
+
+/// `/run/x.sock`, `/run/x/*` (a prefix), `@name` (abstract).
+pub fn unix_key(text: &str) -> Result<Vec<u8>, String> {
+    if text.contains('\0') {
+        return Err("a socket name with NUL".to_owned());
+    }
+    if !text.starts_with('/') && !text.starts_with('@') {
+        return Err(format!(
+            "`{}` is neither an absolute path nor an abstract name (`@name`)",
+            text.escape_debug()
+        ));
+    }
+    let (name, prefix) = match text.strip_suffix('*') {
+        Some(name) => (name, true),
+        None => (text, false),
+    };
+    if name.contains('*') {
+        return Err(format!("`{}`: `*` stands at the end only", text.escape_debug()));
+    }
+    if name.len() <= 1 {
+        return Err(format!(
+            "`{}` would cover every socket; write `unix: open` for the server",
+            text.escape_debug()
+        ));
+    }
+    if name.split('/').any(|part| part == "." || part == "..") || name.contains("//") {
+        return Err(format!("`{}`: write the path without `.`, `..` and `//`", text.escape_debug()));
+    }
+    let mut key = name.as_bytes().to_vec();
+    if key[0] == b'@' {
+        key[0] = 0;
+    }
+    if !prefix {
+        key.push(0);
+    }
+    if key.len() > sensor_common::unix::PATH_BYTES {
+        return Err(format!("longer than {} bytes", sensor_common::unix::PATH_BYTES - 1));
+    }
+    Ok(key)
+}

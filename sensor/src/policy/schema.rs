@@ -1,0 +1,101 @@
+//! The JSON Schema of the policy file, for editors and for checks before a
+//! policy is shipped.
+
+use super::file::{File, RawEgress, RawInbound};
+use super::toolhive::RawPermissions;
+use schemars::{Schema, SchemaGenerator, generate::SchemaSettings, json_schema};
+
+/// As text, ready to print.
+pub fn text() -> String {
+    let schema = SchemaSettings::draft2020_12().into_generator().into_root_schema_for::<File>();
+    // A schema is plain JSON; it always has a text.
+    serde_json::to_string_pretty(&schema).unwrap_or_default()
+}
+
+pub(super) fn profiles(generator: &mut SchemaGenerator) -> Schema {
+    let profile = profile(generator);
+    json_schema!({ "type": "object", "additionalProperties": profile })
+}
+
+fn profile(generator: &mut SchemaGenerator) -> Schema {
+    let egress = generator.subschema_for::<Vec<RawEgress>>();
+    let inbound = generator.subschema_for::<Vec<RawInbound>>();
+    let unix = json_schema!({
+        "description": "Unix sockets that may be reached: a path, a path and `*`, or `@name` (abstract).",
+        "type": "array",
+        "items": { "type": "string", "pattern": "^[/@]" }
+    });
+    let mut toolhive = generator.subschema_for::<RawPermissions>();
+    toolhive.insert("description".to_owned(), "A ToolHive permission profile in place.".into());
+    json_schema!({
+        "anyOf": [
+            {
+                "type": "object",
+                "properties": { "egress": egress, "inbound": inbound, "unix": unix },
+                "additionalProperties": false
+            },
+            {
+                "type": "object",
+                "properties": {
+                    "toolhive": {
+                        "description": "Path of a ToolHive permission profile, relative to this file.",
+                        "type": "string"
+                    },
+                    "unix": unix
+                },
+                "required": ["toolhive"],
+                "additionalProperties": false
+            },
+            toolhive
+        ]
+    })
+}
+
+pub(super) fn profile_reference(generator: &mut SchemaGenerator) -> Schema {
+    let inline = profile(generator);
+    json_schema!({
+        "description": "Name of a profile, path of a ToolHive permission profile, or a profile in place.",
+        "anyOf": [{ "type": "string" }, inline]
+    })
+}
+
+pub(super) fn ports(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({
+        "description": "Ports and port ranges. Absent: every port.",
+        "type": "array",
+        "minItems": 1,
+        "items": {
+            "anyOf": [
+                { "type": "integer", "minimum": 1, "maximum": 65535 },
+                { "type": "string", "pattern": "^[0-9]{1,5}( *- *[0-9]{1,5})?$" }
+            ]
+        }
+    })
+}
+
+pub(super) fn protocol(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({
+        "description": "`tcp` (default), `udp` or both.",
+        "anyOf": [
+            { "enum": ["tcp", "udp"] },
+            { "type": "array", "minItems": 1, "items": { "enum": ["tcp", "udp"] } }
+        ]
+    })
+}
+
+pub(super) fn mode(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({ "enum": ["enforce", "audit"], "default": "audit" })
+}
+
+pub(super) fn unix_mode(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({ "enum": ["default", "strict", "open"], "default": "default" })
+}
+
+pub(super) fn one_or_many(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({
+        "anyOf": [
+            { "type": "string" },
+            { "type": "array", "minItems": 1, "items": { "type": "string" } }
+        ]
+    })
+}

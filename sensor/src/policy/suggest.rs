@@ -1,0 +1,401 @@
+//! From what audit recorded to the smallest profile that allows it.
+
+use super::explain::Verdict;
+use super::parse;
+use sensor_common::addr::Addr;
+use sensor_common::policy::{MAX_RANGES, Reason};
+use sensor_common::{TCP, UDP};
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write;
+use std::net::IpAddr;
+use std::ops::RangeInclusive;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+
+/// Longest line that is read.
+pub const MAX_LINE: usize = 1 << 20;
+/// Addresses, and unix sockets, that are kept.
+const MAX_PLACES: usize = 65_536;
+/// Port ranges for one address and protocol, so that both protocols fit what
+/// the kernel holds for one address.
+const MAX_PORTS: usize = MAX_RANGES / 2;
+
+/// The fields of an event that matter here.
+#[derive(Debug, Deserialize)]
+struct Record {
+    r#type: String,
+    server: String,
+    verdict: Option<Verdict>,
+    reason: Option<String>,
+    role: Option<String>,
+    hook: Option<String>,
+    direction: Option<String>,
+    protocol: Option<String>,
+    dst: Option<Endpoint>,
+    src: Option<Endpoint>,
+    #[serde(rename = "dst.ip")]
+    dst_ip: Option<String>,
+    #[serde(rename = "dst.port")]
+    dst_port: Option<u16>,
+    path: Option<String>,
+    time: Option<String>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Endpoint {
+    #[serde(default)]
+    ip: String,
+    #[serde(default)]
+    port: u16,
+}
+
+#[derive(Debug, Default)]
+struct Places {
+    /// (protocol, address) → ports.
+    egress: BTreeMap<(u8, IpAddr), BTreeSet<u16>>,
+    inbound: BTreeMap<(u8, IpAddr), BTreeSet<u16>>,
+    /// UDP connect() without a port: sends nothing, needs the address covered.
+    asked: BTreeSet<IpAddr>,
+    unix: BTreeSet<String>,
+    own_instance: bool,
+}
+
+/// Collects records of one server.
+#[derive(Debug)]
+pub struct Suggester {
+    server: String,
+    since: Option<OffsetDateTime>,
+    as_server: Places,
+    as_launcher: Places,
+    records: u64,
+    left_out: BTreeMap<&'static str, u64>,
+    unreadable: u64,
+}
+
+/// A policy that allows what was recorded.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Suggestion {
+    pub server: String,
+    /// Records that the profile rests on.
+    pub records: u64,
+    /// A whole policy file (`version: 1` and the profiles).
+    pub yaml: String,
+    pub profile: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub launcher_profile: Option<String>,
+    /// Records that no profile allows, or that were not wanted.
+    pub left_out: Vec<LeftOut>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct LeftOut {
+    pub why: &'static str,
+    pub count: u64,
+}
+
+impl Suggester {
+    pub fn new(server: impl Into<String>, since: Option<OffsetDateTime>) -> Suggester {
+        Suggester {
+            server: server.into(),
+            since,
+            as_server: Places::default(),
+            as_launcher: Places::default(),
+            records: 0,
+            left_out: BTreeMap::new(),
+            unreadable: 0,
+        }
+    }
+
+    /// One line of the event file.
+    pub fn line(&mut self, line: &[u8]) {
+        if line.iter().all(u8::is_ascii_whitespace) {
+            return;
+        }
+        if line.len() > MAX_LINE {
+            self.unreadable += 1;
+            return;
+        }
+        // Events of other kinds have other fields; only an event must be JSON.
+        match serde_json::from_slice::<Record>(line) {
+            Ok(record) if record.server == self.server => self.record(&record),
+            Ok(_) => {}
+            Err(_) if serde_json::from_slice::<serde::de::IgnoredAny>(line).is_ok() => {}
+            Err(_) => self.unreadable += 1,
+        }
+    }
+
+    fn record(&mut self, record: &Record) {
+        if !matches!(record.r#type.as_str(), "connection" | "unix_connection") {
+            return;
+        }
+        if let Some(since) = self.since {
+            let time = record.time.as_deref().and_then(|t| OffsetDateTime::parse(t, &Rfc3339).ok());
+            if time.is_none_or(|time| time < since) {
+                return;
+            }
+        }
+        match self.place(record) {
+            Ok(()) => self.records += 1,
+            Err(why) => *self.left_out.entry(why).or_insert(0) += 1,
+        }
+    }
+
+    fn place(&mut self, record: &Record) -> Result<(), &'static str> {
+        if record.verdict.is_none() {
+            return Err("records without a verdict");
+        }
+        if record.verdict == Some(Verdict::Deny) {
+            return Err("denied while the server was in enforce: add by hand what should have been allowed");
+        }
+        let places = if record.role.as_deref() == Some("launcher") {
+            &mut self.as_launcher
+        } else {
+            &mut self.as_server
+        };
+        if record.r#type == "unix_connection" {
+            let path = record.path.as_deref().unwrap_or("");
+            if record.verdict == Some(Verdict::Allow) {
+                return Ok(());
+            }
+            if parse::unix_key(path).is_err() || path.ends_with('*') {
+                return Err("unix sockets whose name a rule cannot hold");
+            }
+            if places.unix.len() >= MAX_PLACES {
+                return Err("more unix sockets than are kept");
+            }
+            places.unix.insert(path.to_owned());
+            return Ok(());
+        }
+        let reason = record.reason.as_deref().unwrap_or("");
+        let reason = Reason::ALL.into_iter().find(|r| r.name() == reason);
+        match reason {
+            Some(Reason::SelfInstance) => {
+                places.own_instance = true;
+                return Ok(());
+            }
+            // What let them pass was recorded on its own.
+            Some(Reason::Translated | Reason::Reply) => return Ok(()),
+            Some(
+                Reason::SocketType
+                | Reason::GroupJoin
+                | Reason::SocketOption
+                | Reason::Fragment
+                | Reason::IpOptions
+                | Reason::ExtensionHeader
+                | Reason::Protocol
+                | Reason::Malformed
+                | Reason::LabelOverflow
+                | Reason::SocketLabel,
+            ) => return Err("what no rule allows: odd sockets, protocols and packets"),
+            _ => {}
+        }
+        let protocol = match record.protocol.as_deref() {
+            Some("tcp") => TCP,
+            Some("udp") => UDP,
+            _ => return Err("what no rule allows: odd sockets, protocols and packets"),
+        };
+        let inbound = record.direction.as_deref() == Some("inbound");
+        let dst = record.dst.as_ref();
+        let port = record.dst_port.or(dst.map(|d| d.port)).unwrap_or(0);
+        let ip = if inbound {
+            record.src.as_ref().map(|s| s.ip.as_str())
+        } else {
+            record.dst_ip.as_deref().or(dst.map(|d| d.ip.as_str()))
+        };
+        let Some(ip) = ip.and_then(|ip| ip.parse::<IpAddr>().ok()) else {
+            return Err("records without an address");
+        };
+        let ip = IpAddr::from(Addr::from(ip).normalise());
+        if !inbound && protocol == UDP && (port == 0 || record.hook.as_deref() == Some("connect")) {
+            if places.asked.len() >= MAX_PLACES {
+                return Err("more addresses than are kept");
+            }
+            places.asked.insert(ip);
+            return Ok(());
+        }
+        if port == 0 {
+            return Err("records without a port");
+        }
+        let map = if inbound { &mut places.inbound } else { &mut places.egress };
+        if map.len() >= MAX_PLACES && !map.contains_key(&(protocol, ip)) {
+            return Err("more addresses than are kept");
+        }
+        map.entry((protocol, ip)).or_default().insert(port);
+        Ok(())
+    }
+
+    pub fn finish(mut self) -> Suggestion {
+        let profile =
+            if parse::is_name(&self.server) && !matches!(self.server.as_str(), "none" | "unrestricted") {
+                self.server.clone()
+            } else {
+                "suggested".to_owned()
+            };
+        let launcher = format!("{profile}-launcher");
+        let mut yaml = String::from("version: 1\nprofiles:\n");
+        let mut unanswered = self.as_server.write(&profile, &mut yaml);
+        let launched = !self.as_launcher.is_empty();
+        if launched {
+            unanswered += self.as_launcher.write(&launcher, &mut yaml);
+        }
+        if unanswered > 0 {
+            let why = "addresses that were looked at (UDP connect sends nothing) and never used";
+            self.left_out.insert(why, unanswered);
+        }
+        if self.unreadable > 0 {
+            self.left_out.insert("lines that are not JSON, or too long", self.unreadable);
+        }
+        let left_out = self.left_out.into_iter().map(|(why, count)| LeftOut { why, count }).collect();
+        Suggestion {
+            server: self.server,
+            records: self.records,
+            yaml,
+            profile,
+            launcher_profile: launched.then_some(launcher),
+            left_out,
+        }
+    }
+}
+
+impl Places {
+    fn is_empty(&self) -> bool {
+        self.egress.is_empty()
+            && self.inbound.is_empty()
+            && self.asked.is_empty()
+            && self.unix.is_empty()
+            && !self.own_instance
+    }
+
+    /// Addresses of a service that was used under another of its addresses take
+    /// that service's ports: name look-ups connect() to all of them, and the
+    /// next look-up may pick another. Returns how many stay uncovered.
+    fn cover_asked(&mut self) -> u64 {
+        let used: BTreeSet<IpAddr> = self.egress.keys().map(|(_, ip)| *ip).collect();
+        let ports: BTreeSet<u16> = self
+            .egress
+            .iter()
+            .filter(|((protocol, _), _)| *protocol == TCP)
+            .flat_map(|(_, ports)| ports.iter().copied())
+            .collect();
+        let mut uncovered = 0;
+        for ip in self.asked.difference(&used) {
+            if ports.is_empty() {
+                uncovered += 1;
+            } else {
+                self.egress.insert((TCP, *ip), ports.clone());
+            }
+        }
+        uncovered
+    }
+
+    fn write(&mut self, name: &str, yaml: &mut String) -> u64 {
+        let uncovered = self.cover_asked();
+        let quoted = quote(name);
+        if self.is_empty()
+            || (self.egress.is_empty()
+                && self.inbound.is_empty()
+                && self.unix.is_empty()
+                && !self.own_instance)
+        {
+            let _ = writeln!(yaml, "  {quoted}: {{}}");
+            return uncovered;
+        }
+        let _ = writeln!(yaml, "  {quoted}:");
+        if !self.egress.is_empty() || self.own_instance {
+            yaml.push_str("    egress:\n");
+            rules(&self.egress, "to", yaml);
+            if self.own_instance {
+                yaml.push_str("      - to: [self]\n");
+            }
+        }
+        if !self.inbound.is_empty() {
+            yaml.push_str("    inbound:\n");
+            rules(&self.inbound, "from", yaml);
+        }
+        if !self.unix.is_empty() {
+            yaml.push_str("    unix:\n");
+            for path in &self.unix {
+                let _ = writeln!(yaml, "      - {}", quote(path));
+            }
+        }
+        uncovered
+    }
+}
+
+type PortList = Vec<(u16, u16)>;
+
+/// One rule for all addresses with the same ports.
+fn rules(places: &BTreeMap<(u8, IpAddr), BTreeSet<u16>>, key: &str, yaml: &mut String) {
+    let mut grouped: BTreeMap<(u8, PortList), Vec<IpAddr>> = BTreeMap::new();
+    for ((protocol, ip), ports) in places {
+        let ranges = ranges(ports).into_iter().map(RangeInclusive::into_inner).collect();
+        grouped.entry((*protocol, ranges)).or_default().push(*ip);
+    }
+    for ((protocol, ports), addresses) in grouped {
+        let addresses: Vec<String> = addresses.iter().map(|ip| quote(&ip.to_string())).collect();
+        let ports: Vec<String> = ports
+            .iter()
+            .map(|(low, high)| if low == high { low.to_string() } else { format!("{low}-{high}") })
+            .collect();
+        let _ = writeln!(yaml, "      - {key}: [{}]", addresses.join(", "));
+        let _ = writeln!(yaml, "        ports: [{}]", ports.join(", "));
+        if protocol == UDP {
+            yaml.push_str("        protocol: udp\n");
+        }
+    }
+}
+
+/// Exact, unless there are more than the kernel holds: then the smallest gaps
+/// are closed.
+fn ranges(ports: &BTreeSet<u16>) -> Vec<RangeInclusive<u16>> {
+    let mut ranges: Vec<RangeInclusive<u16>> = Vec::new();
+    for port in ports {
+        match ranges.last_mut() {
+            Some(last) if u32::from(*last.end()) + 1 == u32::from(*port) => *last = *last.start()..=*port,
+            _ => ranges.push(*port..=*port),
+        }
+    }
+    if ranges.len() > MAX_PORTS {
+        let mut gaps: Vec<(u16, usize)> =
+            ranges.windows(2).enumerate().map(|(i, pair)| (pair[1].start() - pair[0].end(), i + 1)).collect();
+        gaps.sort_unstable_by(|a, b| b.cmp(a));
+        let mut cuts: Vec<usize> = gaps.iter().take(MAX_PORTS - 1).map(|(_, at)| *at).collect();
+        cuts.sort_unstable();
+        let mut joined = Vec::with_capacity(MAX_PORTS);
+        let mut from = 0;
+        for cut in cuts.into_iter().chain([ranges.len()]) {
+            joined.push(*ranges[from].start()..=*ranges[cut - 1].end());
+            from = cut;
+        }
+        return joined;
+    }
+    ranges
+}
+
+/// JSON's strings are YAML's double-quoted ones.
+fn quote(text: &str) -> String {
+    serde_json::Value::from(text).to_string()
+}
+
+impl Suggestion {
+    pub fn text(&self) -> String {
+        let mut text = format!("# From {} records of server {}.\n", self.records, quote(&self.server));
+        for LeftOut { why, count } in &self.left_out {
+            let _ = writeln!(text, "# Left out, {count}: {why}.");
+        }
+        text.push_str(&self.yaml);
+        let launcher = self
+            .launcher_profile
+            .as_ref()
+            .map(|l| format!(", launcher_profile: {}", quote(l)))
+            .unwrap_or_default();
+        let _ = writeln!(
+            text,
+            "# servers: [{{name: {}, profile: {}{launcher}, …}}]",
+            quote(&self.server),
+            quote(&self.profile)
+        );
+        text
+    }
+}

@@ -1,0 +1,267 @@
+//! What the exec trie recognises, walked as the kernel walks it.
+
+use super::*;
+use crate::policy::exec::ExecEntry;
+use crate::policy::matching::exe_key;
+use sensor_common::exec::{
+    ExecRule, KIND_ARG, KIND_CGROUP, KIND_EXE, KIND_MODULE, KIND_PACKAGE, KIND_SCRIPT, KIND_SCRIPT_PATH,
+    KIND_WORD, Match, Scan, Step,
+};
+
+struct Trie<'a>(&'a [ExecEntry]);
+
+impl Trie<'_> {
+    /// The longest stored prefix, as BPF_MAP_TYPE_LPM_TRIE answers.
+    fn longest(&self, kind: u8, text: &[u8]) -> Option<ExecRule> {
+        let of = self.0.iter().filter(|e| e.kind == kind && text.starts_with(&e.text));
+        of.max_by_key(|e| e.text.len()).map(|e| e.rule)
+    }
+
+    fn exec(&self, exe: &str, argv: &[&str], cgroups: &[&str]) -> Match {
+        let mut m = Match::NONE;
+        if let Some(rule) = self.longest(KIND_EXE, &exe_key(exe)) {
+            m.exe(&rule);
+        }
+        let bytes: Vec<u8> = argv.iter().flat_map(|a| a.bytes().chain([0])).collect();
+        let from = |at: u32| &bytes[at as usize..];
+        let mut scan = Scan::default();
+        for (at, byte) in bytes.iter().enumerate() {
+            let Step::Argument { start, base, module, script } = scan.step(at as u32, *byte) else {
+                continue;
+            };
+            if script && m.interpreter == 1 {
+                if let Some(rule) = self.longest(KIND_SCRIPT_PATH, from(start)) {
+                    m.script_path(&rule);
+                }
+                if let Some(rule) = self.longest(KIND_SCRIPT, from(base)) {
+                    m.script(&rule);
+                }
+                if let Some(rule) = (module != 0).then(|| self.longest(KIND_MODULE, from(module))).flatten() {
+                    m.other(&rule);
+                }
+            }
+            if let Some(rule) = self.longest(KIND_ARG, from(start)) {
+                m.other(&rule);
+            }
+            if m.launcher_like == 1 {
+                if m.needs_word == 1 && self.longest(KIND_WORD, from(start)).is_some() {
+                    m.needs_word = 0;
+                } else if let Some(rule) =
+                    self.longest(KIND_PACKAGE, from(start)).filter(|_| m.needs_word == 0)
+                {
+                    m.other(&rule);
+                }
+            }
+        }
+        for name in cgroups {
+            if let Some(rule) = self.longest(KIND_CGROUP, &[name.as_bytes(), b"\0"].concat()) {
+                m.other(&rule);
+            }
+        }
+        m
+    }
+
+    fn server(&self, exe: &str, argv: &[&str]) -> u16 {
+        self.exec(exe, argv, &[]).server
+    }
+}
+
+/// One server per entry, ids from 2.
+fn servers(matches: &[&str]) -> Result<Compiled, Vec<Diagnostic>> {
+    let entry = |(i, m): (usize, &&str)| format!("  - {{name: s{i}, profile: none, match: [{m}]}}\n");
+    let text: String = matches.iter().enumerate().map(entry).collect();
+    try_compiled(&format!("version: 1\nservers:\n{text}"))
+}
+
+#[test]
+fn an_npm_package_is_known_however_it_is_started() {
+    let c = servers(&[r#"{package: "@modelcontextprotocol/server-github"}"#]).unwrap();
+    let trie = Trie(&c.exec);
+    let node = "/usr/bin/node";
+    for argv in [
+        &["node", "/usr/local/bin/npx", "-y", "@modelcontextprotocol/server-github"][..],
+        &["node", "/usr/bin/npx", "@modelcontextprotocol/server-github@2026.8.31", "--x"],
+        &["node", "/usr/lib/node_modules/npm/bin/npm-cli.js", "exec", "@modelcontextprotocol/server-github"],
+        &["node", "/usr/bin/npx", "--package=@modelcontextprotocol/server-github@1", "mcp-server-github"],
+        &["node", "/srv/node_modules/@modelcontextprotocol/server-github/dist/index.js"],
+        &["node", "--no-warnings", "/a/node_modules/b/node_modules/@modelcontextprotocol/server-github/i.js"],
+    ] {
+        assert_eq!(trie.server(node, argv), 2, "{argv:?}");
+    }
+    assert_eq!(trie.server("/opt/bun/bin/bun", &["bun", "x", "@modelcontextprotocol/server-github"]), 2);
+    assert_eq!(trie.server("/usr/bin/deno", &["deno", "run", "npm:@modelcontextprotocol/server-github"]), 2);
+    for argv in [
+        &["node", "/usr/bin/npm", "install", "@modelcontextprotocol/server-github"][..],
+        &["node", "/usr/bin/npx", "@modelcontextprotocol/server-github-evil"],
+        &["node", "/srv/node_modules/@modelcontextprotocol/server-github-evil/index.js"],
+        &["node", "/srv/app.js", "@modelcontextprotocol/server-github"],
+    ] {
+        assert_eq!(trie.server(node, argv), 0, "{argv:?}");
+    }
+    assert_eq!(trie.server("/usr/bin/cat", &["cat", "@modelcontextprotocol/server-github"]), 0);
+}
+
+#[test]
+fn a_pypi_package_is_known_however_it_is_started() {
+    let c = servers(&["{package: mcp-server-fetch}"]).unwrap();
+    let trie = Trie(&c.exec);
+    for (exe, argv) in [
+        ("/usr/local/bin/uvx", &["uvx", "mcp-server-fetch"][..]),
+        ("/usr/local/bin/uv", &["uv", "tool", "uvx", "mcp-server-fetch@latest"]),
+        ("/home/u/.local/bin/uvx", &["uvx", "--from=mcp-server-fetch==1.0", "mcp-server-fetch"]),
+        ("/usr/bin/uvx", &["uvx", "--from", "mcp_server_fetch[extra]>=1", "x"]),
+        ("/usr/bin/python3.11", &["python", "/home/u/.cache/uv/archive-v0/x/bin/mcp-server-fetch", "--flag"]),
+        ("/usr/bin/python3.11", &["/v/bin/python3", "/v/bin/mcp-server-fetch"]),
+        ("/usr/bin/python3.11", &["python", "-m", "mcp_server_fetch", "--x"]),
+        ("/usr/bin/python3.11", &["python3", "/usr/bin/pipx", "run", "mcp-server-fetch"]),
+    ] {
+        assert_eq!(trie.server(exe, argv), 2, "{argv:?}");
+    }
+    for (exe, argv) in [
+        ("/usr/bin/uv", &["uv", "tool", "install", "mcp-server-fetch"][..]),
+        ("/usr/bin/python3.11", &["python", "/srv/other.py", "/v/bin/mcp-server-fetch"]),
+        ("/usr/bin/uvx", &["uvx", "mcp-server-fetcher"]),
+    ] {
+        assert_eq!(trie.server(exe, argv), 0, "{argv:?}");
+    }
+}
+
+#[test]
+fn images_containers_units_scripts_and_arguments() {
+    let c = servers(&[
+        "{image: mcp/time}",
+        "{container: 0123456789ab}",
+        "{unit: notes.service}",
+        "{script: server.py}",
+        "{argv: [--root, /data/a]}",
+        "{exe: /usr/bin/notes-mcp}",
+        "{image: \"mcp/pinned:2\"}",
+    ])
+    .unwrap();
+    let trie = Trie(&c.exec);
+    let docker = |image| trie.server("/usr/bin/docker", &["docker", "run", "-i", "--rm", image]);
+    assert_eq!((docker("mcp/time"), docker("mcp/time:1.2"), docker("mcp/timer")), (2, 2, 0));
+    assert_eq!((docker("mcp/pinned:2"), docker("mcp/pinned:3"), docker("mcp/pinned")), (8, 0, 0));
+    assert_eq!(trie.server("/usr/bin/docker", &["docker", "pull", "mcp/time"]), 0);
+    let cgroup = |name: &str| trie.exec("/app", &["app"], &[name]).server;
+    let id = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
+    assert_eq!(cgroup(&format!("docker-{id}.scope")), 3);
+    assert_eq!(cgroup(&format!("cri-containerd-{id}.scope")), 3);
+    assert_eq!(cgroup(id), 3);
+    assert_eq!((cgroup("notes.service"), cgroup("notes.service.d"), cgroup("xnotes.service")), (4, 0, 0));
+    assert_eq!(trie.server("/usr/bin/python3", &["python3", "-u", "/srv/server.py"]), 5);
+    assert_eq!(trie.server("/usr/bin/vi", &["vi", "/srv/server.py"]), 0);
+    assert_eq!(trie.server("/srv/x", &["x", "-v", "--root", "/data/a"]), 6);
+    assert_eq!(trie.server("/srv/x", &["x", "--root", "/data/ab"]), 0);
+    assert_eq!(trie.server("/srv/x", &["--root", "/data/a"]), 0, "argv[0] is not looked at");
+    assert_eq!((trie.server("/usr/bin/notes-mcp", &["n"]), trie.server("/bin/notes-mcp", &["n"])), (7, 0));
+}
+
+#[test]
+fn an_exe_condition_holds_and_keeps_what_the_name_says() {
+    let c = servers(&[
+        "{exe: /opt/py/bin/python3, script: server.py}",
+        "{exe: /opt/node/bin/node, package: pkg}",
+    ])
+    .unwrap();
+    let trie = Trie(&c.exec);
+    assert_eq!(trie.server("/opt/py/bin/python3", &["python3", "/srv/server.py"]), 2);
+    assert_eq!(trie.server("/usr/bin/python3", &["python3", "/srv/server.py"]), 0);
+    // An interpreter by name stays one when its path is named, too.
+    assert_eq!(trie.server("/opt/node/bin/node", &["node", "/usr/bin/npx", "pkg"]), 3);
+    assert_eq!(trie.server("/opt/node/bin/node", &["node", "/x.js"]), 0);
+}
+
+#[test]
+fn the_first_in_the_file_wins_over_a_longer_key() {
+    let first = r#"{argv: [serve]}"#;
+    let longer = r#"{argv: [serve, --root, /data]}"#;
+    let argv = ["x", "serve", "--root", "/data"];
+    let of = |matches: &[&str]| Trie(&servers(matches).unwrap().exec).server("/x", &argv);
+    assert_eq!(of(&[first, longer]), 2);
+    assert_eq!(of(&[longer, first]), 2);
+    let c = servers(&[longer, first]).unwrap();
+    assert_eq!(Trie(&c.exec).server("/x", &["x", "serve", "--root", "/other"]), 3);
+}
+
+#[test]
+fn what_the_kernel_cannot_tell_apart_is_refused_with_both_places() {
+    for (matches, message) in [
+        (["{package: pkg}", "{package: pkg}"], "servers[0].match[0] matches the same (`pkg"),
+        (["{package: pkg}", "{script: pkg}"], "servers[0].match[0] matches the same (`pkg`)"),
+        (["{exe: /a, script: s}", "{exe: /b, script: s}"], "matches the same (`s`) with another `exe`"),
+        (["{exe: /a, script: s}", "{script: s}"], "matches the same (`s`) with another `exe`"),
+        (["{argv: [a]}", "{argv: [a, b], exe: /x}"], ""),
+        (["{argv: [a, b], exe: /x}", "{argv: [a]}"], "matches part of what servers[1].match[0]"),
+        (["{argv: [a], exe: /x}", "{argv: [a, b]}"], "matches part of what servers[0].match[0]"),
+        (["{exe: /a}", "{exe: /a}"], "servers[0].match[0] matches the same (`/a`)"),
+    ] {
+        let result = servers(&matches);
+        if message.is_empty() {
+            assert!(result.is_ok(), "{matches:?}");
+            continue;
+        }
+        let found = result.expect_err(message);
+        assert!(found.iter().any(|f| f.message.contains(message)), "{matches:?} {found:?}");
+        assert!(found.iter().all(|f| f.position.is_some() && f.help.is_some()), "{found:?}");
+    }
+}
+
+#[test]
+fn one_server_may_say_the_same_twice() {
+    let c = servers(&["{package: pkg}, {script: pkg}, {exe: /a, script: pkg}, {package: pkg}"]).unwrap();
+    assert_eq!(Trie(&c.exec).server("/usr/bin/python3", &["python3", "/v/bin/pkg"]), 2);
+}
+
+#[test]
+fn bad_matches_are_refused() {
+    for entry in [
+        "{package: a, script: b}",
+        "{package: \"a@1.0\"}",
+        "{package: \"@scope\"}",
+        "{package: \"a b\"}",
+        "{package: \"\"}",
+        "{script: /srv/server.py}",
+        "{argv: []}",
+        "{argv: [\"\"]}",
+        "{argv: \"a\\0b\"}",
+        "{exe: node}",
+        "{exe: /usr/../bin/node}",
+        "{exe: /usr/bin/}",
+        "{exe: \"/usr/bin/*\"}",
+        "{unit: notes}",
+        "{unit: /a/notes.service}",
+        "{container: abc}",
+        "{container: 0123456789AB}",
+        "{container: notes-container}",
+        "{image: \"a b\"}",
+        "{sha256: abc}",
+        "{unit: a.service, container: 0123456789ab}",
+    ] {
+        assert!(servers(&[entry]).is_err(), "{entry}");
+    }
+    let long = format!("{{argv: [{}]}}", vec!["abcdefghij"; 23].join(", "));
+    assert!(servers(&[long.as_str()]).unwrap_err()[0].message.contains("at most 251"));
+}
+
+#[test]
+fn only_launchers_of_the_host_keep_the_launcher_role() {
+    let launchers = Launchers {
+        programs: ["/usr/bin/uvx".to_owned()].into(),
+        interpreters: ["/usr/bin/node".to_owned()].into(),
+        scripts: ["/usr/bin/npx".to_owned()].into(),
+    };
+    let policy =
+        parse_bytes(b"version: 1\nservers: [{name: a, profile: none, match: [{package: p}]}]").unwrap();
+    let c = compile(&policy, &launchers, &mut Ids::default()).unwrap();
+    let trie = Trie(&c.exec);
+    let file = |exe: &str, argv: &[&str]| trie.exec(exe, argv, &[]).launcher_file;
+    assert_eq!(file("/usr/bin/uvx", &["uvx", "p"]), 1);
+    assert_eq!(file("/tmp/uvx", &["uvx", "p"]), 0);
+    assert_eq!(file("/usr/bin/node", &["node", "/usr/bin/npx", "p"]), 1);
+    assert_eq!(file("/usr/bin/node", &["node", "/tmp/npx", "p"]), 0);
+    assert_eq!(file("/usr/bin/node", &["node", "/srv/server.js"]), 0);
+    // Recognised all the same.
+    assert_eq!(trie.server("/tmp/uvx", &["uvx", "p"]), 2);
+    assert_eq!(trie.server("/usr/bin/uvx", &["uvx", "p"]), 2);
+}
