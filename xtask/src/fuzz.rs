@@ -22,7 +22,6 @@ const INSTRUMENT: &[&str] = &[
     "-Cllvm-args=-sanitizer-coverage-pc-table",
     "-Cllvm-args=-sanitizer-coverage-trace-compares",
     "-Cllvm-args=-simplifycfg-branch-fold-threshold=0",
-    "-Ccodegen-units=1",
     "-Cdebug-assertions",
     "-Coverflow-checks",
     "-Zsanitizer=address",
@@ -120,6 +119,7 @@ fn one(programs: &std::path::Path, name: &str, time: Duration) -> Result<()> {
         .arg(format!("-rss_limit_mb={MEMORY_MIB}"))
         .args(["-timeout=10", "-print_final_stats=1"])
         .arg(format!("-artifact_prefix={}/", artifacts.display()))
+        .env("RUST_BACKTRACE", "0")
         .stderr(fs::File::create(&log)?)
         .stdout(fs::File::options().append(true).open(&log)?)
         .status()
