@@ -8,4 +8,5 @@ pub mod event;
 pub mod feed;
 pub mod grpc;
 pub mod kernel;
+pub mod outputs;
 pub mod policy;

@@ -72,6 +72,11 @@ impl std::error::Error for Failure {}
 
 /// Prints an error on stderr and gives the code to exit with.
 pub(super) fn report(error: &anyhow::Error) -> ExitCode {
+    let broken = |e: &std::io::Error| e.kind() == std::io::ErrorKind::BrokenPipe;
+    if error.chain().filter_map(|e| e.downcast_ref()).any(broken) {
+        // Whoever read the output has seen enough.
+        return Exit::Ok.into();
+    }
     eprintln!("mcp-sensor: {error:#}");
     match error.downcast_ref::<Failure>() {
         Some(failure) => {

@@ -1,6 +1,17 @@
 //! The command line. Each subcommand is a file of its name.
 
+mod client;
+mod collect;
+mod doctor;
+mod events;
+mod exec;
 mod exit;
+mod generate;
+mod log;
+mod output;
+mod policy;
+mod servers;
+mod status;
 
 pub use exit::{Exit, Failure};
 
@@ -119,6 +130,11 @@ pub struct RunArgs {
     /// Start although a core hook cannot be attached; what is not enforced is reported.
     #[arg(long, env = "MCP_SENSOR_ALLOW_DEGRADED", conflicts_with = "strict")]
     pub allow_degraded: bool,
+
+    /// Leave everything enforced when the sensor is stopped. Without it SIGTERM and SIGINT take
+    /// the programs out of the kernel; after a crash they always stay.
+    #[arg(long, env = "MCP_SENSOR_KEEP")]
+    pub keep: bool,
 
     /// Refuse to start if anything, optional hooks included, cannot be enforced here.
     #[arg(long, env = "MCP_SENSOR_STRICT")]
@@ -306,6 +322,12 @@ pub struct PolicyExplainArgs {
     /// HOST_OR_IP:PORT, with /udp or /tcp after it if it is not TCP.
     #[arg(long, value_name = "ADDR")]
     pub to: String,
+    /// Under the launcher's profile.
+    #[arg(long)]
+    pub launcher: bool,
+    /// The address is a peer, with the server's own port.
+    #[arg(long)]
+    pub inbound: bool,
     #[command(flatten)]
     pub output: OutputArgs,
 }
@@ -402,9 +424,42 @@ pub struct ManArgs {
 /// The whole program; `main` is this.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
-    let done = match cli.command {
-        Command::Run(args) => crate::agent::run(args),
-        _ => Err(Failure::new(Exit::Failure, "not there yet").into()),
+    if let Err(error) = log::start(&cli.log, cli.log_format) {
+        return exit::report(&error);
+    }
+    let done = match &cli.command {
+        Command::Run(args) => crate::agent::run(args.clone()),
+        Command::Collect(args) => collect::run(args),
+        Command::Exec(args) => exec::run(args),
+        Command::Status(args) => status::run(args),
+        Command::Servers(args) => servers::run(args),
+        Command::Events(args) => events::run(args),
+        Command::Policy(command) => policy::run(command),
+        Command::Mode(args) => servers::mode(args),
+        Command::Doctor(args) => doctor::run(args),
+        Command::Completions(args) => generate::completions(args),
+        Command::Man(args) => generate::man(args),
     };
     done.unwrap_or_else(|error| exit::report(&error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_option_of_run_has_a_variable_with_the_prefix() {
+        let command = Cli::command();
+        let run = command.find_subcommand("run").unwrap();
+        for option in run.get_arguments() {
+            let expected = format!("MCP_SENSOR_{}", option.get_id().as_str().to_uppercase());
+            assert_eq!(option.get_env().and_then(|v| v.to_str()), Some(expected.as_str()));
+        }
+    }
 }

@@ -10,4 +10,4 @@ mod writer;
 pub use local::spawn as spawn_local;
 pub use service::{Collector, Listen, ListenError};
 pub use store::{MAX_BOOTS, Origin, Store, StoreError};
-pub use view::{Style, View, write_event, write_headings};
+pub use view::{Printer, Style, View, wants_color, write_event, write_headings};

@@ -151,8 +151,7 @@ impl Collector {
         let _ = end.send(true);
         let _ = tokio::time::timeout(DRAIN, serving).await;
         // It ends with the last stream that could send to it.
-        let writer = tokio::task::spawn_blocking(|| self.writer.join());
-        if tokio::time::timeout(DRAIN, writer).await.is_err() {
+        if !crate::outputs::joined(vec![self.writer], DRAIN).await {
             tracing::warn!("a sensor's stream is still open; what was acknowledged is on disk");
         }
         Ok(())

@@ -3,11 +3,11 @@
 
 use crate::event::text::{HEADINGS, Tone, row};
 use crate::event::{Event, json};
-use std::io::{self, Write};
+use std::io::{self, IsTerminal, Write};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
-use std::thread::JoinHandle;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
+use std::time::Duration;
 
 /// Groups of events that may wait for the terminal.
 const WAITING: usize = 64;
@@ -21,6 +21,20 @@ pub enum Style {
     Json,
 }
 
+impl Style {
+    /// A table with the colours that stdout takes; `None` if it is no terminal.
+    pub fn of_terminal() -> Option<Style> {
+        let terminal = io::stdout().is_terminal();
+        terminal.then(|| Style::Table { color: wants_color() })
+    }
+}
+
+/// Nobody said no (no-color.org), and the terminal is no dumb one.
+pub fn wants_color() -> bool {
+    let no = std::env::var_os("NO_COLOR").is_some_and(|v| !v.is_empty());
+    !no && std::env::var_os("TERM").is_none_or(|t| t != "dumb")
+}
+
 /// Cheap to clone; the printing thread ends when the last one is dropped.
 #[derive(Clone)]
 pub struct View {
@@ -31,22 +45,38 @@ pub struct View {
 impl View {
     /// Prints on `out` from a thread of its own, until every `View` is dropped
     /// or `out` fails.
-    pub fn spawn(style: Style, out: impl Write + Send + 'static) -> io::Result<(View, JoinHandle<()>)> {
+    pub fn spawn(style: Style, out: impl Write + Send + 'static) -> io::Result<(View, Printer)> {
         let (groups, waiting) = sync_channel(WAITING);
+        let (ended, end) = sync_channel(0);
         let missed = Arc::new(AtomicU64::new(0));
         let view = View { groups, missed: missed.clone() };
-        let thread = std::thread::Builder::new().name("view".to_owned()).spawn(move || {
+        std::thread::Builder::new().name("view".to_owned()).spawn(move || {
+            let _ended = ended;
             if let Err(error) = print(style, &waiting, &missed, io::BufWriter::new(out)) {
                 tracing::warn!(%error, "events are no longer printed");
             }
         })?;
-        Ok((view, thread))
+        Ok((view, Printer { end }))
     }
 
+    /// Never waits.
     pub fn show(&self, events: Vec<Arc<Event>>) {
         if let Err(TrySendError::Full(events)) = self.groups.try_send(events) {
             self.missed.fetch_add(events.len() as u64, Ordering::Relaxed);
         }
+    }
+}
+
+/// The printing thread.
+pub struct Printer {
+    end: Receiver<()>,
+}
+
+impl Printer {
+    /// Waits until everything is printed; a stalled output is not waited for
+    /// longer than this. True: everything is.
+    pub fn finish(&self, wait: Duration) -> bool {
+        self.end.recv_timeout(wait) == Err(RecvTimeoutError::Disconnected)
     }
 }
 
@@ -118,7 +148,7 @@ mod tests {
 
     /// Blocks until told, then keeps what is written.
     struct Stalled {
-        go: mpsc::Receiver<()>,
+        go: Receiver<()>,
         gone: bool,
         text: mpsc::Sender<Vec<u8>>,
     }
@@ -142,14 +172,14 @@ mod tests {
     fn a_stalled_output_holds_nobody_up_and_says_what_it_left_out() {
         let (go, wait) = mpsc::channel();
         let (text, written) = mpsc::channel();
-        let (view, thread) = View::spawn(Style::Json, Stalled { go: wait, gone: false, text }).unwrap();
+        let (view, printer) = View::spawn(Style::Json, Stalled { go: wait, gone: false, text }).unwrap();
         let total = 10 * WAITING as u64;
         for seq in 1..=total {
             view.show(vec![Arc::new(Event { seq, ..Default::default() })]);
         }
         go.send(()).unwrap();
         drop(view);
-        thread.join().unwrap();
+        assert!(printer.finish(Duration::from_secs(30)));
         let text = String::from_utf8(written.try_iter().flatten().collect()).unwrap();
         let lines: Vec<serde_json::Value> = text.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
         let shown = lines.iter().filter(|v| v["type"] != "loss").count() as u64;

@@ -48,6 +48,11 @@ pub fn escape(text: &str) -> String {
     out
 }
 
+/// As [`escape`], for text of several lines.
+pub fn escape_lines(text: &str) -> String {
+    text.split('\n').map(escape).collect::<Vec<_>>().join("\n")
+}
+
 pub fn row(event: &Event) -> Row {
     let mut row = Row {
         // Without the date: 12:34:56.789.

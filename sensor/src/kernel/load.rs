@@ -5,7 +5,7 @@
 //! loads its own programs over the same maps, attaches those, and only then
 //! drops the old links, so that no call goes unjudged in between.
 
-use super::maps::{Maps, MapsError, Rings};
+use super::maps::{Labels, Maps, MapsError, Rings};
 use super::{OBJECT, btf, sys};
 use aya::programs::Program;
 use aya::{EbpfError, EbpfLoader};
@@ -14,7 +14,7 @@ use sensor_common::ABI;
 use std::collections::HashSet;
 use std::fs::{self, File};
 use std::io;
-use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use tracing::{debug, info};
 use zerocopy::IntoBytes as _;
@@ -75,7 +75,11 @@ const TRACEPOINTS: [(&str, &str, &str); 3] = [
 ];
 
 const CGROUP: [Core; 10] = [
-    Core { program: "socket", attach_type: 2, without: "raw, ping, UDP-Lite and MPTCP sockets are not refused" },
+    Core {
+        program: "socket",
+        attach_type: 2,
+        without: "raw, ping, UDP-Lite and MPTCP sockets are not refused",
+    },
     Core { program: "setsockopt", attach_type: 22, without: "group joins are not refused" },
     Core { program: "connect4", attach_type: 10, without: "connect() to IPv4 is not refused at once" },
     Core { program: "connect6", attach_type: 11, without: "connect() to IPv6 is not refused at once" },
@@ -103,16 +107,21 @@ pub struct Options {
 pub struct Loaded {
     pub maps: Maps,
     pub rings: Rings,
+    pub labels: Labels,
     pub hooks: Vec<Hook>,
     /// An earlier agent's maps were found and are in use.
     pub adopted: bool,
+    pub attached: Attached,
+}
+
+/// Programs and links. Dropping it leaves what is pinned in place.
+pub struct Attached {
     pins: PathBuf,
-    // Held so that unpinned links live as long as the agent.
     _ebpf: aya::Ebpf,
     _links: Vec<OwnedFd>,
 }
 
-impl Loaded {
+impl Attached {
     /// Takes everything out of the kernel again.
     pub fn detach(self) -> io::Result<()> {
         let pins = self.pins.clone();
@@ -187,7 +196,9 @@ pub fn load(options: &Options) -> Result<Loaded, LoadError> {
     let mut keep = |hook: Hook, link: Result<OwnedFd, String>| -> Result<(), LoadError> {
         let mut hook = hook;
         let pinned = link.and_then(|fd| {
-            sys::pin(fd.as_fd(), &fresh(&links_dir, hook.name)).map(|()| fd).map_err(|e| format!("cannot pin it: {e}"))
+            sys::pin(fd.as_fd(), &fresh(&links_dir, hook.name))
+                .map(|()| fd)
+                .map_err(|e| format!("cannot pin it: {e}"))
         });
         match pinned {
             Ok(fd) => links.push(fd),
@@ -205,7 +216,10 @@ pub fn load(options: &Options) -> Result<Loaded, LoadError> {
     }
     for core in CGROUP {
         let link = attach_cgroup(&mut ebpf, &core, &cgroup);
-        keep(Hook { name: core.program, core: true, without: core.without, state: HookState::Attached }, link)?;
+        keep(
+            Hook { name: core.program, core: true, without: core.without, state: HookState::Attached },
+            link,
+        )?;
     }
     for (name, attach_type) in UNIX {
         let link = attach_unix(&ebpf, name, attach_type, &cgroup);
@@ -218,8 +232,10 @@ pub fn load(options: &Options) -> Result<Loaded, LoadError> {
         fs::remove_file(&path).map_err(|source| LoadError::Bpffs { path, source })?;
     }
     remove_siblings(&options.pins, &pins);
+    let labels = Labels::open(&ebpf)?;
     let (maps, rings) = Maps::take(&mut ebpf)?;
-    Ok(Loaded { maps, rings, hooks, adopted, pins, _ebpf: ebpf, _links: links })
+    let attached = Attached { pins, _ebpf: ebpf, _links: links };
+    Ok(Loaded { maps, rings, labels, hooks, adopted, attached })
 }
 
 /// What another version, or another capacity, left there.
@@ -247,9 +263,8 @@ fn map_names() -> Vec<String> {
 
 /// A name for a new link that no older one has: bpffs knows no dots.
 fn fresh(dir: &Path, name: &str) -> PathBuf {
-    let stamp = std::time::SystemTime::now()
-        .duration_since(std::time::UNIX_EPOCH)
-        .map_or(0, |d| d.as_nanos());
+    let stamp =
+        std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_nanos());
     dir.join(format!("{name}_{stamp}"))
 }
 
@@ -299,7 +314,7 @@ fn attach_unix(ebpf: &aya::Ebpf, name: &str, attach_type: u32, cgroup: &File) ->
     let text: HashSet<usize> = object.functions.keys().map(|(section, _)| *section).collect();
     let fds: Vec<(String, i32)> = ebpf
         .maps()
-        .filter_map(|(name, map)| map_fd(map).map(|fd| (name.to_owned(), fd)))
+        .filter_map(|(name, map)| map_fd(map).map(|fd| (name.to_owned(), fd.as_raw_fd())))
         .collect();
     let maps = object.maps.clone();
     object
@@ -318,7 +333,7 @@ fn attach_unix(ebpf: &aya::Ebpf, name: &str, attach_type: u32, cgroup: &File) ->
     sys::link_create(fd.as_fd(), cgroup.as_fd(), attach_type).map_err(|e| format!("cannot attach: {e}"))
 }
 
-fn map_fd(map: &aya::maps::Map) -> Option<i32> {
+pub(super) fn map_fd(map: &aya::maps::Map) -> Option<BorrowedFd<'_>> {
     use aya::maps::Map;
     let data = match map {
         Map::Array(m)
@@ -331,7 +346,7 @@ fn map_fd(map: &aya::maps::Map) -> Option<i32> {
         | Map::Unsupported(m) => m,
         _ => return None,
     };
-    Some(data.fd().as_fd().as_raw_fd())
+    Some(data.fd().as_fd())
 }
 
 #[cfg(test)]
@@ -341,9 +356,19 @@ mod tests {
     fn load_here() {
         let cg = super::super::cgroup::root().unwrap().join("lead_scratch");
         std::fs::create_dir_all(&cg).unwrap();
-        let r = super::load(&super::Options { cgroup: cg, pins: "/sys/fs/bpf/lead_scratch".into(), label_capacity: 32768, allow_degraded: true });
+        let r = super::load(&super::Options {
+            cgroup: cg,
+            pins: "/sys/fs/bpf/lead_scratch".into(),
+            label_capacity: 32768,
+            allow_degraded: true,
+        });
         match r {
-            Ok(l) => { for h in &l.hooks { println!("{h:?}"); } l.detach().unwrap(); }
+            Ok(l) => {
+                for h in &l.hooks {
+                    println!("{h:?}");
+                }
+                l.attached.detach().unwrap();
+            }
             Err(e) => println!("ERR {e}"),
         }
     }

@@ -1,0 +1,45 @@
+//! `mcp-sensor doctor`.
+
+use super::output::{self, Table};
+use super::{DoctorArgs, Exit, Output};
+use crate::event::json::hook_status_name;
+use crate::event::pb::HookStatus;
+use crate::event::text::escape;
+use crate::kernel::doctor::{Check, report};
+use serde_json::{Value, json};
+use std::process::ExitCode;
+
+pub(super) fn run(args: &DoctorArgs) -> anyhow::Result<ExitCode> {
+    let checks = report(args.cgroup.as_deref())?;
+    match args.output.output {
+        Output::Json => output::json(&checks.iter().map(to_json).collect())?,
+        Output::Table => print(&checks)?,
+    }
+    let missing = checks.iter().any(|c| c.required && c.status == HookStatus::NotEnforced);
+    Ok(if missing { Exit::Prerequisite } else { Exit::Ok }.into())
+}
+
+fn to_json(check: &Check) -> Value {
+    json!({
+        "name": check.name, "status": hook_status_name(check.status), "required": check.required,
+        "detail": check.detail, "fix": check.fix,
+    })
+}
+
+fn print(checks: &[Check]) -> anyhow::Result<()> {
+    let mut table = Table::new(["CHECK", "STATUS", "", "DETAIL"]);
+    for check in checks {
+        let required = if check.required { "required" } else { "optional" };
+        let mut detail = escape(&check.detail);
+        if !check.fix.is_empty() {
+            detail.push_str(&format!("; {}", escape(&check.fix)));
+        }
+        table.row([
+            escape(&check.name),
+            hook_status_name(check.status).to_owned(),
+            required.to_owned(),
+            detail,
+        ]);
+    }
+    table.print()
+}

@@ -1,0 +1,153 @@
+//! `mcp-sensor policy …`.
+
+use super::output::{self};
+use super::status::policy_json;
+use super::{
+    Exit, Failure, Output, PolicyCommand, PolicyExplainArgs, PolicyReloadArgs, PolicyShowArgs,
+    PolicySuggestArgs, client, events,
+};
+use crate::event::text::{escape, escape_lines};
+use crate::event::{json as event_json, pb};
+use crate::policy::command::{self, Format, Status};
+use crate::policy::explain::{Query, Target};
+use crate::policy::model::Direction;
+use crate::policy::suggest::Suggester;
+use serde_json::json;
+use std::path::Path;
+use std::process::ExitCode;
+use time::OffsetDateTime;
+
+pub(super) fn run(command: &PolicyCommand) -> anyhow::Result<ExitCode> {
+    match command {
+        PolicyCommand::Check(args) => finish(&command::check(&args.file, format(args.output.output))),
+        PolicyCommand::Explain(args) => explain(args),
+        PolicyCommand::Suggest(args) => suggest(args),
+        PolicyCommand::Schema(_) => finish(&command::schema()),
+        PolicyCommand::Show(args) => show(args),
+        PolicyCommand::Reload(args) => reload(args),
+    }
+}
+
+fn format(output: Output) -> Format {
+    match output {
+        Output::Table => Format::Text { color: output::color() },
+        Output::Json => Format::Json,
+    }
+}
+
+fn finish(done: &command::Output) -> anyhow::Result<ExitCode> {
+    output::text(&done.text)?;
+    let exit = match done.status {
+        Status::Ok => Exit::Ok,
+        Status::Invalid => Exit::PolicyInvalid,
+        Status::NotFound | Status::NoServer => Exit::NotFound,
+        Status::Denied => Exit::Denied,
+    };
+    Ok(exit.into())
+}
+
+fn explain(args: &PolicyExplainArgs) -> anyhow::Result<ExitCode> {
+    let target: Target = args.to.parse().map_err(|error| {
+        Failure::new(Exit::Usage, format!("--to: {error}"))
+            .hint("an address is HOST_OR_IP:PORT, with /udp if it is UDP")
+    })?;
+    let query = Query {
+        server: args.server.clone(),
+        launcher: args.launcher,
+        direction: if args.inbound { Direction::Inbound } else { Direction::Egress },
+        target,
+    };
+    let format = format(args.output.output);
+    if let Some(file) = &args.policy {
+        return finish(&command::explain(file, &query, format));
+    }
+    let shown = show_from(&args.control)?;
+    let path = shown.state.unwrap_or_default().path;
+    finish(&command::explain_text(&shown.text, Path::new(&path), &query, format))
+}
+
+fn suggest(args: &PolicySuggestArgs) -> anyhow::Result<ExitCode> {
+    let since = args.since.as_deref().map(events::since).transpose()?;
+    let moment = |ns: i64| OffsetDateTime::from_unix_timestamp_nanos(ns.into());
+    let from = since.map(moment).transpose()?;
+    let format = format(args.output.output);
+    if let Some(file) = &args.events {
+        return finish(&command::suggest(file, &args.server, from, format));
+    }
+    let request = pb::EventsRequest {
+        server: args.server.clone(),
+        since_unix_ns: since.unwrap_or(0),
+        ..Default::default()
+    };
+    let mut suggester = Suggester::new(args.server.as_str(), from);
+    client::block_on(events::each(&args.control, request, |event| {
+        let mut line = Vec::new();
+        event_json::write_line(event, &mut line)?;
+        suggester.line(&line);
+        Ok(())
+    }))?;
+    finish(&command::suggested(&suggester.finish(), format))
+}
+
+fn show_from(control: &super::ControlArgs) -> anyhow::Result<pb::PolicyShowResponse> {
+    client::block_on(async {
+        let mut control = client::connect(control).await?;
+        let shown = control.policy_show(pb::PolicyShowRequest {}).await;
+        Ok(shown.map_err(|s| client::failed(&s))?.into_inner())
+    })
+}
+
+fn show(args: &PolicyShowArgs) -> anyhow::Result<ExitCode> {
+    let shown = show_from(&args.control)?;
+    match args.output.output {
+        Output::Json => {
+            let state = shown.state.as_ref().map(policy_json);
+            output::json(&json!({"state": state, "text": shown.text}))?;
+        }
+        Output::Table => {
+            let state = shown.state.unwrap_or_default();
+            let mut text =
+                format!("# {} (generation {}, {})\n", escape(&state.path), state.generation, state.hash);
+            for warning in &state.warnings {
+                text.push_str(&format!("# warning: {}\n", escape(warning)));
+            }
+            text.push_str(&escape_lines(&shown.text));
+            if !text.ends_with('\n') {
+                text.push('\n');
+            }
+            output::text(&text)?;
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn reload(args: &PolicyReloadArgs) -> anyhow::Result<ExitCode> {
+    let answer = client::block_on(async {
+        let mut control = client::connect(&args.control).await?;
+        let answer = control.policy_reload(pb::PolicyReloadRequest {}).await;
+        Ok(answer
+            .map_err(|status| match status.code() {
+                tonic::Code::InvalidArgument => Failure::new(
+                    Exit::PolicyInvalid,
+                    escape_lines(status.message()),
+                )
+                .hint(
+                    "the policy before it stays in force; `mcp-sensor policy check FILE` shows every finding",
+                ),
+                _ => client::failed(&status),
+            })?
+            .into_inner())
+    })?;
+    let state = answer.state.unwrap_or_default();
+    match args.output.output {
+        Output::Json => output::json(&json!({"changed": answer.changed, "state": policy_json(&state)}))?,
+        Output::Table => {
+            let what = if answer.changed { "in force" } else { "unchanged" };
+            output::text(&format!("{}: generation {} {what}\n", escape(&state.path), state.generation))?;
+            for warning in &state.warnings {
+                output::text(&format!("warning: {}\n", escape(warning)))?;
+            }
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}

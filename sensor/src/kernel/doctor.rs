@@ -1,0 +1,211 @@
+//! What this host can enforce: each prerequisite, then each hook, tried for
+//! real in a cgroup of its own that no process is in.
+
+use super::load::{self, HookState, LoadError, Options};
+use super::{OBJECT, btf, cgroup};
+use crate::event::pb::HookStatus;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// One prerequisite, or one hook.
+#[derive(Clone, Debug)]
+pub struct Check {
+    pub name: String,
+    /// `Attached`: works.
+    pub status: HookStatus,
+    /// The sensor does not start without it (but for `--allow-degraded`).
+    pub required: bool,
+    /// What was found, and why it is so.
+    pub detail: String,
+    /// What to do about it; empty if nothing.
+    pub fix: String,
+}
+
+/// A prerequisite: what is there, or what is missing and what to do.
+type Found = Result<String, (String, &'static str)>;
+
+fn check(name: &str, required: bool, found: Found) -> Check {
+    let (status, detail, fix) = match found {
+        Ok(detail) => (HookStatus::Attached, detail, ""),
+        Err((detail, fix)) => (HookStatus::NotEnforced, detail, fix),
+    };
+    Check { name: name.to_owned(), status, required, detail, fix: fix.to_owned() }
+}
+
+/// Tries everything. Hooks are tried below `root` (default: the root of cgroup
+/// v2) and taken out again.
+pub fn report(root: Option<&Path>) -> anyhow::Result<Vec<Check>> {
+    let mount = match root {
+        Some(path) => Ok(path.to_owned()),
+        None => cgroup::root().map_err(|e| e.to_string()),
+    };
+    let mut checks = vec![
+        check("kernel", true, kernel()),
+        check("kernel programs in this binary", true, object()),
+        check("capabilities", true, capabilities()),
+        check("pid namespace", false, pid_namespace()),
+        check("BTF", true, btf_offsets()),
+        check("cgroup v2", true, cgroup_at(&mount)),
+        check("bpffs", true, bpffs()),
+    ];
+    match mount {
+        Ok(path) if checks.iter().all(|c| !c.required || c.status == HookStatus::Attached) => {
+            checks.extend(hooks(&path));
+        }
+        _ => checks.push(check(
+            "hooks",
+            true,
+            Err(("not tried: something required is missing".to_owned(), "see the checks above")),
+        )),
+    }
+    Ok(checks)
+}
+
+fn kernel() -> Found {
+    let uname = nix::sys::utsname::uname().map_err(|e| (e.desc().to_owned(), ""))?;
+    Ok(uname.release().to_string_lossy().into_owned())
+}
+
+fn object() -> Found {
+    if OBJECT.is_empty() {
+        return Err(("none".to_owned(), "build it with `cargo xtask build`"));
+    }
+    Ok(format!("{} bytes", OBJECT.len()))
+}
+
+/// CAP_NET_ADMIN, CAP_PERFMON, CAP_BPF (linux/capability.h).
+const NEEDED: [(u32, &str); 3] = [(12, "CAP_NET_ADMIN"), (38, "CAP_PERFMON"), (39, "CAP_BPF")];
+/// Stands for all of them on kernels before 5.8.
+const SYS_ADMIN: u32 = 21;
+
+fn capabilities() -> Found {
+    let status = procfs::process::Process::myself().and_then(|p| p.status());
+    let effective = status.map_err(|e| (e.to_string(), "mount /proc"))?.capeff;
+    let has = |bit: u32| effective & 1 << bit != 0;
+    let missing: Vec<&str> =
+        NEEDED.iter().filter(|(bit, _)| !has(*bit) && !has(SYS_ADMIN)).map(|(_, name)| *name).collect();
+    if missing.is_empty() {
+        return Ok("all that are needed".to_owned());
+    }
+    Err((format!("missing: {}", missing.join(", ")), "run it as root, or grant them to the service"))
+}
+
+/// In another pid namespace the process ids of events mean nothing.
+fn pid_namespace() -> Found {
+    let own = fs::metadata("/proc/self/ns/pid").map(|m| std::os::unix::fs::MetadataExt::ino(&m));
+    // The initial namespace has a fixed inode (PROC_PID_INIT_INO, linux/proc_ns.h).
+    const INITIAL: u64 = 0xEFFF_FFFC;
+    match own {
+        Ok(INITIAL) => Ok("the host's".to_owned()),
+        Ok(_) => Err(("not the host's".to_owned(), "run the container with hostPID (--pid=host)")),
+        Err(e) => Err((e.to_string(), "mount /proc")),
+    }
+}
+
+fn btf_offsets() -> Found {
+    let needs = "use a kernel with CONFIG_DEBUG_INFO_BTF";
+    btf::offsets().map(|_| "/sys/kernel/btf/vmlinux".to_owned()).map_err(|e| (e.to_string(), needs))
+}
+
+fn cgroup_at(mount: &Result<PathBuf, String>) -> Found {
+    match mount {
+        Ok(path) if path.join("cgroup.procs").exists() => Ok(path.display().to_string()),
+        Ok(path) => Err((format!("{} is no cgroup", path.display()), "give a cgroup v2 with --cgroup")),
+        Err(error) => Err((error.clone(), "mount -t cgroup2 none /sys/fs/cgroup/unified")),
+    }
+}
+
+fn bpffs() -> Found {
+    let fix = "mount -t bpf bpf /sys/fs/bpf";
+    load::ensure_bpffs().map(|()| load::BPFFS.to_owned()).map_err(|e| (e.to_string(), fix))
+}
+
+/// A cgroup without processes; removed when dropped.
+struct Scratch(PathBuf);
+
+impl Scratch {
+    fn new(root: &Path) -> std::io::Result<Scratch> {
+        let path = root.join(format!("mcp-sensor-doctor-{}", std::process::id()));
+        fs::create_dir(&path)?;
+        Ok(Scratch(path))
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        if let Err(error) = fs::remove_dir(&self.0) {
+            tracing::warn!(path = %self.0.display(), %error, "a cgroup stays behind");
+        }
+    }
+}
+
+fn hooks(root: &Path) -> Vec<Check> {
+    let scratch = match Scratch::new(root) {
+        Ok(scratch) => scratch,
+        Err(error) => {
+            let why =
+                (format!("no cgroup can be made below {}: {error}", root.display()), "make it writable");
+            return vec![check("hooks", true, Err(why))];
+        }
+    };
+    let pins = Path::new(load::BPFFS).join(format!("mcp-sensor-doctor-{}", std::process::id()));
+    let options =
+        Options { cgroup: scratch.0.clone(), pins: pins.clone(), label_capacity: 1024, allow_degraded: true };
+    let loaded = load::load(&options);
+    let checks = match &loaded {
+        Ok(loaded) => loaded.hooks.iter().map(hook).collect(),
+        Err(error) => vec![check("hooks", true, Err((error.to_string(), fix_of(error))))],
+    };
+    let removed = match loaded {
+        Ok(loaded) => loaded.attached.detach(),
+        Err(_) => Ok(()),
+    };
+    // `load` makes a directory of its own below; also where it failed half way.
+    if let Err(error) = removed.and_then(|()| remove_all(&pins)) {
+        tracing::warn!(path = %pins.display(), %error, "pins stay behind");
+    }
+    checks
+}
+
+fn remove_all(pins: &Path) -> std::io::Result<()> {
+    if !pins.exists() {
+        return Ok(());
+    }
+    for entry in fs::read_dir(pins)? {
+        load::remove_pins(&entry?.path())?;
+    }
+    fs::remove_dir(pins)
+}
+
+fn hook(hook: &load::Hook) -> Check {
+    let (status, detail) = match &hook.state {
+        HookState::Attached => (HookStatus::Attached, String::new()),
+        HookState::Failed(reason) => (HookStatus::NotEnforced, format!("{}: {reason}", hook.without)),
+    };
+    let name = format!("hook {}", hook.name);
+    Check { name, status, required: hook.core, detail, fix: String::new() }
+}
+
+fn fix_of(error: &LoadError) -> &'static str {
+    match error {
+        LoadError::NoObject => "build it with `cargo xtask build`",
+        LoadError::Btf(_) => "use a kernel with CONFIG_DEBUG_INFO_BTF",
+        LoadError::Load(_) | LoadError::Maps(_) => "report it with the kernel's version",
+        LoadError::Cgroup { .. } => "give a cgroup v2 with --cgroup",
+        LoadError::Bpffs { .. } => "mount -t bpf bpf /sys/fs/bpf",
+        LoadError::Hook { .. } => "run it as root",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_missing_prerequisite_is_required_and_says_what_to_do() {
+        let missing = check("x", true, Err(("not there".to_owned(), "mount it")));
+        assert_eq!((missing.status, missing.fix.as_str()), (HookStatus::NotEnforced, "mount it"));
+        let found = cgroup_at(&Ok(PathBuf::from("/proc")));
+        assert!(found.unwrap_err().0.contains("no cgroup"));
+    }
+}

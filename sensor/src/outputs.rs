@@ -1,0 +1,97 @@
+//! Where the events of `mcp-sensor run` go: the file of `--events`, and the
+//! collector, in another process or in this one.
+
+use crate::cli::RunArgs;
+use crate::collect::{Printer, Store, Style, View, spawn_local};
+use crate::event::file::{LineFile, Rotation};
+use crate::event::{Bus, ndjson, pb};
+use crate::feed::{self, Feed};
+use anyhow::Context;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+use tokio::runtime::Handle;
+
+/// The bus's buffer for a file on this host's disk, of each class.
+const DISK_BACKLOG: usize = 16_384;
+/// Of the collector in this process.
+const LOCAL: Rotation = Rotation { max_bytes: 64 << 20, keep: 8 };
+/// How long the end of the sensor waits for a disk or a terminal.
+const END: Duration = Duration::from_secs(3);
+
+/// Everything that reads the bus until it is closed.
+pub struct Outputs {
+    feed: Option<(Feed, tokio::task::JoinHandle<()>)>,
+    threads: Vec<JoinHandle<()>>,
+    printer: Option<Printer>,
+}
+
+impl Outputs {
+    /// Start before the first event is published, or it is missed. Needs a
+    /// tokio runtime around it.
+    pub fn start(bus: &Arc<Bus>, args: &RunArgs) -> anyhow::Result<Outputs> {
+        let mut outputs = Outputs { feed: None, threads: Vec::new(), printer: None };
+        if let Some(path) = &args.events {
+            let rotation = Rotation { max_bytes: args.events_max_bytes, keep: args.events_keep };
+            let file = LineFile::open(path, rotation)
+                .with_context(|| format!("--events: cannot write to {}", path.display()))?;
+            let subscriber = bus.subscribe("file", DISK_BACKLOG)?;
+            outputs.threads.push(ndjson::spawn(subscriber, file, Handle::current())?);
+        }
+        let subscriber = bus.subscribe("collector", feed::BACKLOG)?;
+        if let Some(address) = &args.collector {
+            outputs.feed = Some(feed::spawn(bus.clone(), subscriber, address, feed::Settings::default())?);
+            return Ok(outputs);
+        }
+        let dir = args.state_dir.join("events");
+        let store = Store::open(&dir, LOCAL)?;
+        let view = match Style::of_terminal() {
+            None => None,
+            Some(style) => {
+                let (view, printer) = View::spawn(style, std::io::stdout())?;
+                outputs.printer = Some(printer);
+                Some(view)
+            }
+        };
+        outputs.threads.push(spawn_local(subscriber, store, view, Handle::current())?);
+        Ok(outputs)
+    }
+
+    /// For `status`; `None`: the collector is in this process.
+    pub fn feed_state(&self) -> Option<pb::FeedState> {
+        self.feed.as_ref().map(|(feed, _)| feed.state())
+    }
+
+    /// The part that answers [`Outputs::feed_state`], for whoever outlives this.
+    pub fn feed(&self) -> Option<Feed> {
+        self.feed.as_ref().map(|(feed, _)| feed.clone())
+    }
+
+    /// After [`Bus::close`]: until everything is written and acknowledged, or
+    /// the time for it is over.
+    pub async fn finish(self) {
+        if let Some((_, task)) = self.feed {
+            let _ = task.await;
+        }
+        let mut written = joined(self.threads, END).await;
+        if let Some(printer) = &self.printer {
+            written &= printer.finish(END);
+        }
+        if !written {
+            tracing::error!("events were not written: the disk or the terminal does not take them");
+        }
+    }
+}
+
+/// Waits for threads that end by themselves; true: all of them have. No task of
+/// the runtime waits, or its own end would wait for a stalled disk too.
+pub(crate) async fn joined(threads: Vec<JoinHandle<()>>, wait: Duration) -> bool {
+    let (ended, end) = tokio::sync::oneshot::channel::<()>();
+    let waiter = std::thread::Builder::new().name("end".to_owned()).spawn(move || {
+        for thread in threads {
+            let _ = thread.join();
+        }
+        drop(ended);
+    });
+    waiter.is_ok() && tokio::time::timeout(wait, end).await.is_ok()
+}

@@ -1,0 +1,181 @@
+//! The program as people and scripts call it, against a stand-in for the agent.
+
+mod support;
+
+use mcp_sensor::control::Limits;
+use serde_json::Value;
+use std::fs::File;
+use std::os::fd::AsRawFd;
+use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
+use std::process::{Output, Stdio};
+use support::{Control, DEADLINE, denial};
+use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::process::Command;
+use tokio::time::timeout;
+
+fn command(control: &Path, args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_mcp-sensor"));
+    command.args(args).env("MCP_SENSOR_CONTROL", control).env_remove("MCP_SENSOR_OUTPUT");
+    command.stdin(Stdio::null()).kill_on_drop(true);
+    command
+}
+
+async fn run(control: &Path, args: &[&str]) -> Output {
+    timeout(DEADLINE, command(control, args).output()).await.unwrap().unwrap()
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).unwrap()
+}
+
+fn json(output: &Output) -> Value {
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn reading_commands_print_json_and_tables() {
+    let control = Control::start(Limits::default());
+    control.agent.bus_publish(denial("time", 1));
+    let status = json(&run(&control.path, &["status", "-o", "json"]).await);
+    assert_eq!((&status["sensor"], &status["events"]), (&Value::from("host"), &Value::from(1)));
+    let servers = json(&run(&control.path, &["servers", "-o", "json"]).await);
+    assert_eq!(servers[0]["name"], "time");
+    let events = run(&control.path, &["events", "--verdict", "deny,would_deny", "-o", "json"]).await;
+    let event: Value = serde_json::from_slice(&events.stdout).unwrap();
+    assert_eq!((&event["type"], &event["server"]), (&Value::from("connection"), &Value::from("time")));
+    let shown = json(&run(&control.path, &["policy", "show", "-o", "json"]).await);
+    assert_eq!(shown["text"], "version: 1\n");
+    for args in [["status"], ["servers"], ["events"]] {
+        let table = run(&control.path, &args).await;
+        assert!(table.status.success() && !table.stdout.is_empty());
+        assert!(!table.stdout.contains(&0x1b), "no colours into a pipe");
+    }
+    let none = run(&control.path, &["events", "--verdict", "allow", "-o", "json"]).await;
+    assert!(none.status.success() && none.stdout.is_empty());
+    control.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn exit_codes_are_those_of_the_table() {
+    let control = Control::start(Limits::default());
+    let dir = tempfile::tempdir().unwrap();
+    let nobody = dir.path().join("nobody.sock");
+    let bad_policy = dir.path().join("bad.yaml");
+    std::fs::write(&bad_policy, "version: 1\nbogus: true\n").unwrap();
+    let bad_policy = bad_policy.to_str().unwrap();
+    let path = &*control.path;
+    for (control, args, expected, says) in [
+        (path, &["status", "--bogus"][..], 2, "--bogus"),
+        (path, &["events", "--since", "yesterday"], 2, "--since"),
+        (path, &["policy", "check", bad_policy], 3, ""),
+        (path, &["policy", "reload"], 3, "policy.yaml:3:1"),
+        (&nobody, &["status"], 4, "mcp-sensor run"),
+        (path, &["servers", "--server", "x"], 7, "no server x"),
+        (path, &["policy", "check", "/nonexistent.yaml"], 7, ""),
+        (path, &["exec", "--server", "x", "--", "true"], 7, "no server x"),
+        (path, &["collect", "--dir", "/dev/null/x"], 1, "/dev/null/x"),
+        (path, &["collect", "--listen", "nowhere", "--dir", "/tmp"], 2, "nowhere"),
+        (path, &["--log", "mcp_sensor=loud", "status"], 2, "--log"),
+    ] {
+        let output = run(control, args).await;
+        assert_eq!(output.status.code(), Some(expected), "{args:?}: {}", text(&output.stderr));
+        assert!(text(&output.stderr).contains(says), "{args:?}: {}", text(&output.stderr));
+    }
+    control.agent.label_all();
+    let refused = run(path, &["status"]).await;
+    assert_eq!(refused.status.code(), Some(5), "{}", text(&refused.stderr));
+    let refused = run(path, &["exec", "--server", "time", "--", "true"]).await;
+    assert_eq!(refused.status.code(), Some(5));
+    control.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn exec_labels_itself_closes_stray_descriptors_and_becomes_the_command() {
+    let control = Control::start(Limits::default());
+    let stray = File::open("/dev/null").unwrap();
+    let number = stray.as_raw_fd();
+    let script = "echo $$; ls /proc/$$/fd; grep SigIgn /proc/$$/status; exit 42";
+    let mut command = command(&control.path, &["exec", "--server", "time", "--", "sh", "-c", script]);
+    // SAFETY: fcntl is async-signal-safe.
+    unsafe {
+        command.pre_exec(move || match libc::fcntl(number, libc::F_SETFD, 0) {
+            0 => Ok(()),
+            _ => Err(std::io::Error::last_os_error()),
+        })
+    };
+    let child = command.stdout(Stdio::piped()).spawn().unwrap();
+    let pid = child.id().unwrap();
+    let output = timeout(DEADLINE, child.wait_with_output()).await.unwrap().unwrap();
+    assert_eq!(output.status.code(), Some(42), "the command's own end");
+    let text = text(&output.stdout);
+    let mut lines = text.lines();
+    assert_eq!(lines.next(), Some(pid.to_string().as_str()), "the same process");
+    let fds: Vec<i32> = lines.by_ref().map_while(|l| l.parse().ok()).collect();
+    assert!(!fds.contains(&number), "descriptor {number} is closed: {fds:?}");
+    assert!(fds.iter().all(|fd| *fd <= 2 || *fd == 255 || *fd == 10), "{fds:?}");
+    let ignored = text.lines().find_map(|l| l.strip_prefix("SigIgn:")).unwrap().trim();
+    let sigpipe = 1 << (libc::SIGPIPE - 1);
+    assert_eq!(u64::from_str_radix(ignored, 16).unwrap() & sigpipe, 0, "SIGPIPE is not ignored");
+    assert!(mcp_sensor::control::Agent::is_labelled(&*control.agent, pid));
+    let missing = run(&control.path, &["exec", "--server", "time", "--", "/nonexistent/program"]).await;
+    assert_eq!(missing.status.code(), Some(127));
+    let plain = tempfile::NamedTempFile::new().unwrap();
+    let plain = plain.path().to_str().unwrap();
+    let not_executable = run(&control.path, &["exec", "--server", "time", "--", plain]).await;
+    assert_eq!(not_executable.status.code(), Some(126));
+    control.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn followed_events_come_while_they_happen_until_the_agent_ends() {
+    let control = Control::start(Limits::default());
+    let mut command = command(&control.path, &["events", "--follow", "-o", "json"]);
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    for seq in 1..=3u64 {
+        control.agent.bus_publish(denial("time", 1));
+        let line = timeout(DEADLINE, lines.next_line()).await.unwrap().unwrap().unwrap();
+        assert_eq!(serde_json::from_str::<Value>(&line).unwrap()["seq"], seq);
+    }
+    control.agent.close();
+    let status = timeout(DEADLINE, child.wait()).await.unwrap().unwrap();
+    assert!(status.success());
+    control.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reader_that_has_seen_enough_is_no_error() {
+    let control = Control::start(Limits::default());
+    for _ in 0..2000 {
+        control.agent.bus_publish(denial("time", 500));
+    }
+    let mut command = command(&control.path, &["events", "-o", "json"]);
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    drop(child.stdout.take());
+    let output = timeout(DEADLINE, child.wait_with_output()).await.unwrap().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{:?} {}", output.status.signal(), text(&output.stderr));
+    assert_eq!(text(&output.stderr), "");
+    control.stop().await;
+}
+
+#[tokio::test]
+async fn help_completions_and_man_pages_are_whole() {
+    let nobody = Path::new("/nonexistent");
+    let help = run(nobody, &["--help"]).await;
+    assert!(text(&help.stdout).contains("Exit codes:"));
+    for name in ["run", "collect", "exec", "status", "servers", "events"] {
+        let help = text(&run(nobody, &[name, "--help"]).await.stdout);
+        assert!(help.contains("Examples:"), "{name}");
+        assert!(help.contains("MCP_SENSOR_"), "{name}");
+    }
+    for shell in ["bash", "zsh", "fish"] {
+        let script = run(nobody, &["completions", shell]).await;
+        assert!(text(&script.stdout).contains("mcp-sensor"));
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let man = run(nobody, &["man", dir.path().to_str().unwrap()]).await;
+    assert!(man.status.success());
+    assert!(dir.path().join("mcp-sensor-run.1").exists());
+}
