@@ -122,7 +122,7 @@ fn policy(profile: &str, rule: Option<&str>) -> Policy {
             "everything",
             "unrestricted",
             "enforce",
-            "match: [{package: \"@modelcontextprotocol/server-everything\"}]",
+            "match: [{script: mcp-server-everything}]",
         );
     match rule {
         Some(rule) => policy.profile(profile, &format!("egress:\n  - {rule}")),
