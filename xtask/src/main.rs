@@ -11,6 +11,7 @@ mod tally;
 mod test;
 mod testbed;
 mod toolchain;
+mod vm;
 mod workspace;
 
 use std::{process::ExitCode, time::Duration};
@@ -70,6 +71,11 @@ enum Task {
         #[arg(long)]
         print_only: bool,
     },
+    /// Boot Debian's kernels under QEMU with the sensor in them
+    Vm {
+        /// Only this series (6.1, 6.12)
+        series: Option<String>,
+    },
     /// Fuzz one target, or each in turn
     Fuzz {
         target: Option<String>,
@@ -91,6 +97,7 @@ fn main() -> ExitCode {
         Task::Bench { operations, settings, rounds, milliseconds, print_only } => {
             bench::all(&bench::Options { operations, settings, rounds, milliseconds, print_only })
         }
+        Task::Vm { series } => vm::run(series.as_deref()),
         Task::Fuzz { target: Some(name), seconds } => fuzz::named(&name, Duration::from_secs(seconds)),
         Task::Fuzz { target: None, seconds } => fuzz::every(Duration::from_secs(seconds)),
     };

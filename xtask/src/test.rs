@@ -15,7 +15,7 @@ use crate::{
     build, fuzz, setup,
     step::{self, say},
     tally::Tally,
-    toolchain, workspace,
+    toolchain, vm, workspace,
 };
 
 /// How long each target is fuzzed.
@@ -41,6 +41,10 @@ pub(crate) fn all(options: &Options) -> Result<()> {
         step::headline("fuzz targets");
         let time = if options.full { FULL } else { SMOKE };
         stage(&mut sum, "fuzz targets", fuzz::all(time));
+    }
+    if options.full && options.filter.is_none() {
+        step::headline("kernels in virtual machines");
+        stage(&mut sum, "kernels in virtual machines", vm::all());
     }
     if !sum.reasons.is_empty() {
         println!("skipped:");

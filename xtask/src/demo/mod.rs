@@ -117,13 +117,9 @@ fn run(testbed: &Testbed) -> Result<()> {
 
 /// Two servers; `fetch` under the named profile.
 fn policy(profile: &str, rule: Option<&str>) -> Policy {
-    let policy =
-        Policy::default().server("fetch", profile, "enforce", "match: [{package: mcp-server-fetch}]").server(
-            "everything",
-            "unrestricted",
-            "enforce",
-            "match: [{script: mcp-server-everything}]",
-        );
+    let policy = Policy::default()
+        .server("fetch", profile, "enforce", "match: [{package: mcp-server-fetch}]")
+        .server("everything", "unrestricted", "enforce", "match: [{script: mcp-server-everything}]");
     match rule {
         Some(rule) => policy.profile(profile, &format!("egress:\n  - {rule}")),
         None => policy,
