@@ -13,7 +13,7 @@ use crate::policy::recognise::Recogniser;
 use sensor_common::kernel::INSTANCE_BY_AGENT;
 use sensor_common::label::Label;
 use sensor_common::policy::MODE_ENFORCE;
-use sensor_common::record::{EXEC_NEW_INSTANCE, EXEC_ROLE_CHANGED, Exec, Verdict, VerdictKey};
+use sensor_common::record::{EXEC_MOVED, EXEC_NEW_INSTANCE, EXEC_ROLE_CHANGED, Exec, Verdict, VerdictKey};
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -128,6 +128,10 @@ impl Core {
 
     fn exec(&self, time: i64, r: &Exec) {
         let label = r.header.label;
+        if r.flags & EXEC_MOVED != 0 {
+            self.moved(time, r);
+            return;
+        }
         let exe = record::exe_path(r);
         let (argv, argv_truncated) = record::argv(r);
         if r.flags & EXEC_NEW_INSTANCE != 0 {
@@ -165,6 +169,38 @@ impl Core {
                 new_instance: r.flags & EXEC_NEW_INSTANCE != 0,
             }),
         );
+    }
+
+    /// A running process came into a cgroup that the policy names; its children
+    /// are labelled as they fork, those it had before are found.
+    fn moved(&self, time: i64, r: &Exec) {
+        let (label, pid) = (r.header.label, r.header.tgid);
+        let parent = process::stat(pid).map_or(0, |s| s.ppid);
+        let argv =
+            process::within(PATIENCE, move || process::arguments(&process::cmdline(pid))).unwrap_or_default();
+        let evidence = self.in_force().map(|p| p.evidence(r.matched)).unwrap_or_default();
+        self.begin(
+            time,
+            label,
+            pid,
+            process::uid(pid),
+            parent,
+            &process::exe(pid),
+            argv,
+            evidence,
+            r.netns,
+            true,
+        );
+        adopt::sockets(&mut lock(&self.maps), pid, label);
+    }
+
+    /// Sockets that came to labelled processes unseen: passed to them, or out
+    /// of an accept queue that is older than the label.
+    pub fn adopt_sockets(&self) {
+        let labelled = adopt::labelled(&lock(&self.maps));
+        for (pid, label) in labelled {
+            adopt::sockets(&mut lock(&self.maps), pid, label);
+        }
     }
 
     /// Notes a new instance and says so.

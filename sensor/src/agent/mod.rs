@@ -25,6 +25,7 @@ use crate::kernel::{self, LoadError, Options};
 use crate::outputs::Outputs;
 use crate::policy::load::LoadError as PolicyError;
 use anyhow::Context as _;
+use sensor_common::record::Loss;
 use sha2::{Digest as _, Sha256};
 use std::fs;
 use std::io::{IsTerminal as _, Write as _};
@@ -265,5 +266,22 @@ fn counters(core: &Core, repeats: &mut repeats::Repeats) {
     }
     for (reason, count) in lost {
         core.lose("kernel", reason.name(), count);
+        if reason == Loss::LabelOverflow {
+            core.bus.publish_now(Body::Finding(overflow(count)));
+        }
     }
+    core.adopt_sockets();
+}
+
+fn overflow(count: u64) -> pb::Finding {
+    let mut finding = pb::Finding {
+        kind: "label_overflow".to_owned(),
+        detail: format!(
+            "{count} labelled processes have numbers beyond the label map and are denied all IP; restart the sensor \
+             with a --label-capacity of at least kernel.pid_max"
+        ),
+        ..Default::default()
+    };
+    finding.set_severity(pb::Severity::High);
+    finding
 }
