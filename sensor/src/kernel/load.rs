@@ -75,7 +75,11 @@ const TRACEPOINTS: [(&str, &str, &str); 3] = [
 ];
 
 const CGROUP: [Core; 10] = [
-    Core { program: "socket", attach_type: 2, without: "raw, ping, UDP-Lite and MPTCP sockets are not refused" },
+    Core {
+        program: "socket",
+        attach_type: 2,
+        without: "raw, ping, UDP-Lite and MPTCP sockets are not refused",
+    },
     Core { program: "setsockopt", attach_type: 22, without: "group joins are not refused" },
     Core { program: "connect4", attach_type: 10, without: "connect() to IPv4 is not refused at once" },
     Core { program: "connect6", attach_type: 11, without: "connect() to IPv6 is not refused at once" },
@@ -187,7 +191,9 @@ pub fn load(options: &Options) -> Result<Loaded, LoadError> {
     let mut keep = |hook: Hook, link: Result<OwnedFd, String>| -> Result<(), LoadError> {
         let mut hook = hook;
         let pinned = link.and_then(|fd| {
-            sys::pin(fd.as_fd(), &fresh(&links_dir, hook.name)).map(|()| fd).map_err(|e| format!("cannot pin it: {e}"))
+            sys::pin(fd.as_fd(), &fresh(&links_dir, hook.name))
+                .map(|()| fd)
+                .map_err(|e| format!("cannot pin it: {e}"))
         });
         match pinned {
             Ok(fd) => links.push(fd),
@@ -205,7 +211,10 @@ pub fn load(options: &Options) -> Result<Loaded, LoadError> {
     }
     for core in CGROUP {
         let link = attach_cgroup(&mut ebpf, &core, &cgroup);
-        keep(Hook { name: core.program, core: true, without: core.without, state: HookState::Attached }, link)?;
+        keep(
+            Hook { name: core.program, core: true, without: core.without, state: HookState::Attached },
+            link,
+        )?;
     }
     for (name, attach_type) in UNIX {
         let link = attach_unix(&ebpf, name, attach_type, &cgroup);
@@ -247,9 +256,8 @@ fn map_names() -> Vec<String> {
 
 /// A name for a new link that no older one has: bpffs knows no dots.
 fn fresh(dir: &Path, name: &str) -> PathBuf {
-    let stamp = std::time::SystemTime::now()
-        .duration_since(std::time::UNIX_EPOCH)
-        .map_or(0, |d| d.as_nanos());
+    let stamp =
+        std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_nanos());
     dir.join(format!("{name}_{stamp}"))
 }
 
@@ -297,10 +305,8 @@ fn attach_cgroup(ebpf: &mut aya::Ebpf, hook: &Core, cgroup: &File) -> Result<Own
 fn attach_unix(ebpf: &aya::Ebpf, name: &str, attach_type: u32, cgroup: &File) -> Result<OwnedFd, String> {
     let mut object = Object::parse(OBJECT).map_err(|e| chain(&e))?;
     let text: HashSet<usize> = object.functions.keys().map(|(section, _)| *section).collect();
-    let fds: Vec<(String, i32)> = ebpf
-        .maps()
-        .filter_map(|(name, map)| map_fd(map).map(|fd| (name.to_owned(), fd)))
-        .collect();
+    let fds: Vec<(String, i32)> =
+        ebpf.maps().filter_map(|(name, map)| map_fd(map).map(|fd| (name.to_owned(), fd))).collect();
     let maps = object.maps.clone();
     object
         .relocate_maps(
@@ -341,9 +347,19 @@ mod tests {
     fn load_here() {
         let cg = super::super::cgroup::root().unwrap().join("lead_scratch");
         std::fs::create_dir_all(&cg).unwrap();
-        let r = super::load(&super::Options { cgroup: cg, pins: "/sys/fs/bpf/lead_scratch".into(), label_capacity: 32768, allow_degraded: true });
+        let r = super::load(&super::Options {
+            cgroup: cg,
+            pins: "/sys/fs/bpf/lead_scratch".into(),
+            label_capacity: 32768,
+            allow_degraded: true,
+        });
         match r {
-            Ok(l) => { for h in &l.hooks { println!("{h:?}"); } l.detach().unwrap(); }
+            Ok(l) => {
+                for h in &l.hooks {
+                    println!("{h:?}");
+                }
+                l.detach().unwrap();
+            }
             Err(e) => println!("ERR {e}"),
         }
     }

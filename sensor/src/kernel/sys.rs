@@ -19,9 +19,7 @@ struct Attr([u64; 18]);
 fn bpf(command: i64, attr: &mut Attr) -> io::Result<i64> {
     // SAFETY: the attribute is as long as announced; pointers within it point
     // to memory that callers keep alive over the call.
-    let ret = unsafe {
-        libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attr), size_of::<Attr>())
-    };
+    let ret = unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attr), size_of::<Attr>()) };
     if ret < 0 { Err(io::Error::last_os_error()) } else { Ok(ret) }
 }
 
@@ -76,11 +74,13 @@ pub(super) fn load_sock_addr(
     }
 }
 
-pub(super) fn link_create(program: BorrowedFd<'_>, cgroup: BorrowedFd<'_>, attach_type: u32) -> io::Result<OwnedFd> {
-    let mut attr = words(&[
-        (0, pair(program.as_raw_fd() as u32, cgroup.as_raw_fd() as u32)),
-        (1, pair(attach_type, 0)),
-    ]);
+pub(super) fn link_create(
+    program: BorrowedFd<'_>,
+    cgroup: BorrowedFd<'_>,
+    attach_type: u32,
+) -> io::Result<OwnedFd> {
+    let mut attr =
+        words(&[(0, pair(program.as_raw_fd() as u32, cgroup.as_raw_fd() as u32)), (1, pair(attach_type, 0))]);
     let fd = bpf(BPF_LINK_CREATE, &mut attr)?;
     // SAFETY: a descriptor that the kernel just made for us.
     Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
