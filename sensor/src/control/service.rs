@@ -21,6 +21,8 @@ use tonic::{Code, Request, Response, Status};
 
 /// Requests are small; only `argv` of Launch has some length.
 const MAX_REQUEST: usize = 256 << 10;
+/// Of an error: it travels in a header, and clients limit those.
+const MAX_MESSAGE: usize = 4096;
 /// Events in one message.
 const CHUNK: usize = 256;
 /// Buffer of one reader of events, of each class.
@@ -175,7 +177,12 @@ impl From<ControlError> for Status {
             ControlError::Exhausted(_) => Code::ResourceExhausted,
             ControlError::Internal(_) => Code::Internal,
         };
-        Status::new(code, error.to_string())
+        let mut text = error.to_string();
+        if text.len() > MAX_MESSAGE {
+            text.truncate(text.floor_char_boundary(MAX_MESSAGE));
+            text.push('…');
+        }
+        Status::new(code, text)
     }
 }
 

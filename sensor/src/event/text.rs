@@ -225,6 +225,13 @@ mod tests {
         assert_eq!(row.tone, Tone::Bad);
     }
 
+    proptest::proptest! {
+        #[test]
+        fn nothing_that_moves_a_cursor_survives(text in proptest::prelude::any::<String>()) {
+            proptest::prop_assert!(!escape(&text).chars().any(char::is_control));
+        }
+    }
+
     #[test]
     fn text_of_a_server_cannot_drive_the_terminal() {
         assert_eq!(escape("a\x1b[2Jb\n\u{202e}"), "a\\u{1b}[2Jb\\u{a}\\u{202e}");
