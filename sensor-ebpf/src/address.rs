@@ -9,12 +9,12 @@ use aya_ebpf::bindings::{bpf_sock, bpf_sock_addr};
 use aya_ebpf::helpers::generated::{bpf_get_netns_cookie, bpf_get_socket_cookie};
 use aya_ebpf::macros::cgroup_sock_addr;
 use aya_ebpf::programs::SockAddrContext;
+use sensor_common::UDP;
 use sensor_common::addr::Addr;
 use sensor_common::label::Label;
 use sensor_common::policy::{BIND, Decision, EGRESS, Flow, PROFILE_SELF, Reason};
 use sensor_common::record::{Hook, INSTANCE_NET_ADMIN};
 use sensor_common::socket::{Peer, SOCKET_INBOUND, SOCKET_NAT_TRUSTED, SOCKET_SELF, Socket};
-use sensor_common::UDP;
 
 #[cgroup_sock_addr(connect4)]
 pub fn connect4(ctx: SockAddrContext) -> i32 {
@@ -246,4 +246,3 @@ fn bind(ctx: *mut bpf_sock_addr, v6: bool) -> i32 {
     facts.netns = unsafe { bpf_get_netns_cookie(ctx.cast()) };
     verdict::conclude(&mut facts, &judged)
 }
-

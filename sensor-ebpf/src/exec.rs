@@ -111,7 +111,8 @@ fn describe(work: &mut Work) {
         record::lost(Loss::ExecUnreadable, 1);
         return;
     };
-    let (Some(start), Some(end)) = (read::<u64>(mm, offset!(mm_arg_start)), read::<u64>(mm, offset!(mm_arg_end)))
+    let (Some(start), Some(end)) =
+        (read::<u64>(mm, offset!(mm_arg_start)), read::<u64>(mm, offset!(mm_arg_end)))
     else {
         record::lost(Loss::ExecUnreadable, 1);
         return;
@@ -197,8 +198,9 @@ fn lookup(work: &mut Work, kind: u8, text: *const u8) -> Option<&'static ExecRul
     work.key.data.generation = work.generation.to_be();
     work.key.data.kind = kind;
     // SAFETY: KEY_BYTES bytes are readable behind every text within `work`.
-    let failed =
-        unsafe { bpf_probe_read_kernel((&raw mut work.key.data.bytes).cast(), KEY_BYTES as u32, text.cast()) };
+    let failed = unsafe {
+        bpf_probe_read_kernel((&raw mut work.key.data.bytes).cast(), KEY_BYTES as u32, text.cast())
+    };
     if failed != 0 {
         return None;
     }
@@ -242,8 +244,9 @@ extern "C" fn argv_step(index: u32, work: *mut *mut Work) -> i64 {
         return 1;
     }
     // SAFETY: each is < ARGV_BYTES, and argv is longer by EXE_BYTES.
-    let (start, base, module_text) =
-        unsafe { (work.argv.as_ptr().add(start), work.argv.as_ptr().add(base), work.argv.as_ptr().add(module)) };
+    let (start, base, module_text) = unsafe {
+        (work.argv.as_ptr().add(start), work.argv.as_ptr().add(base), work.argv.as_ptr().add(module))
+    };
     if let Some(rule) = lookup(work, KIND_ARG, start) {
         work.found.other(rule);
     }
@@ -301,8 +304,9 @@ extern "C" fn cgroup_step(_index: u32, work: *mut *mut Work) -> i64 {
     }
     let Some(name) = pointer(work.node, offset!(kernfs_name)) else { return 1 };
     // SAFETY: the buffer is as long.
-    let n =
-        unsafe { bpf_probe_read_kernel_str(work.name.as_mut_ptr().cast(), EXE_BYTES as u32, name as *const _) };
+    let n = unsafe {
+        bpf_probe_read_kernel_str(work.name.as_mut_ptr().cast(), EXE_BYTES as u32, name as *const _)
+    };
     if n > 1 {
         let text = work.name.as_ptr();
         if let Some(rule) = lookup(work, KIND_CGROUP, text) {
@@ -342,11 +346,16 @@ fn relabel(work: &mut Work, task: Task, current: Label) {
     if label != current {
         label::set(task.tgid, label);
     }
-    if kernel::has_net_admin(kernel::current())
-        && let Some(i) = label::instance(label.instance())
-    {
-        // SAFETY: an aligned word in a map value.
-        atomic::fetch_or(unsafe { &raw mut (*i).flags }, INSTANCE_NET_ADMIN);
+    if let Some(i) = label::instance(label.instance()) {
+        // SAFETY: aligned words in a map value.
+        unsafe {
+            if (*i).netns == 0 {
+                (*i).netns = netns; // an explicit launch: this is its first exec
+            }
+            if kernel::has_net_admin(kernel::current()) {
+                atomic::fetch_or(&raw mut (*i).flags, INSTANCE_NET_ADMIN);
+            }
+        }
     }
     report(work, task, label, netns, flags);
 }
@@ -355,8 +364,7 @@ fn relabel(work: &mut Work, task: Task, current: Label) {
 fn next_instance() -> u32 {
     match kernel::state_mut() {
         // SAFETY: an aligned word in a map value.
-        Some(state) => atomic::fetch_add(unsafe { &raw mut (*state).next_instance }, 1) as u32
-            & 0x7fff_ffff,
+        Some(state) => atomic::fetch_add(unsafe { &raw mut (*state).next_instance }, 1) as u32 & 0x7fff_ffff,
         None => 0,
     }
 }
@@ -368,7 +376,8 @@ fn begin(work: &mut Work, label: Label, netns: u64) {
         record::lost(Loss::InstancesFull, 1);
     }
     // What it inherited is its own from now on.
-    let Some(table) = pointer(kernel::current(), offset!(task_files)).and_then(|f| pointer(f, offset!(files_fdt)))
+    let Some(table) =
+        pointer(kernel::current(), offset!(task_files)).and_then(|f| pointer(f, offset!(files_fdt)))
     else {
         return;
     };
@@ -385,7 +394,15 @@ fn begin(work: &mut Work, label: Label, netns: u64) {
 
 #[inline(always)]
 const fn instance_zeroed() -> Instance {
-    Instance { netns: 0, refilled: 0, verdict_tokens: 0, telemetry_tokens: 0, suppressed: 0, tasks: 0, flags: 0 }
+    Instance {
+        netns: 0,
+        refilled: 0,
+        verdict_tokens: 0,
+        telemetry_tokens: 0,
+        suppressed: 0,
+        tasks: 0,
+        flags: 0,
+    }
 }
 
 extern "C" fn fd_step(index: u32, work: *mut *mut Work) -> i64 {
@@ -401,7 +418,8 @@ extern "C" fn fd_step(index: u32, work: *mut *mut Work) -> i64 {
     if mode.unwrap_or(0) & S_IFMT != S_IFSOCK {
         return 0;
     }
-    let Some(sk) = pointer(file, offset!(file_private_data)).and_then(|s| pointer(s, offset!(socket_sk))) else {
+    let Some(sk) = pointer(file, offset!(file_private_data)).and_then(|s| pointer(s, offset!(socket_sk)))
+    else {
         return 0;
     };
     let family = read::<u16>(sk, offset!(sock_family)).unwrap_or(0);

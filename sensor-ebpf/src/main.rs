@@ -4,7 +4,6 @@
 //! its answer into a verdict in one place ([`verdict::conclude`]).
 #![no_std]
 #![no_main]
-#![allow(unreachable_pub, reason = "program entries and map types are named by the loader")]
 #![feature(core_intrinsics)]
 #![allow(internal_features, reason = "the target's atomics are behind intrinsics only")]
 

@@ -280,12 +280,7 @@ fn conclude(skb: *mut __sk_buff, s: &Socket, packet: &Packet, judged: &Judged, f
 /// A datagram that no egress rule covers may be one that an inbound rule lets
 /// in, or the answer to such a one. True: the first from this peer.
 #[inline(never)]
-fn inbound_datagram(
-    skb: *mut __sk_buff,
-    judged: &mut Judged,
-    packet: &Packet,
-    outbound: bool,
-) -> bool {
+fn inbound_datagram(skb: *mut __sk_buff, judged: &mut Judged, packet: &Packet, outbound: bool) -> bool {
     let label = judged.label;
     // SAFETY: `skb` is the program's context.
     let cookie = unsafe { bpf_get_socket_cookie(skb.cast()) };

@@ -6,9 +6,8 @@ use aya_ebpf::maps::{Array, HashMap, LpmTrie, lpm_trie::Key};
 use sensor_common::addr::Addr;
 use sensor_common::label::Label;
 use sensor_common::policy::{
-    self, CidrKey, LaunchKey, MAX_CIDRS, MAX_PORT_SETS, MAX_PROFILES, MAX_SERVERS, PROFILE_UNRESTRICTED, PortSet,
-    Profile, Server,
-    slot,
+    self, CidrKey, LaunchKey, MAX_CIDRS, MAX_PORT_SETS, MAX_PROFILES, MAX_SERVERS, PROFILE_UNRESTRICTED,
+    PortSet, Profile, Server, slot,
 };
 
 #[map]

@@ -2,12 +2,12 @@
 //! in. Verdicts have a ring of their own: telemetry cannot crowd them out.
 
 use crate::{atomic, kernel};
+use aya_ebpf::helpers::bpf_get_current_pid_tgid;
 use aya_ebpf::helpers::generated::{
     bpf_get_current_uid_gid, bpf_get_smp_processor_id, bpf_ktime_get_boot_ns,
 };
-use aya_ebpf::helpers::bpf_get_current_pid_tgid;
 use aya_ebpf::macros::map;
-use aya_ebpf::maps::{PerCpuArray, RingBuf};
+use aya_ebpf::maps::{Array, PerCpuArray, RingBuf};
 use sensor_common::label::Label;
 use sensor_common::record::{Header, Loss, RING_VERDICTS};
 
@@ -124,3 +124,8 @@ pub(crate) fn emit_of<T: Record>(
     entry.submit(0);
     true
 }
+
+/// Of [`LOSSES`], how much the agent has reported: kept here so that the next
+/// agent reports what was lost while none ran, and no more.
+#[map]
+static REPORTED: Array<u64> = Array::with_max_entries(Loss::ALL.len() as u32, 0);

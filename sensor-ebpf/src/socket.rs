@@ -55,7 +55,8 @@ static INHERITED: HashMap<u64, Label> = HashMap::with_max_entries(65536, 0);
 #[inline(always)]
 pub(crate) fn storage(sk: *mut bpf_sock) -> *mut Socket {
     // SAFETY: the verifier checks `sk`; null storage is handled by callers.
-    unsafe { bpf_sk_storage_get((&raw const SOCKETS).cast_mut().cast(), sk.cast(), ptr::null_mut(), 0) }.cast()
+    unsafe { bpf_sk_storage_get((&raw const SOCKETS).cast_mut().cast(), sk.cast(), ptr::null_mut(), 0) }
+        .cast()
 }
 
 /// Gives the socket a label; null if the kernel had no memory for it.

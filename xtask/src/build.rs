@@ -68,8 +68,11 @@ pub(crate) fn cargo_for_kernel(command: &str, rest: &[&str]) -> Result<()> {
 /// ("last insn is not an exit or jmp"), so it is refused here by name.
 fn refuse_panics(object: &[u8], path: &Path) -> Result<()> {
     let file = object::File::parse(object).with_context(|| format!("{} is no ELF object", path.display()))?;
-    let panics: Vec<_> =
-        file.symbols().filter_map(|symbol| symbol.name().ok()).filter(|name| name.contains("panic")).collect();
+    let panics: Vec<_> = file
+        .symbols()
+        .filter_map(|symbol| symbol.name().ok())
+        .filter(|name| name.contains("panic"))
+        .collect();
     if !panics.is_empty() {
         bail!(
             "{} contains panics, which the verifier refuses: {}\nfind the bound check, division or unwrap that the compiler could not remove",

@@ -93,7 +93,11 @@ const NEEDED: &[Needed] = &[
         packages: &["python3", "python3-venv"],
         there: || step::succeeds(Command::new("python3").args(["-c", "import venv, ensurepip"])),
     },
-    Needed { what: "node and npm", packages: &["nodejs", "npm"], there: || on_path("node") && on_path("npm") },
+    Needed {
+        what: "node and npm",
+        packages: &["nodejs", "npm"],
+        there: || on_path("node") && on_path("npm"),
+    },
 ];
 
 /// Namespaces, Python and node for tests and the demo. What is missing and

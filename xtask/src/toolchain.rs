@@ -110,7 +110,9 @@ fn rustc(path: &Path) -> Command {
 pub(crate) fn clean(command: &mut Command) {
     for (name, _) in std::env::vars_os() {
         let text = name.to_string_lossy();
-        if text.starts_with("CARGO_PKG_") || text.starts_with("CARGO_MANIFEST_") || text == "CARGO_PRIMARY_PACKAGE"
+        if text.starts_with("CARGO_PKG_")
+            || text.starts_with("CARGO_MANIFEST_")
+            || text == "CARGO_PRIMARY_PACKAGE"
         {
             command.env_remove(&name);
         }
@@ -131,5 +133,6 @@ pub(crate) fn bpf_linker() -> PathBuf {
 
 /// Whether the linker is there, is the pinned version, and finds its LLVM.
 pub(crate) fn bpf_linker_works() -> bool {
-    step::output(Command::new(bpf_linker()).arg("--version")).is_ok_and(|version| version.ends_with(BPF_LINKER))
+    step::output(Command::new(bpf_linker()).arg("--version"))
+        .is_ok_and(|version| version.ends_with(BPF_LINKER))
 }

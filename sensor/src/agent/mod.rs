@@ -1,8 +1,270 @@
-//! The agent; merged from its own branch.
+//! The agent: `mcp-sensor run`. Loads the programs, keeps the policy in force,
+//! ties records to servers, clients and users, and passes events on.
 
+mod adopt;
+mod core;
+pub mod instances;
+pub mod process;
+mod reader;
+pub mod recognise;
+mod reload;
+mod repeats;
+mod service;
+mod state;
+pub mod translate;
+mod watch;
+
+use self::core::{Core, lock};
+use self::reload::Reloader;
+use self::service::Service;
+use self::watch::Watch;
 use crate::cli::RunArgs;
+use crate::cli::{Exit, Failure};
+use crate::control::{self, ControlSocket};
+use crate::event::{Body, Bus, Identity, Limits, now, pb};
+use crate::kernel::{self, LoadError, Options};
+use crate::outputs::Outputs;
+use crate::policy::load::LoadError as PolicyError;
+use anyhow::Context as _;
+use sha2::{Digest as _, Sha256};
+use std::fs;
+use std::io::{IsTerminal as _, Write as _};
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::signal::unix::{SignalKind, signal};
+use tracing::{info, warn};
 
-pub fn run(_args: RunArgs) -> anyhow::Result<ExitCode> {
-    anyhow::bail!("this build has no agent")
+/// How often the kernel's counters are read.
+const COUNTERS: Duration = Duration::from_secs(2);
+const HEARTBEAT: Duration = Duration::from_secs(60);
+
+pub fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")?;
+    runtime.block_on(serve(args))
+}
+
+/// Where this sensor's maps and links are pinned: bpffs knows no dots, and two
+/// sensors with two state directories do not meet.
+pub fn pin_directory(state_dir: &Path) -> PathBuf {
+    let path = fs::canonicalize(state_dir).unwrap_or_else(|_| state_dir.to_owned());
+    let name = hex::encode(&Sha256::digest(path.as_os_str().as_bytes())[..8]);
+    Path::new(kernel::load::BPFFS).join("mcp_sensor").join(name)
+}
+
+fn label_capacity(wanted: Option<u32>) -> u32 {
+    wanted.unwrap_or_else(|| {
+        fs::read_to_string("/proc/sys/kernel/pid_max")
+            .ok()
+            .and_then(|t| t.trim().parse().ok())
+            .unwrap_or(sensor_common::kernel::PID_LIMIT)
+    })
+}
+
+fn sensor_name(wanted: Option<String>) -> String {
+    wanted.unwrap_or_else(|| {
+        let machine = fs::read_to_string("/etc/machine-id").unwrap_or_default();
+        match machine.trim() {
+            "" => service::host_name(),
+            // The id itself is confidential (machine-id(5)).
+            id => hex::encode(&Sha256::digest(format!("mcp-sensor:{id}").as_bytes())[..16]),
+        }
+    })
+}
+
+async fn serve(args: RunArgs) -> anyhow::Result<ExitCode> {
+    let started = now();
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(&args.state_dir)
+        .map_err(|e| Failure::new(Exit::Failure, format!("{}: {e}", args.state_dir.display())))?;
+    let pins = pin_directory(&args.state_dir);
+    let ids_file = args.state_dir.join("servers.json");
+    let before = pins.exists();
+    let (loaded, ids, names) = reload::first(&args.policy, &ids_file, before).map_err(|error| {
+        let text = match &error {
+            PolicyError::Read { .. } => error.to_string(),
+            PolicyError::Invalid { .. } => error.render(std::io::stderr().is_terminal()),
+        };
+        Failure::new(Exit::PolicyInvalid, text)
+            .hint("nothing was changed; `mcp-sensor policy check` shows the same")
+    })?;
+    let cgroup = match &args.cgroup {
+        Some(path) => path.clone(),
+        None => kernel::cgroup::root().map_err(|e| Failure::new(Exit::Prerequisite, e.to_string()))?,
+    };
+
+    let identity =
+        Identity { sensor: sensor_name(args.sensor.clone()), boot: format!("{:x}", started / 1_000_000) };
+    let bus = Bus::new(identity, Limits::default());
+    let outputs = Outputs::start(&bus, &args)?;
+
+    // The socket before the kernel: a second sensor ends here.
+    let socket = ControlSocket::bind(&args.control, args.control_group.as_deref())
+        .map_err(|e| Failure::new(Exit::Failure, e.to_string()))?;
+    let options = Options {
+        cgroup: cgroup.clone(),
+        pins,
+        label_capacity: label_capacity(args.label_capacity),
+        allow_degraded: args.allow_degraded,
+    };
+    let loaded_kernel = kernel::load(&options).map_err(|e| {
+        let exit = if matches!(e, LoadError::Cgroup { .. }) { Exit::Failure } else { Exit::Prerequisite };
+        Failure::new(exit, e.to_string()).hint("`mcp-sensor doctor` shows what this host lacks")
+    })?;
+    let degraded = service::degraded(&loaded_kernel.hooks);
+    if args.strict && !degraded.is_empty() {
+        let adopted = loaded_kernel.adopted;
+        if !adopted {
+            loaded_kernel.attached.detach().ok();
+        }
+        return Err(Failure::new(Exit::Prerequisite, format!("--strict: {}", degraded.join("; "))).into());
+    }
+    for sentence in &degraded {
+        warn!("{sentence}");
+    }
+    let hooks: Vec<pb::Hook> = loaded_kernel.hooks.iter().map(service::hook).collect();
+    let core = Arc::new(Core::new(bus.clone(), loaded_kernel.maps, loaded_kernel.labels));
+    let reloader = Arc::new(Reloader::new(core.clone(), args.policy.clone(), ids_file, ids, names));
+    reloader.start(loaded).map_err(|e| Failure::new(Exit::Failure, e))?;
+    if loaded_kernel.adopted {
+        info!("took over from an earlier agent");
+        core.recover();
+    }
+    core.adopt_running();
+
+    let state = |phase: pb::SensorPhase| {
+        let current = core.in_force();
+        let mut state = pb::SensorState {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            kernel: service::kernel_release(),
+            host: service::host_name(),
+            hooks: hooks.clone(),
+            degraded: degraded.clone(),
+            policy: current.as_ref().map(|p| p.hash.clone()).unwrap_or_default(),
+            generation: current.map_or(0, |p| p.generation.into()),
+            ..Default::default()
+        };
+        state.set_phase(phase);
+        Body::SensorState(state)
+    };
+    bus.publish_now(state(pb::SensorPhase::Started));
+
+    let stop = Arc::new(AtomicBool::new(false));
+    let reader = {
+        let (core, stop, rings) = (core.clone(), stop.clone(), loaded_kernel.rings);
+        std::thread::Builder::new()
+            .name("rings".to_owned())
+            .spawn(move || reader::run(&core, rings, &stop))?
+    };
+    let agent = Arc::new(Service {
+        core: core.clone(),
+        reloader: reloader.clone(),
+        hooks: hooks.clone(),
+        degraded: degraded.clone(),
+        cgroup: cgroup.display().to_string(),
+        started,
+        feed: outputs.feed(),
+    });
+    let (end, ended) = tokio::sync::oneshot::channel::<()>();
+    let control = tokio::spawn(control::serve(socket, agent, control::Limits::default(), async move {
+        let _ = ended.await;
+    }));
+
+    println!("ready");
+    std::io::stdout().flush()?;
+    let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+
+    events_loop(&core, &reloader, &args.policy, || bus.publish_now(state(pb::SensorPhase::Heartbeat)))
+        .await?;
+
+    let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
+    bus.publish_now(state(pb::SensorPhase::Stopping));
+    let _ = end.send(());
+    let _ = control.await;
+    if args.keep {
+        info!("what is enforced stays in force");
+    } else {
+        loaded_kernel.attached.detach().context("cannot take the programs out of the kernel")?;
+    }
+    stop.store(true, Ordering::Release);
+    let _ = reader.join();
+    counters(&core, &mut Default::default());
+    bus.close();
+    outputs.finish().await;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Until SIGTERM or SIGINT.
+async fn events_loop(
+    core: &Arc<Core>,
+    reloader: &Arc<Reloader>,
+    policy: &Path,
+    heartbeat: impl Fn() -> u64,
+) -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut hangup = signal(SignalKind::hangup())?;
+    let mut watch = Watch::new(policy)
+        .inspect_err(|error| warn!(%error, "the policy file is not watched; SIGHUP still reads it again"))
+        .ok();
+    let mut counting = tokio::time::interval(COUNTERS);
+    let mut beating = tokio::time::interval(HEARTBEAT);
+    beating.reset();
+    let repeats = Arc::new(std::sync::Mutex::new(repeats::Repeats::default()));
+    loop {
+        let changed = async {
+            let seen = match &mut watch {
+                Some(watch) => watch.changed().await,
+                None => false,
+            };
+            if !seen {
+                std::future::pending::<()>().await;
+            }
+        };
+        tokio::select! {
+            _ = terminate.recv() => return Ok(()),
+            _ = interrupt.recv() => return Ok(()),
+            _ = hangup.recv() => reload(core, reloader, "signal").await,
+            () = changed => reload(core, reloader, "file").await,
+            _ = beating.tick() => { heartbeat(); }
+            _ = counting.tick() => {
+                let (core, repeats) = (core.clone(), repeats.clone());
+                let _ = tokio::task::spawn_blocking(move || counters(&core, &mut lock(&repeats))).await;
+            }
+        }
+    }
+}
+
+async fn reload(core: &Arc<Core>, reloader: &Arc<Reloader>, trigger: &'static str) {
+    let (core, reloader) = (core.clone(), reloader.clone());
+    let _ = tokio::task::spawn_blocking(move || {
+        if reloader.reload(trigger).is_ok_and(|r| r.changed) {
+            core.adopt_running();
+        }
+    })
+    .await;
+}
+
+/// Repeats and losses, from the kernel's counters.
+fn counters(core: &Core, repeats: &mut repeats::Repeats) {
+    let (again, lost) = {
+        let mut maps = lock(&core.maps);
+        (repeats.round(&mut maps), repeats::losses(&mut maps))
+    };
+    for (key, count) in again {
+        core.repeat(&key, count);
+    }
+    for (reason, count) in lost {
+        core.lose("kernel", reason.name(), count);
+    }
 }

@@ -131,6 +131,11 @@ pub struct RunArgs {
     #[arg(long, env = "MCP_SENSOR_ALLOW_DEGRADED", conflicts_with = "strict")]
     pub allow_degraded: bool,
 
+    /// Leave everything enforced when the sensor is stopped. Without it SIGTERM and SIGINT take
+    /// the programs out of the kernel; after a crash they always stay.
+    #[arg(long, env = "MCP_SENSOR_KEEP")]
+    pub keep: bool,
+
     /// Refuse to start if anything, optional hooks included, cannot be enforced here.
     #[arg(long, env = "MCP_SENSOR_STRICT")]
     pub strict: bool,

@@ -157,7 +157,7 @@ fn hooks(root: &Path) -> Vec<Check> {
         Err(error) => vec![check("hooks", true, Err((error.to_string(), fix_of(error))))],
     };
     let removed = match loaded {
-        Ok(loaded) => loaded.detach(),
+        Ok(loaded) => loaded.attached.detach(),
         Err(_) => Ok(()),
     };
     // `load` makes a directory of its own below; also where it failed half way.

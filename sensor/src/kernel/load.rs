@@ -5,7 +5,7 @@
 //! loads its own programs over the same maps, attaches those, and only then
 //! drops the old links, so that no call goes unjudged in between.
 
-use super::maps::{Maps, MapsError, Rings};
+use super::maps::{Labels, Maps, MapsError, Rings};
 use super::{OBJECT, btf, sys};
 use aya::programs::Program;
 use aya::{EbpfError, EbpfLoader};
@@ -14,7 +14,7 @@ use sensor_common::ABI;
 use std::collections::HashSet;
 use std::fs::{self, File};
 use std::io;
-use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use tracing::{debug, info};
 use zerocopy::IntoBytes as _;
@@ -107,16 +107,21 @@ pub struct Options {
 pub struct Loaded {
     pub maps: Maps,
     pub rings: Rings,
+    pub labels: Labels,
     pub hooks: Vec<Hook>,
     /// An earlier agent's maps were found and are in use.
     pub adopted: bool,
+    pub attached: Attached,
+}
+
+/// Programs and links. Dropping it leaves what is pinned in place.
+pub struct Attached {
     pins: PathBuf,
-    // Held so that unpinned links live as long as the agent.
     _ebpf: aya::Ebpf,
     _links: Vec<OwnedFd>,
 }
 
-impl Loaded {
+impl Attached {
     /// Takes everything out of the kernel again.
     pub fn detach(self) -> io::Result<()> {
         let pins = self.pins.clone();
@@ -227,8 +232,10 @@ pub fn load(options: &Options) -> Result<Loaded, LoadError> {
         fs::remove_file(&path).map_err(|source| LoadError::Bpffs { path, source })?;
     }
     remove_siblings(&options.pins, &pins);
+    let labels = Labels::open(&ebpf)?;
     let (maps, rings) = Maps::take(&mut ebpf)?;
-    Ok(Loaded { maps, rings, hooks, adopted, pins, _ebpf: ebpf, _links: links })
+    let attached = Attached { pins, _ebpf: ebpf, _links: links };
+    Ok(Loaded { maps, rings, labels, hooks, adopted, attached })
 }
 
 /// What another version, or another capacity, left there.
@@ -305,8 +312,10 @@ fn attach_cgroup(ebpf: &mut aya::Ebpf, hook: &Core, cgroup: &File) -> Result<Own
 fn attach_unix(ebpf: &aya::Ebpf, name: &str, attach_type: u32, cgroup: &File) -> Result<OwnedFd, String> {
     let mut object = Object::parse(OBJECT).map_err(|e| chain(&e))?;
     let text: HashSet<usize> = object.functions.keys().map(|(section, _)| *section).collect();
-    let fds: Vec<(String, i32)> =
-        ebpf.maps().filter_map(|(name, map)| map_fd(map).map(|fd| (name.to_owned(), fd))).collect();
+    let fds: Vec<(String, i32)> = ebpf
+        .maps()
+        .filter_map(|(name, map)| map_fd(map).map(|fd| (name.to_owned(), fd.as_raw_fd())))
+        .collect();
     let maps = object.maps.clone();
     object
         .relocate_maps(
@@ -324,7 +333,7 @@ fn attach_unix(ebpf: &aya::Ebpf, name: &str, attach_type: u32, cgroup: &File) ->
     sys::link_create(fd.as_fd(), cgroup.as_fd(), attach_type).map_err(|e| format!("cannot attach: {e}"))
 }
 
-fn map_fd(map: &aya::maps::Map) -> Option<i32> {
+pub(super) fn map_fd(map: &aya::maps::Map) -> Option<BorrowedFd<'_>> {
     use aya::maps::Map;
     let data = match map {
         Map::Array(m)
@@ -337,7 +346,7 @@ fn map_fd(map: &aya::maps::Map) -> Option<i32> {
         | Map::Unsupported(m) => m,
         _ => return None,
     };
-    Some(data.fd().as_fd().as_raw_fd())
+    Some(data.fd().as_fd())
 }
 
 #[cfg(test)]
@@ -358,7 +367,7 @@ mod tests {
                 for h in &l.hooks {
                     println!("{h:?}");
                 }
-                l.detach().unwrap();
+                l.attached.detach().unwrap();
             }
             Err(e) => println!("ERR {e}"),
         }

@@ -1,6 +1,6 @@
 //! Handles on the maps that the programs and the agent share.
 
-use aya::maps::{Array, HashMap, LpmTrie, MapData, MapError, PerCpuArray, RingBuf, SkStorage, lpm_trie};
+use aya::maps::{Array, HashMap, LpmTrie, Map, MapData, MapError, PerCpuArray, RingBuf, SkStorage, lpm_trie};
 use aya::{Ebpf, Pod};
 use sensor_common::exec::{ExecRule, KEY_BYTES};
 use sensor_common::kernel::{Denial, State};
@@ -9,6 +9,7 @@ use sensor_common::policy::{LaunchKey, PortSet, Profile, Server};
 use sensor_common::record::{Instance, VerdictKey};
 use sensor_common::socket::Socket;
 use sensor_common::unix::{PATH_BYTES, UnixRule};
+use std::os::fd::OwnedFd;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 /// A type of `sensor-common` as a map key or value.
@@ -58,6 +59,9 @@ pub struct Maps {
     pub unix: LpmTrie<MapData, Shared<UnixBits>, Shared<UnixRule>>,
     pub denials: HashMap<MapData, Shared<VerdictKey>, Shared<Denial>>,
     pub losses: PerCpuArray<MapData, u64>,
+    pub reported: Array<MapData, u64>,
+    /// For the one call that aya has no name for, see `sys::take`.
+    pub(super) denials_fd: OwnedFd,
 }
 
 /// The two rings, for their reader.
@@ -74,6 +78,28 @@ pub enum MapsError {
     Kind { name: &'static str, source: MapError },
 }
 
+fn duplicate(ebpf: &Ebpf, name: &'static str) -> Result<OwnedFd, MapsError> {
+    let fd = ebpf.map(name).and_then(super::load::map_fd).ok_or(MapsError::Missing(name))?;
+    fd.try_clone_to_owned().map_err(|e| MapsError::Kind { name, source: MapError::IoError(e) })
+}
+
+/// The labels of tasks alone: look-ups that must not wait while a policy is
+/// being written.
+pub struct Labels(Array<MapData, Shared<Label>>);
+
+impl Labels {
+    pub(super) fn open(ebpf: &Ebpf) -> Result<Labels, MapsError> {
+        let at = |source| MapsError::Kind { name: "TASKS", source };
+        let data = MapData::from_fd(duplicate(ebpf, "TASKS")?).map_err(at)?;
+        Array::try_from(Map::from_map_data(data).map_err(at)?).map(Labels).map_err(at)
+    }
+
+    /// `None`: beyond the map, so nobody knows.
+    pub fn of(&self, tgid: u32) -> Option<Label> {
+        self.0.get(&tgid, 0).ok().map(|l| l.0)
+    }
+}
+
 impl Maps {
     pub(super) fn take(ebpf: &mut Ebpf) -> Result<(Maps, Rings), MapsError> {
         macro_rules! take {
@@ -84,7 +110,9 @@ impl Maps {
                     .map_err(|source| MapsError::Kind { name: $name, source })?
             };
         }
+        let denials_fd = duplicate(ebpf, "DENIALS")?;
         let maps = Maps {
+            denials_fd,
             state: take!("STATE"),
             tasks: take!("TASKS"),
             overflow: take!("OVERFLOW"),
@@ -100,6 +128,7 @@ impl Maps {
             unix: take!("UNIX"),
             denials: take!("DENIALS"),
             losses: take!("LOSSES"),
+            reported: take!("REPORTED"),
         };
         Ok((maps, Rings { verdicts: take!("VERDICTS"), telemetry: take!("TELEMETRY") }))
     }

@@ -7,7 +7,20 @@ pub mod doctor;
 pub mod load;
 pub mod maps;
 pub mod object;
+pub mod record;
 mod sys;
+pub mod tables;
 
-pub use load::{Hook, HookState, LoadError, Loaded, Options, load};
+pub use load::{Attached, Hook, HookState, LoadError, Loaded, Options, load};
 pub use object::OBJECT;
+
+use sensor_common::kernel::Denial;
+use sensor_common::record::VerdictKey;
+use std::os::fd::AsFd as _;
+use zerocopy::IntoBytes as _;
+
+/// Takes a denial's counter out of the kernel's table in one step. `false`: it
+/// was not there.
+pub fn take_denial(maps: &maps::Maps, key: &VerdictKey, value: &mut Denial) -> bool {
+    sys::take(maps.denials_fd.as_fd(), key.as_bytes(), value.as_mut_bytes()).unwrap_or(false)
+}

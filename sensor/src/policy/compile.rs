@@ -78,6 +78,9 @@ pub struct Compiled {
     pub port_sets: Vec<PortSet>,
     pub exec: Vec<ExecEntry>,
     pub unix: Vec<UnixEntry>,
+    /// What each `match` entry is, by its place in the file: index is
+    /// `ExecRule::priority`.
+    pub matchers: Vec<MatcherInfo>,
     /// (from, to).
     pub launches: Vec<(u16, u16)>,
     /// Rule `id` is at index `id - 1`.
@@ -91,6 +94,16 @@ pub struct UnixEntry {
     pub profile: u32,
     pub text: Vec<u8>,
     pub rule: UnixRule,
+}
+
+/// What a server was recognised by.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct MatcherInfo {
+    pub server: u16,
+    /// `servers[0].match[1]`.
+    pub path: String,
+    /// `package: @scope/name`.
+    pub evidence: String,
 }
 
 /// What a rule number in a verdict means.
@@ -224,11 +237,10 @@ fn profiles(policy: &Policy, compiled: &mut Compiled, errors: &mut Vec<Diagnosti
     }
     compiled.port_sets = sets.sets;
     power_sockets(&mut compiled.unix);
-    // The maps hold two generations while one replaces the other; their size
-    // is the loader's matter, these limits are of one.
+    // The map of unix sockets holds two generations while one replaces the other.
     for (what, have, most) in [
         ("CIDRs", compiled.cidrs.len(), MAX_CIDRS as usize),
-        ("unix sockets", compiled.unix.len(), MAX_UNIX_RULES as usize),
+        ("unix sockets", compiled.unix.len(), MAX_UNIX_RULES as usize / 2),
     ] {
         if have > most {
             let message = format!("{have} {what} in all profiles; at most {most}");
@@ -293,6 +305,11 @@ fn servers(policy: &Policy, ids: &[u16], compiled: &mut Compiled) {
             !server.may_launch.is_empty(),
         );
         compiled.servers.push((*id, server.name.clone(), value));
+        compiled.matchers.extend(server.matches.iter().map(|matcher| MatcherInfo {
+            server: *id,
+            path: matcher.path.clone(),
+            evidence: matcher.evidence(),
+        }));
         compiled.launches.extend(server.may_launch.iter().map(|to| (*id, ids[*to])));
     }
 }

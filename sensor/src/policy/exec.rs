@@ -57,6 +57,14 @@ const SCRIPTS_WITH_WORD: [&str; 8] =
     ["npm", "npm-cli.js", "pnpm", "pnpm.cjs", "pnpm.js", "yarn", "yarn.js", "pipx"];
 const WORDS: [&str; 5] = ["exec", "x", "dlx", "run", "uvx"];
 
+/// Whether a program of this file name runs scripts.
+pub fn is_interpreter(name: &str) -> bool {
+    INTERPRETERS.iter().any(|known| match known.strip_suffix('/') {
+        Some(whole) => name == whole,
+        None => name.starts_with(known),
+    })
+}
+
 struct Entry<'a> {
     rule: ExecRule,
     /// The `match` that the server comes from.

@@ -56,6 +56,7 @@ pub struct RawProfile {
 /// Destinations that are allowed.
 #[derive(Debug, serde::Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
+#[schemars(rename = "Egress")]
 pub struct RawEgress {
     /// CIDRs, addresses, host names (`api.example.com`, or `*.example.com` for
     /// any depth below it), or `self` (loopback to a socket of the same instance).
@@ -74,6 +75,7 @@ pub struct RawEgress {
 /// Peers that may connect to the server.
 #[derive(Debug, serde::Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
+#[schemars(rename = "Inbound")]
 pub struct RawInbound {
     /// CIDRs and addresses of the peers.
     #[schemars(with = "Vec<String>", length(min = 1))]
@@ -91,6 +93,7 @@ pub struct RawInbound {
 /// One server: what it is called, how it is recognised, what holds for it.
 #[derive(Debug, serde::Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
+#[schemars(rename = "Server")]
 pub struct RawServer {
     /// Unique; letters, digits, `.`, `_`, `-`, `/`, `@`.
     #[schemars(with = "String")]
@@ -130,6 +133,7 @@ pub struct RawServer {
 /// added to `package`, `script`, `argv` or `image`.
 #[derive(Debug, Default, serde::Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
+#[schemars(rename = "Match")]
 pub struct RawMatch {
     /// npm or PyPI package, without version.
     #[serde(default)]
@@ -164,6 +168,7 @@ pub struct RawMatch {
 /// What holds for MCP servers that no entry of `servers` matches.
 #[derive(Debug, serde::Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
+#[schemars(rename = "Unknown")]
 pub struct RawUnknown {
     /// Default: `none`.
     #[serde(default)]
@@ -179,10 +184,9 @@ pub struct RawUnknown {
     pub unix: Option<Spanned<String>>,
 }
 
-/// Only 1 exists.
 #[derive(JsonSchema)]
 #[allow(dead_code)]
-#[schemars(transparent)]
+#[schemars(transparent, inline)]
 struct VersionSchema(#[schemars(range(min = 1, max = 1))] u64);
 
 /// `profile: NAME`, `profile: ./file.json` or a ToolHive profile in place.

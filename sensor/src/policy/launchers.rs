@@ -23,8 +23,10 @@ pub struct Launchers {
 const MAX_LAUNCHERS: usize = 512;
 
 const SYSTEM: [&str; 4] = ["/usr/local/bin", "/usr/bin", "/bin", "/snap/bin"];
-const NAMES: [&str; 13] =
-    ["npx", "npm", "pnpm", "pnpx", "yarn", "bun", "bunx", "uv", "uvx", "pipx", "docker", "podman", "nerdctl"];
+/// Not bun or deno: they run the server in their own process. `env` because
+/// `#!/usr/bin/env node` goes through it.
+const NAMES: [&str; 12] =
+    ["env", "npx", "npm", "pnpm", "pnpx", "yarn", "uv", "uvx", "pipx", "docker", "podman", "nerdctl"];
 /// Where distributions and NodeSource put npm; its scripts are also called by
 /// these paths.
 const NPM_SCRIPTS: [&str; 3] =
@@ -65,8 +67,10 @@ pub fn discover(globs: &[LauncherGlob]) -> (Launchers, Vec<Diagnostic>) {
             }
         }
         if !any {
-            let message = format!("`{}` names no executable or script on this host", glob.glob);
-            warnings.push(Diagnostic::warning(glob.position, glob.path.clone(), message));
+            let message = format!("`{}` names no launcher on this host", glob.glob);
+            warnings.push(Diagnostic::warning(glob.position, glob.path.clone(), message).help(
+                "scripts and programs count; not interpreters, which would run the server as a launcher",
+            ));
         }
     }
     (found, warnings)
@@ -95,6 +99,9 @@ impl Launchers {
         let Ok(real) = path.canonicalize() else { return false };
         let (Some(spelled), Some(real_text)) = (path.to_str(), real.to_str()) else { return false };
         if head.starts_with(b"\x7fELF") {
+            if runs_code(&real) {
+                return false;
+            }
             self.programs.insert(real_text.to_owned());
             return true;
         }
@@ -120,6 +127,14 @@ impl Launchers {
         }
         true
     }
+}
+
+/// An interpreter, or a program of many names (busybox): as a launcher it would
+/// keep that role whatever it runs.
+fn runs_code(real: &Path) -> bool {
+    let name = real.file_name().and_then(|name| name.to_str()).unwrap_or("");
+    let multiple = ["busybox", "coreutils", "toybox"];
+    multiple.contains(&name) || super::exec::is_interpreter(name)
 }
 
 /// The first bytes of a regular file; never blocks on a FIFO put in its place.
@@ -218,7 +233,19 @@ mod tests {
         nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
         let (found, warnings) = discover(&[glob(path.to_str().unwrap())]);
         assert!(!found.scripts.iter().any(|s| Path::new(s) == path));
-        assert!(warnings[0].message.contains("names no executable"), "{}", warnings[0].message);
+        assert!(warnings[0].message.contains("names no launcher"), "{}", warnings[0].message);
+    }
+
+    #[test]
+    fn an_interpreter_is_no_launcher() {
+        let dir = tempfile::tempdir().unwrap();
+        for name in ["node", "python3.12", "bun", "deno", "busybox", "bash"] {
+            let path = dir.path().join(name);
+            std::fs::write(&path, b"\x7fELF").unwrap();
+            let (found, warnings) = discover(&[glob(path.to_str().unwrap())]);
+            assert!(!found.programs.iter().any(|p| p.ends_with(name)), "{name}");
+            assert_eq!(warnings.len(), 1, "{name}");
+        }
     }
 
     #[test]

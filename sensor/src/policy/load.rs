@@ -3,12 +3,13 @@
 use super::compile::{Compiled, Ids, compile};
 use super::diagnostic::Diagnostic;
 use super::launchers::{self, Launchers};
-use super::model::Policy;
+use super::model::{Matcher, Policy};
 use super::parse::{self, parse_with};
 use super::toolhive;
+use std::cell::RefCell;
 use std::io::Read;
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// A policy that can be put in force.
 #[derive(Clone, Debug)]
@@ -20,6 +21,9 @@ pub struct Loaded {
     pub warnings: Vec<Diagnostic>,
     /// The file as it was read.
     pub source: String,
+    /// Every file that was read, the policy first: a change of any of them is
+    /// a change of the policy.
+    pub files: Vec<PathBuf>,
 }
 
 /// Why there is none.
@@ -64,7 +68,13 @@ pub fn load(path: &Path, ids: &mut Ids) -> Result<Loaded, LoadError> {
 pub fn from_bytes(bytes: &[u8], path: &Path, ids: &mut Ids) -> Result<Loaded, LoadError> {
     let name = path.display().to_string();
     let directory = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let read = |file: &str| read_regular(&directory.join(file), toolhive::MAX_BYTES);
+    let files = RefCell::new(vec![path.to_path_buf()]);
+    let read = |file: &str| {
+        let file = directory.join(file);
+        let bytes = read_regular(&file, toolhive::MAX_BYTES);
+        files.borrow_mut().push(file);
+        bytes
+    };
     let invalid = |findings: Vec<Diagnostic>, bytes: &[u8]| LoadError::Invalid {
         path: name.clone(),
         source_text: String::from_utf8_lossy(bytes).into_owned(),
@@ -79,10 +89,25 @@ pub fn from_bytes(bytes: &[u8], path: &Path, ids: &mut Ids) -> Result<Loaded, Lo
         Ok(compiled) => compiled,
         Err(findings) => return Err(invalid(findings, bytes)),
     };
-    let warnings = policy.warnings.iter().cloned().chain(more).collect();
+    let warnings = policy.warnings.iter().cloned().chain(more).chain(links(&policy)).collect();
     // `parse_with` took it as UTF-8.
     let source = String::from_utf8_lossy(bytes).into_owned();
-    Ok(Loaded { policy, compiled, launchers, warnings, source })
+    Ok(Loaded { policy, compiled, launchers, warnings, source, files: files.into_inner() })
+}
+
+/// The kernel names an executable by its real path, so a rule for a symbolic
+/// link never matches.
+fn links(policy: &Policy) -> Vec<Diagnostic> {
+    let matchers = policy.servers.iter().flat_map(|server| &server.matches);
+    let link = |matcher: &Matcher| {
+        let exe = matcher.exe.as_deref()?;
+        let real = Path::new(exe).canonicalize().ok().filter(|real| real != Path::new(exe))?;
+        let message =
+            format!("`{exe}` is `{}` on this host and matches under that name only", real.display());
+        let path = format!("{}.exe", matcher.path);
+        Some(Diagnostic::warning(matcher.position, path, message).help(format!("write `{}`", real.display())))
+    };
+    matchers.filter_map(link).collect()
 }
 
 fn read_regular(path: &Path, most: usize) -> Result<Vec<u8>, String> {

@@ -17,6 +17,8 @@ pub mod matching;
 pub mod model;
 pub mod names;
 pub mod parse;
+pub mod recognise;
+pub mod rules;
 pub mod schema;
 pub mod suggest;
 pub mod tables;

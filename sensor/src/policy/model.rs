@@ -208,6 +208,23 @@ pub struct Matcher {
     pub position: Option<Position>,
 }
 
+impl Matcher {
+    /// As events say it: `package: @scope/name`.
+    pub fn evidence(&self) -> String {
+        let subject = match &self.subject {
+            None => None,
+            Some(Subject::Package(name)) => Some(format!("package: {name}")),
+            Some(Subject::Script(name)) => Some(format!("script: {name}")),
+            Some(Subject::Argv(arguments)) => Some(format!("argv: {}", arguments.join(" "))),
+            Some(Subject::Unit(name)) => Some(format!("unit: {name}")),
+            Some(Subject::Container(id)) => Some(format!("container: {id}")),
+            Some(Subject::Image(name)) => Some(format!("image: {name}")),
+        };
+        let exe = self.exe.as_ref().map(|path| format!("exe: {path}"));
+        exe.into_iter().chain(subject).collect::<Vec<_>>().join(", ")
+    }
+}
+
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Subject {
     Package(String),

@@ -1,20 +1,18 @@
 //! From bytes to a checked [`Policy`]: everything wrong with the file is found
 //! in one pass, and nothing of a wrong file is taken.
 
-use super::address::{self, AddressError};
+use super::address::AddressError;
 use super::diagnostic::{Diagnostic, Position, Severity};
-use super::file::{File, OneOrMany, ProfileReference, RawEgress, RawInbound, RawProfile, RawServer};
+use super::file::{File, ProfileReference, RawProfile, RawServer};
 use super::model::{
-    ANY_PORT, Direction, LauncherGlob, Mode, NONE, Policy, Profile, ProfileId, ProfileKind, Rule, Server,
-    UNRESTRICTED, UnixMode, UnixName, Unknown,
+    LauncherGlob, Mode, NONE, Policy, Profile, ProfileId, ProfileKind, Server, UNRESTRICTED, UnixMode,
+    UnixName, Unknown,
 };
-use super::names::NamePattern;
-use super::{matching, toolhive};
+use super::{matching, rules, toolhive};
 use serde::de::DeserializeOwned;
 use serde_saphyr::{MessageFormatter, Spanned};
 use std::collections::HashMap;
 use std::net::IpAddr;
-use std::ops::RangeInclusive;
 
 /// Largest policy file.
 pub const MAX_BYTES: usize = 64 << 20;
@@ -198,6 +196,9 @@ impl Resolver<'_> {
             let path = format!("launchers[{index}]");
             if !glob.value.starts_with('/') || glob.value.chars().any(char::is_control) {
                 self.checker.error(at(glob), path, "a launcher is an absolute path or glob");
+            } else if glob.value.contains("**") {
+                self.checker.error(at(glob), path, "`**` would search whole trees").help =
+                    Some("write one `*` for each directory".to_owned());
             } else if let Err(e) = glob::Pattern::new(&glob.value) {
                 self.checker.error(at(glob), path, format!("not a glob: {e}"));
             } else {
@@ -274,7 +275,23 @@ impl Resolver<'_> {
                 path,
                 position: at(&server.name),
             };
+            if server.mode == Mode::Audit {
+                self.names_are_recorded_only(&server);
+            }
             self.policy.servers.push(server);
+        }
+    }
+
+    /// In `enforce` the compiler refuses them.
+    fn names_are_recorded_only(&mut self, server: &Server) {
+        let profiles = [server.profile, server.launcher_profile].map(|id| &self.policy.profiles[id]);
+        if let Some((rule, name)) = profiles.iter().find_map(|profile| profile.named()) {
+            let message = format!(
+                "host names ({}: `{name}`) are not compared in this version: connections to them are recorded \
+                 as would-be denials",
+                rule.path
+            );
+            self.checker.warning(server.position, server.path.clone(), message);
         }
     }
 
@@ -401,7 +418,7 @@ impl Resolver<'_> {
         };
         for (index, name) in raw.unix.iter().flatten().enumerate() {
             let here = format!("{path}.unix[{index}]");
-            match unix_key(&name.value) {
+            match rules::unix_key(&name.value) {
                 Ok(key) => profile.unix.push(UnixName {
                     written: name.value.clone(),
                     key,
@@ -442,7 +459,7 @@ impl Resolver<'_> {
         };
         found.map(|mut profile| {
             for rule in &mut profile.rules {
-                rule.path = format!("{path}: {}", rule.path);
+                rule.path = format!("{name}: {}", rule.path);
             }
             profile
         })
@@ -451,129 +468,17 @@ impl Resolver<'_> {
     fn native(&mut self, raw: &RawProfile, path: &str, position: Option<Position>) -> Profile {
         let mut rules = Vec::new();
         for (index, rule) in raw.egress.iter().flatten().enumerate() {
-            rules.push(self.egress(&rule.value, format!("{path}.egress[{index}]"), at(rule)));
+            rules.push(rules::egress(self.checker, &rule.value, format!("{path}.egress[{index}]"), at(rule)));
         }
         for (index, rule) in raw.inbound.iter().flatten().enumerate() {
-            rules.push(self.inbound(&rule.value, format!("{path}.inbound[{index}]"), at(rule)));
+            rules.push(rules::inbound(
+                self.checker,
+                &rule.value,
+                format!("{path}.inbound[{index}]"),
+                at(rule),
+            ));
         }
         Profile { rules, position, ..Profile::builtin("", ProfileKind::Rules) }
-    }
-
-    fn egress(&mut self, raw: &RawEgress, path: String, position: Option<Position>) -> Rule {
-        let mut rule = Rule {
-            direction: Direction::Egress,
-            nets: Vec::with_capacity(raw.to.len()),
-            names: Vec::new(),
-            own_instance: false,
-            ports: Vec::new(),
-            tcp: true,
-            udp: false,
-            path,
-            position,
-        };
-        if raw.to.is_empty() {
-            self.checker.error(position, rule.path.clone(), "`to` names no destination").help =
-                Some("leave the rule out to allow nothing".to_owned());
-        }
-        for (index, text) in raw.to.iter().enumerate() {
-            if text.value == "self" {
-                rule.own_instance = true;
-                if raw.ports.is_some() || raw.protocol.is_some() {
-                    let here = format!("{}.to[{index}]", rule.path);
-                    self.checker.error(at(text), here, "`self` means every port and protocol").help =
-                        Some("give it a rule of its own: `- to: [self]`".to_owned());
-                }
-                continue;
-            }
-            match address::net(&text.value) {
-                Some(Ok(net)) => rule.nets.push(net),
-                Some(Err(e)) => self.checker.address(at(text), format!("{}.to[{index}]", rule.path), e),
-                None => match NamePattern::parse(&text.value) {
-                    Ok(name) => rule.names.push(name),
-                    Err(e) => {
-                        let here = format!("{}.to[{index}]", rule.path);
-                        self.checker.error(at(text), here, format!("`{}`: {e}", text.value.escape_debug()));
-                    }
-                },
-            }
-        }
-        self.ports_and_protocol(&mut rule, raw.ports.as_ref(), raw.protocol.as_ref());
-        rule
-    }
-
-    fn inbound(&mut self, raw: &RawInbound, path: String, position: Option<Position>) -> Rule {
-        let mut rule = Rule {
-            direction: Direction::Inbound,
-            nets: Vec::with_capacity(raw.from.len()),
-            names: Vec::new(),
-            own_instance: false,
-            ports: Vec::new(),
-            tcp: true,
-            udp: false,
-            path,
-            position,
-        };
-        if raw.from.is_empty() {
-            self.checker.error(position, rule.path.clone(), "`from` names no peer").help =
-                Some("leave the rule out to allow none".to_owned());
-        }
-        for (index, text) in raw.from.iter().enumerate() {
-            match address::net(&text.value) {
-                Some(Ok(net)) => rule.nets.push(net),
-                Some(Err(e)) => self.checker.address(at(text), format!("{}.from[{index}]", rule.path), e),
-                None => {
-                    let here = format!("{}.from[{index}]", rule.path);
-                    let message = format!("`{}` is not an address", text.value.escape_debug());
-                    self.checker.error(at(text), here, message).help =
-                        Some("a peer is known by its address only: write CIDRs".to_owned());
-                }
-            }
-        }
-        self.ports_and_protocol(&mut rule, raw.ports.as_ref(), raw.protocol.as_ref());
-        rule
-    }
-
-    fn ports_and_protocol(
-        &mut self,
-        rule: &mut Rule,
-        ports: Option<&Spanned<Vec<Spanned<String>>>>,
-        protocol: Option<&Spanned<OneOrMany>>,
-    ) {
-        match ports {
-            None => rule.ports.push(ANY_PORT),
-            Some(ports) if ports.value.is_empty() => {
-                let here = format!("{}.ports", rule.path);
-                self.checker.error(at(ports), here, "an empty list of ports").help =
-                    Some("leave `ports` out for every port, or the rule for none".to_owned());
-            }
-            Some(ports) => {
-                for (index, text) in ports.value.iter().enumerate() {
-                    match address::ports(&text.value) {
-                        Ok(range) => rule.ports.push(range),
-                        Err(e) => self.checker.address(at(text), format!("{}.ports[{index}]", rule.path), e),
-                    }
-                }
-                merge(&mut rule.ports);
-            }
-        }
-        let Some(protocol) = protocol else { return };
-        rule.tcp = false;
-        for text in &protocol.value.0 {
-            match text.value.as_str() {
-                "tcp" => rule.tcp = true,
-                "udp" => rule.udp = true,
-                other => {
-                    let here = format!("{}.protocol", rule.path);
-                    let message = format!("`{}` is no protocol", other.escape_debug());
-                    self.checker.error(at(text).or(at(protocol)), here, message).help =
-                        Some("write `tcp`, `udp` or `[tcp, udp]`; nothing else can be allowed".to_owned());
-                }
-            }
-        }
-        if protocol.value.0.is_empty() {
-            let here = format!("{}.protocol", rule.path);
-            self.checker.error(at(protocol), here, "an empty list of protocols");
-        }
     }
 }
 
@@ -581,59 +486,4 @@ impl Resolver<'_> {
 pub fn is_name(text: &str) -> bool {
     let good = |c: char| c.is_alphanumeric() || "._-/@".contains(c);
     !text.is_empty() && text.len() <= MAX_NAME && text.chars().all(good)
-}
-
-/// Sorted, overlapping and adjacent ranges joined.
-fn merge(ranges: &mut Vec<RangeInclusive<u16>>) {
-    ranges.sort_by_key(|r| (*r.start(), *r.end()));
-    let mut merged: Vec<RangeInclusive<u16>> = Vec::with_capacity(ranges.len());
-    for range in ranges.drain(..) {
-        match merged.last_mut() {
-            Some(last) if u32::from(*range.start()) <= u32::from(*last.end()) + 1 => {
-                *last = *last.start()..=*last.end().max(range.end());
-            }
-            _ => merged.push(range),
-        }
-    }
-    *ranges = merged;
-}
-
-/// `/run/x.sock`, `/run/x/*` (a prefix), `@name` (abstract).
-pub fn unix_key(text: &str) -> Result<Vec<u8>, String> {
-    if text.contains('\0') {
-        return Err("a socket name with NUL".to_owned());
-    }
-    if !text.starts_with('/') && !text.starts_with('@') {
-        return Err(format!(
-            "`{}` is neither an absolute path nor an abstract name (`@name`)",
-            text.escape_debug()
-        ));
-    }
-    let (name, prefix) = match text.strip_suffix('*') {
-        Some(name) => (name, true),
-        None => (text, false),
-    };
-    if name.contains('*') {
-        return Err(format!("`{}`: `*` stands at the end only", text.escape_debug()));
-    }
-    if name.len() <= 1 {
-        return Err(format!(
-            "`{}` would cover every socket; write `unix: open` for the server",
-            text.escape_debug()
-        ));
-    }
-    if name.split('/').any(|part| part == "." || part == "..") || name.contains("//") {
-        return Err(format!("`{}`: write the path without `.`, `..` and `//`", text.escape_debug()));
-    }
-    let mut key = name.as_bytes().to_vec();
-    if key[0] == b'@' {
-        key[0] = 0;
-    }
-    if !prefix {
-        key.push(0);
-    }
-    if key.len() > sensor_common::unix::PATH_BYTES {
-        return Err(format!("longer than {} bytes", sensor_common::unix::PATH_BYTES - 1));
-    }
-    Ok(key)
 }

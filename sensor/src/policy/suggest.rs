@@ -1,7 +1,7 @@
 //! From what audit recorded to the smallest profile that allows it.
 
 use super::explain::Verdict;
-use super::parse;
+use super::{parse, rules};
 use sensor_common::addr::Addr;
 use sensor_common::policy::{MAX_RANGES, Reason};
 use sensor_common::{TCP, UDP};
@@ -158,7 +158,7 @@ impl Suggester {
             if record.verdict == Some(Verdict::Allow) {
                 return Ok(());
             }
-            if parse::unix_key(path).is_err() || path.ends_with('*') {
+            if rules::unix_key(path).is_err() || path.ends_with('*') {
                 return Err("unix sockets whose name a rule cannot hold");
             }
             if places.unix.len() >= MAX_PLACES {
@@ -304,14 +304,14 @@ impl Places {
         let _ = writeln!(yaml, "  {quoted}:");
         if !self.egress.is_empty() || self.own_instance {
             yaml.push_str("    egress:\n");
-            rules(&self.egress, "to", yaml);
+            write_rules(&self.egress, "to", yaml);
             if self.own_instance {
                 yaml.push_str("      - to: [self]\n");
             }
         }
         if !self.inbound.is_empty() {
             yaml.push_str("    inbound:\n");
-            rules(&self.inbound, "from", yaml);
+            write_rules(&self.inbound, "from", yaml);
         }
         if !self.unix.is_empty() {
             yaml.push_str("    unix:\n");
@@ -326,7 +326,7 @@ impl Places {
 type PortList = Vec<(u16, u16)>;
 
 /// One rule for all addresses with the same ports.
-fn rules(places: &BTreeMap<(u8, IpAddr), BTreeSet<u16>>, key: &str, yaml: &mut String) {
+fn write_rules(places: &BTreeMap<(u8, IpAddr), BTreeSet<u16>>, key: &str, yaml: &mut String) {
     let mut grouped: BTreeMap<(u8, PortList), Vec<IpAddr>> = BTreeMap::new();
     for ((protocol, ip), ports) in places {
         let ranges = ranges(ports).into_iter().map(RangeInclusive::into_inner).collect();

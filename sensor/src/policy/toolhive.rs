@@ -15,6 +15,7 @@ use serde_saphyr::Spanned;
 
 #[derive(Clone, Debug, Default, serde::Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
+#[schemars(rename = "ToolHiveNetwork")]
 pub struct RawNetwork {
     #[serde(default)]
     #[schemars(with = "Option<String>")]
@@ -30,6 +31,7 @@ pub struct RawNetwork {
 /// Both spellings: JSON files say `allow_host`, Kubernetes resources `allowHost`.
 #[derive(Clone, Debug, Default, serde::Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
+#[schemars(rename = "ToolHiveOutbound")]
 pub struct RawOutbound {
     #[serde(default, alias = "insecureAllowAll")]
     #[schemars(with = "Option<bool>")]
@@ -47,6 +49,7 @@ pub struct RawOutbound {
 
 #[derive(Clone, Debug, Default, serde::Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
+#[schemars(rename = "ToolHiveInbound")]
 pub struct RawInboundHosts {
     #[serde(default, alias = "allowHost")]
     #[schemars(with = "Option<Vec<String>>")]
@@ -56,6 +59,7 @@ pub struct RawInboundHosts {
 /// A permission profile in a file of its own.
 #[derive(Debug, serde::Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
+#[schemars(rename = "ToolHiveProfile")]
 pub struct RawPermissions {
     #[serde(default)]
     #[schemars(with = "Option<String>")]

@@ -1,64 +1,19 @@
 //! What the exec trie recognises, walked as the kernel walks it.
 
 use super::*;
-use crate::policy::exec::ExecEntry;
-use crate::policy::matching::exe_key;
-use sensor_common::exec::{
-    ExecRule, KIND_ARG, KIND_CGROUP, KIND_EXE, KIND_MODULE, KIND_PACKAGE, KIND_SCRIPT, KIND_SCRIPT_PATH,
-    KIND_WORD, Match, Scan, Step,
-};
+use crate::policy::recognise::Recogniser;
+use sensor_common::exec::Match;
 
-struct Trie<'a>(&'a [ExecEntry]);
+struct Trie<'a>(Recogniser<'a>);
 
 impl Trie<'_> {
-    /// The longest stored prefix, as BPF_MAP_TYPE_LPM_TRIE answers.
-    fn longest(&self, kind: u8, text: &[u8]) -> Option<ExecRule> {
-        let of = self.0.iter().filter(|e| e.kind == kind && text.starts_with(&e.text));
-        of.max_by_key(|e| e.text.len()).map(|e| e.rule)
+    fn of(compiled: &Compiled) -> Trie<'_> {
+        Trie(Recogniser::new(compiled))
     }
 
     fn exec(&self, exe: &str, argv: &[&str], cgroups: &[&str]) -> Match {
-        let mut m = Match::NONE;
-        if let Some(rule) = self.longest(KIND_EXE, &exe_key(exe)) {
-            m.exe(&rule);
-        }
         let bytes: Vec<u8> = argv.iter().flat_map(|a| a.bytes().chain([0])).collect();
-        let from = |at: u32| &bytes[at as usize..];
-        let mut scan = Scan::default();
-        for (at, byte) in bytes.iter().enumerate() {
-            let Step::Argument { start, base, module, script } = scan.step(at as u32, *byte) else {
-                continue;
-            };
-            if script && m.interpreter == 1 {
-                if let Some(rule) = self.longest(KIND_SCRIPT_PATH, from(start)) {
-                    m.script_path(&rule);
-                }
-                if let Some(rule) = self.longest(KIND_SCRIPT, from(base)) {
-                    m.script(&rule);
-                }
-                if let Some(rule) = (module != 0).then(|| self.longest(KIND_MODULE, from(module))).flatten() {
-                    m.other(&rule);
-                }
-            }
-            if let Some(rule) = self.longest(KIND_ARG, from(start)) {
-                m.other(&rule);
-            }
-            if m.launcher_like == 1 {
-                if m.needs_word == 1 && self.longest(KIND_WORD, from(start)).is_some() {
-                    m.needs_word = 0;
-                } else if let Some(rule) =
-                    self.longest(KIND_PACKAGE, from(start)).filter(|_| m.needs_word == 0)
-                {
-                    m.other(&rule);
-                }
-            }
-        }
-        for name in cgroups {
-            if let Some(rule) = self.longest(KIND_CGROUP, &[name.as_bytes(), b"\0"].concat()) {
-                m.other(&rule);
-            }
-        }
-        m
+        self.0.recognise(exe, &bytes, cgroups.iter().copied())
     }
 
     fn server(&self, exe: &str, argv: &[&str]) -> u16 {
@@ -76,7 +31,7 @@ fn servers(matches: &[&str]) -> Result<Compiled, Vec<Diagnostic>> {
 #[test]
 fn an_npm_package_is_known_however_it_is_started() {
     let c = servers(&[r#"{package: "@modelcontextprotocol/server-github"}"#]).unwrap();
-    let trie = Trie(&c.exec);
+    let trie = Trie::of(&c);
     let node = "/usr/bin/node";
     for argv in [
         &["node", "/usr/local/bin/npx", "-y", "@modelcontextprotocol/server-github"][..],
@@ -104,7 +59,7 @@ fn an_npm_package_is_known_however_it_is_started() {
 #[test]
 fn a_pypi_package_is_known_however_it_is_started() {
     let c = servers(&["{package: mcp-server-fetch}"]).unwrap();
-    let trie = Trie(&c.exec);
+    let trie = Trie::of(&c);
     for (exe, argv) in [
         ("/usr/local/bin/uvx", &["uvx", "mcp-server-fetch"][..]),
         ("/usr/local/bin/uv", &["uv", "tool", "uvx", "mcp-server-fetch@latest"]),
@@ -138,7 +93,7 @@ fn images_containers_units_scripts_and_arguments() {
         "{image: \"mcp/pinned:2\"}",
     ])
     .unwrap();
-    let trie = Trie(&c.exec);
+    let trie = Trie::of(&c);
     let docker = |image| trie.server("/usr/bin/docker", &["docker", "run", "-i", "--rm", image]);
     assert_eq!((docker("mcp/time"), docker("mcp/time:1.2"), docker("mcp/timer")), (2, 2, 0));
     assert_eq!((docker("mcp/pinned:2"), docker("mcp/pinned:3"), docker("mcp/pinned")), (8, 0, 0));
@@ -164,7 +119,7 @@ fn an_exe_condition_holds_and_keeps_what_the_name_says() {
         "{exe: /opt/node/bin/node, package: pkg}",
     ])
     .unwrap();
-    let trie = Trie(&c.exec);
+    let trie = Trie::of(&c);
     assert_eq!(trie.server("/opt/py/bin/python3", &["python3", "/srv/server.py"]), 2);
     assert_eq!(trie.server("/usr/bin/python3", &["python3", "/srv/server.py"]), 0);
     // An interpreter by name stays one when its path is named, too.
@@ -177,11 +132,11 @@ fn the_first_in_the_file_wins_over_a_longer_key() {
     let first = r#"{argv: [serve]}"#;
     let longer = r#"{argv: [serve, --root, /data]}"#;
     let argv = ["x", "serve", "--root", "/data"];
-    let of = |matches: &[&str]| Trie(&servers(matches).unwrap().exec).server("/x", &argv);
+    let of = |matches: &[&str]| Trie::of(&servers(matches).unwrap()).server("/x", &argv);
     assert_eq!(of(&[first, longer]), 2);
     assert_eq!(of(&[longer, first]), 2);
     let c = servers(&[longer, first]).unwrap();
-    assert_eq!(Trie(&c.exec).server("/x", &["x", "serve", "--root", "/other"]), 3);
+    assert_eq!(Trie::of(&c).server("/x", &["x", "serve", "--root", "/other"]), 3);
 }
 
 #[test]
@@ -210,7 +165,7 @@ fn what_the_kernel_cannot_tell_apart_is_refused_with_both_places() {
 #[test]
 fn one_server_may_say_the_same_twice() {
     let c = servers(&["{package: pkg}, {script: pkg}, {exe: /a, script: pkg}, {package: pkg}"]).unwrap();
-    assert_eq!(Trie(&c.exec).server("/usr/bin/python3", &["python3", "/v/bin/pkg"]), 2);
+    assert_eq!(Trie::of(&c).server("/usr/bin/python3", &["python3", "/v/bin/pkg"]), 2);
 }
 
 #[test]
@@ -254,13 +209,17 @@ fn only_launchers_of_the_host_keep_the_launcher_role() {
     let policy =
         parse_bytes(b"version: 1\nservers: [{name: a, profile: none, match: [{package: p}]}]").unwrap();
     let c = compile(&policy, &launchers, &mut Ids::default()).unwrap();
-    let trie = Trie(&c.exec);
+    let trie = Trie::of(&c);
     let file = |exe: &str, argv: &[&str]| trie.exec(exe, argv, &[]).launcher_file;
     assert_eq!(file("/usr/bin/uvx", &["uvx", "p"]), 1);
     assert_eq!(file("/tmp/uvx", &["uvx", "p"]), 0);
     assert_eq!(file("/usr/bin/node", &["node", "/usr/bin/npx", "p"]), 1);
     assert_eq!(file("/usr/bin/node", &["node", "/tmp/npx", "p"]), 0);
     assert_eq!(file("/usr/bin/node", &["node", "/srv/server.js"]), 0);
+    assert_eq!(
+        c.matchers[trie.exec("/usr/bin/uvx", &["uvx", "p"], &[]).priority as usize].evidence,
+        "package: p"
+    );
     // Recognised all the same.
     assert_eq!(trie.server("/tmp/uvx", &["uvx", "p"]), 2);
     assert_eq!(trie.server("/usr/bin/uvx", &["uvx", "p"]), 2);

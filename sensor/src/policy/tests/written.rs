@@ -72,6 +72,9 @@ fn names_are_audited_but_not_yet_enforced() {
              servers: [{{name: a, profile: none, launcher_profile: p, mode: {mode}}}]\n"
         )
     };
+    let audited = parse_bytes(text("audit").as_bytes()).unwrap();
+    assert_eq!(audited.warnings.len(), 1);
+    assert!(audited.warnings[0].message.contains("api.example.com"), "{:?}", audited.warnings);
     assert!(try_compiled(&text("audit")).is_ok());
     let found = errors(&text("enforce"));
     assert_eq!(found.len(), 1);
@@ -273,6 +276,24 @@ fn the_commands_end_as_they_should() {
     assert_eq!(json(&bad.text)["findings"][0]["line"], 2);
     assert_eq!(ask("a", "10.0.0.1:443").status, Status::Invalid);
     assert_eq!(check(&dir.path().join("gone"), Format::Json).status, Status::NotFound);
+}
+
+#[test]
+fn an_exe_that_is_a_link_is_warned_about_with_its_real_path() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path().canonicalize().unwrap();
+    std::fs::write(root.join("real"), "").unwrap();
+    std::os::unix::fs::symlink("real", root.join("link")).unwrap();
+    let path = root.join("p.yaml");
+    let warnings = |exe: &str| {
+        let text = format!("version: 1\nservers: [{{name: a, profile: none, match: [{{exe: {exe}}}]}}]\n");
+        std::fs::write(&path, text).unwrap();
+        load(&path, &mut Ids::default()).unwrap().warnings
+    };
+    let real = root.join("real").display().to_string();
+    assert_eq!(warnings(&real), []);
+    let found = warnings(&root.join("link").display().to_string());
+    assert_eq!(found[0].help.as_deref(), Some(format!("write `{real}`").as_str()));
 }
 
 fn toolhive(text: &str) -> (String, Vec<String>) {

@@ -1,0 +1,27 @@
+//! A policy of any bytes is refused with findings that render, or compiles to
+//! tables that hold together.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use mcp_sensor::policy::launchers::Launchers;
+use mcp_sensor::policy::{Ids, compile, diagnostic, parse_bytes};
+
+fuzz_target!(|bytes: &[u8]| {
+    let text = String::from_utf8_lossy(bytes);
+    let result = parse_bytes(bytes).and_then(|p| compile(&p, &Launchers::default(), &mut Ids::default()));
+    match result {
+        Err(findings) => {
+            assert!(!findings.is_empty());
+            diagnostic::render(&findings, "policy.yaml", &text, false);
+        }
+        Ok(compiled) => {
+            for cidr in &compiled.cidrs {
+                assert!(cidr.bits <= 128 && usize::from(cidr.profile) < compiled.profiles.len());
+                let set = &compiled.port_sets[cidr.port_set as usize];
+                for range in &set.ranges[..set.count as usize] {
+                    assert!(range.low <= range.high && compiled.rule(range.rule).is_some());
+                }
+            }
+        }
+    }
+});

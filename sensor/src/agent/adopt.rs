@@ -1,0 +1,239 @@
+//! Servers that ran before they were known: their processes are labelled,
+//! parents first, until a pass finds nothing new; then their sockets.
+
+use super::process::{self, Stat};
+use super::recognise::{Recogniser, cgroup_names};
+use crate::kernel::maps::{Maps, Shared};
+use nix::sys::socket::{AddressFamily, SockaddrLike as _, SockaddrStorage, getsockname};
+use sensor_common::label::{Label, ROLE_LAUNCHER, ROLE_SERVER, on_exec};
+use sensor_common::socket::{SOCKET_ADOPTED, SOCKET_INBOUND, Socket};
+use std::collections::{HashMap, HashSet};
+use std::fs;
+use std::io;
+use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
+use std::time::Duration;
+
+/// A process as it was seen.
+#[derive(Clone, Debug)]
+struct Seen {
+    ppid: u32,
+    exe: String,
+    argv: Vec<u8>,
+    cgroups: Vec<String>,
+}
+
+/// A server's tree that was found running.
+#[derive(Clone, Debug)]
+pub struct Found {
+    pub label: Label,
+    pub pid: u32,
+    pub argv: Vec<u8>,
+    pub exe: String,
+    pub evidence: String,
+}
+
+/// Labels every process that the policy recognises. Returns the new instances;
+/// `number` gives out their numbers.
+pub fn processes(maps: &mut Maps, recogniser: &Recogniser, mut number: impl FnMut() -> u32) -> Vec<Found> {
+    const PASSES: usize = 8;
+    let mut found = Vec::new();
+    let mut seen: HashMap<u32, (u64, Seen)> = HashMap::new();
+    for _ in 0..PASSES {
+        let mut new = 0;
+        let mut parents: HashMap<u32, Vec<u32>> = HashMap::new();
+        let mut roots = Vec::new();
+        let mut alive = HashSet::new();
+        for pid in process::all() {
+            let Some(Stat { ppid, start_time }) = process::stat(pid) else { continue };
+            alive.insert(pid);
+            if seen.get(&pid).is_none_or(|(start, _)| *start != start_time) {
+                seen.insert(pid, (start_time, look(pid, ppid)));
+            }
+            parents.entry(ppid).or_default().push(pid);
+            if ppid == 0 {
+                roots.push(pid);
+            }
+        }
+        // A parent that ended meanwhile leaves its children to start from.
+        roots.extend(
+            seen.iter().filter(|(p, (_, s))| alive.contains(p) && !alive.contains(&s.ppid)).map(|(p, _)| *p),
+        );
+        let mut queue: Vec<(u32, Label)> = roots.into_iter().map(|pid| (pid, Label::NONE)).collect();
+        let mut visited = HashSet::new();
+        while let Some((pid, parent)) = queue.pop() {
+            if !visited.insert(pid) {
+                continue;
+            }
+            let Some((_, process)) = seen.get(&pid) else { continue };
+            let own = maps.tasks.get(&pid, 0).map_or(Label::NONE, |l| l.0);
+            let label = if own.is_some() {
+                own
+            } else {
+                let recognised = recogniser.recognise(&process.exe, &process.argv, &process.cgroups);
+                let launcher = recognised.found.launcher_file != 0;
+                let matched = match recognised.found.server {
+                    0 => Label::NONE,
+                    id => Label::new(id, if launcher { ROLE_LAUNCHER } else { ROLE_SERVER }, 0),
+                };
+                let mut label = on_exec(parent, matched, launcher, false);
+                if label.is_some() && !parent.is_some() {
+                    label = Label::new(label.server(), label.role(), number());
+                    found.push(Found {
+                        label,
+                        pid,
+                        argv: process.argv.clone(),
+                        exe: process.exe.clone(),
+                        evidence: recognised.evidence,
+                    });
+                }
+                if label.is_some() && maps.tasks.set(pid, Shared(label), 0).is_ok() {
+                    new += 1;
+                }
+                label
+            };
+            for child in parents.get(&pid).into_iter().flatten() {
+                queue.push((*child, label));
+            }
+        }
+        if new == 0 {
+            break;
+        }
+    }
+    found
+}
+
+fn look(pid: u32, ppid: u32) -> Seen {
+    // One thread reads argv of all processes; one that hangs is passed over.
+    let argv = process::within(Duration::from_millis(100), move || process::cmdline(pid)).unwrap_or_default();
+    let cgroups = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
+    Seen { ppid, exe: process::exe(pid), argv, cgroups: cgroup_names(&cgroups) }
+}
+
+/// Processes that bear a label, with it.
+pub fn labelled(maps: &Maps) -> Vec<(u32, Label)> {
+    process::all()
+        .into_iter()
+        .filter_map(|pid| {
+            let label = maps.tasks.get(&pid, 0).ok()?.0;
+            label.is_some().then_some((pid, label))
+        })
+        .collect()
+}
+
+/// Gives the process's IP sockets its label, those that have one excepted.
+/// Returns how many were labelled.
+pub fn sockets(maps: &mut Maps, pid: u32, label: Label) -> usize {
+    let Ok(pidfd) = pidfd_open(pid) else { return 0 };
+    let Ok(entries) = fs::read_dir(format!("/proc/{pid}/fd")) else { return 0 };
+    let mut open = Vec::new();
+    for entry in entries.flatten() {
+        let is_socket = fs::read_link(entry.path()).is_ok_and(|t| t.to_string_lossy().starts_with("socket:"));
+        let Some(number) = entry.file_name().to_str().and_then(|n| n.parse().ok()) else { continue };
+        if is_socket && let Ok(fd) = pidfd_getfd(&pidfd, number) {
+            open.push(fd);
+        }
+    }
+    let described: Vec<(OwnedFd, Kind)> =
+        open.into_iter().filter_map(|fd| kind(&fd).map(|kind| (fd, kind))).collect();
+    let listening: HashSet<u16> = described.iter().filter(|(_, k)| k.listens).map(|(_, k)| k.port).collect();
+    let uid = process::uid(pid);
+    let mut count = 0;
+    for (fd, kind) in described {
+        let mut flags = SOCKET_ADOPTED;
+        if kind.listens || (kind.connected_tcp && listening.contains(&kind.port)) {
+            flags |= SOCKET_INBOUND;
+        }
+        let value = Socket { label, tgid: pid, uid, flags, netns: kind.netns, ..Socket::default() };
+        const NO_EXIST: u64 = 1;
+        count += usize::from(maps.sockets.insert(&fd, Shared(value), NO_EXIST).is_ok());
+    }
+    count
+}
+
+struct Kind {
+    listens: bool,
+    connected_tcp: bool,
+    port: u16,
+    netns: u64,
+}
+
+/// `None`: no IP socket.
+fn kind(fd: &OwnedFd) -> Option<Kind> {
+    let domain = option(fd, libc::SOL_SOCKET, libc::SO_DOMAIN)?;
+    if domain != libc::AF_INET && domain != libc::AF_INET6 {
+        return None;
+    }
+    let listens = option(fd, libc::SOL_SOCKET, libc::SO_ACCEPTCONN).unwrap_or(0) != 0;
+    let stream = option(fd, libc::SOL_SOCKET, libc::SO_TYPE) == Some(libc::SOCK_STREAM);
+    let name: Option<SockaddrStorage> = getsockname(fd.as_raw_fd()).ok();
+    let port = name
+        .and_then(|n| match n.family()? {
+            AddressFamily::Inet => n.as_sockaddr_in().map(|a| a.port()),
+            AddressFamily::Inet6 => n.as_sockaddr_in6().map(|a| a.port()),
+            _ => None,
+        })
+        .unwrap_or(0);
+    Some(Kind { listens, connected_tcp: stream && !listens && port != 0, port, netns: netns_cookie(fd) })
+}
+
+fn option(fd: &OwnedFd, level: i32, name: i32) -> Option<i32> {
+    let mut value = 0i32;
+    let mut len = size_of::<i32>() as libc::socklen_t;
+    // SAFETY: value and length belong together.
+    let ret = unsafe { libc::getsockopt(fd.as_raw_fd(), level, name, (&raw mut value).cast(), &raw mut len) };
+    (ret == 0).then_some(value)
+}
+
+/// Cookie of a socket's network namespace (SO_NETNS_COOKIE, Linux 5.14); 0 if
+/// the kernel does not tell.
+pub fn netns_cookie(fd: &OwnedFd) -> u64 {
+    const SO_NETNS_COOKIE: i32 = 71;
+    let mut value = 0u64;
+    let mut len = size_of::<u64>() as libc::socklen_t;
+    // SAFETY: value and length belong together.
+    let ret = unsafe {
+        libc::getsockopt(
+            fd.as_raw_fd(),
+            libc::SOL_SOCKET,
+            SO_NETNS_COOKIE,
+            (&raw mut value).cast(),
+            &raw mut len,
+        )
+    };
+    if ret == 0 { value } else { 0 }
+}
+
+pub fn pidfd_open(pid: u32) -> io::Result<OwnedFd> {
+    // SAFETY: no memory is passed.
+    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
+    owned(fd)
+}
+
+fn pidfd_getfd(pidfd: &OwnedFd, number: i32) -> io::Result<OwnedFd> {
+    // SAFETY: no memory is passed.
+    let fd = unsafe { libc::syscall(libc::SYS_pidfd_getfd, pidfd.as_raw_fd(), number, 0) };
+    owned(fd)
+}
+
+fn owned(fd: libc::c_long) -> io::Result<OwnedFd> {
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: a descriptor that the kernel just made for us.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+}
+
+/// Cookie of the network namespace that a process is in, seen without entering
+/// it where it is our own; 0: another one, which is never trusted with
+/// translation.
+pub fn home_netns(pid: u32) -> u64 {
+    let link = |path: &str| fs::read_link(path).ok();
+    if link("/proc/self/ns/net").is_none()
+        || link("/proc/self/ns/net") != link(&format!("/proc/{pid}/ns/net"))
+    {
+        return 0;
+    }
+    // SAFETY: no memory is passed.
+    let fd = unsafe { libc::socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0) };
+    owned(fd.into()).map_or(0, |fd| netns_cookie(&fd))
+}

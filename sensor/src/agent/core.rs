@@ -1,0 +1,386 @@
+//! What the parts of the agent share: maps, policies, instances, the bus.
+
+use super::adopt;
+use super::instances::{Instance, Instances, instance_id};
+use super::process;
+use super::recognise::Recogniser;
+use super::state::{InForce, Policies};
+use super::translate::{self, Context};
+use crate::event::{Body, Bus, now, pb};
+use crate::kernel::maps::{Labels, Maps, Shared};
+use crate::kernel::record::{self, Record};
+use crate::kernel::tables;
+use sensor_common::kernel::INSTANCE_BY_AGENT;
+use sensor_common::label::Label;
+use sensor_common::policy::MODE_ENFORCE;
+use sensor_common::record::{EXEC_NEW_INSTANCE, EXEC_ROLE_CHANGED, Exec, Verdict, VerdictKey};
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+/// How long facts about a process outside the server's tree are waited for.
+const PATIENCE: Duration = Duration::from_millis(100);
+
+pub struct Core {
+    pub bus: Arc<Bus>,
+    pub maps: Mutex<Maps>,
+    pub labels: Labels,
+    pub policies: Mutex<Policies>,
+    pub instances: Mutex<Instances>,
+    /// Losses since the start, for `status`.
+    pub losses: Mutex<BTreeMap<(String, String), u64>>,
+    /// Records that could not be read.
+    pub unreadable: AtomicU64,
+    next_instance: AtomicU32,
+}
+
+/// A poisoned lock only means that a thread panicked between two stores of
+/// values that stand on their own.
+pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Core {
+    pub fn new(bus: Arc<Bus>, maps: Maps, labels: Labels) -> Core {
+        // Numbers of this run do not meet those an earlier agent gave out.
+        let seed = (now() / 1_000_000_000) as u32 & 0x00ff_ffff;
+        Core {
+            bus,
+            maps: Mutex::new(maps),
+            labels,
+            policies: Mutex::default(),
+            instances: Mutex::default(),
+            losses: Mutex::default(),
+            unreadable: AtomicU64::new(0),
+            next_instance: AtomicU32::new(INSTANCE_BY_AGENT | seed << 4),
+        }
+    }
+
+    pub fn number(&self) -> u32 {
+        self.next_instance.fetch_add(1, Ordering::Relaxed) | INSTANCE_BY_AGENT
+    }
+
+    pub fn lose(&self, place: &str, reason: &str, count: u64) {
+        *lock(&self.losses).entry((place.to_owned(), reason.to_owned())).or_default() += count;
+        self.bus.publish_now(Body::Loss(pb::Loss {
+            r#where: place.to_owned(),
+            reason: reason.to_owned(),
+            count,
+            ..Default::default()
+        }));
+    }
+
+    /// One record of a ring; `time` is its own, UTC.
+    pub fn record(&self, time: i64, record: &Record) {
+        match record {
+            Record::Verdict(r) => {
+                let body = self.verdict(r);
+                self.bus.publish(time, body);
+            }
+            Record::Unix(r) => {
+                let policies = lock(&self.policies);
+                let mut instances = lock(&self.instances);
+                let context = Context { policies: &policies, instances: &instances };
+                let body = context.unix(r);
+                instances.count(r.header.label.instance(), translate::verdict(r.verdict), 1);
+                drop((policies, instances));
+                self.bus.publish(time, body);
+            }
+            Record::Exec(r) => self.exec(time, r),
+            Record::Exit(r) => self.ended(time, r.header.label),
+        }
+    }
+
+    fn verdict(&self, r: &Verdict) -> Body {
+        let policies = lock(&self.policies);
+        let mut instances = lock(&self.instances);
+        let body = Context { policies: &policies, instances: &instances }.verdict(r);
+        instances.count(r.key.instance, translate::verdict(r.key.verdict), 1);
+        body
+    }
+
+    /// More of a denial that is known.
+    pub fn repeat(&self, key: &VerdictKey, count: u64) {
+        let policies = lock(&self.policies);
+        let mut instances = lock(&self.instances);
+        let mut r = Verdict::default();
+        r.key = *key;
+        r.header.label = Label::new(key.server, 0, key.instance);
+        r.header.generation = policies.current().map_or(0, |p| p.generation);
+        if let Some(i) = instances.get(key.instance) {
+            (r.header.tgid, r.header.uid) = (i.actor.pid, i.actor.uid);
+        }
+        let mut body = Context { policies: &policies, instances: &instances }.verdict(&r);
+        instances.count(key.instance, translate::verdict(key.verdict), count);
+        drop((policies, instances));
+        let decision = match &mut body {
+            Body::Connection(c) => c.decision.as_mut(),
+            Body::Socket(s) => s.decision.as_mut(),
+            _ => None,
+        };
+        if let Some(decision) = decision {
+            decision.count = count;
+            decision.repeat = true;
+        }
+        self.bus.publish_now(body);
+    }
+
+    fn exec(&self, time: i64, r: &Exec) {
+        let label = r.header.label;
+        let exe = record::exe_path(r);
+        let (argv, argv_truncated) = record::argv(r);
+        if r.flags & EXEC_NEW_INSTANCE != 0 {
+            let raw = &r.argv[..(r.argv_len as usize).min(r.argv.len())];
+            let evidence = self.evidence(&exe, raw, r.header.tgid);
+            self.begin(
+                time,
+                label,
+                r.header.tgid,
+                r.header.uid,
+                r.parent,
+                &exe,
+                argv.clone(),
+                evidence,
+                r.netns,
+                false,
+            );
+            // What it inherited; the kernel notes the same sockets, so that
+            // nothing is open meanwhile.
+            adopt::sockets(&mut lock(&self.maps), r.header.tgid, label);
+        }
+        let policies = lock(&self.policies);
+        let mut instances = lock(&self.instances);
+        instances.note_exe(label.instance(), r.header.tgid, exe);
+        let server = policies.server_name(label.server());
+        let actor = instances.actor(label, server, r.header.tgid, r.header.uid, record::text(&r.comm));
+        drop((policies, instances));
+        self.bus.publish(
+            time,
+            Body::Exec(pb::Exec {
+                actor: Some(actor),
+                parent_pid: r.parent,
+                argv,
+                argv_truncated,
+                role_changed: r.flags & EXEC_ROLE_CHANGED != 0,
+                new_instance: r.flags & EXEC_NEW_INSTANCE != 0,
+            }),
+        );
+    }
+
+    fn evidence(&self, exe: &str, argv: &[u8], pid: u32) -> String {
+        let Some(policy) = lock(&self.policies).current().cloned() else { return String::new() };
+        let cgroups = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
+        policy.recogniser.recognise(exe, argv, &super::recognise::cgroup_names(&cgroups)).evidence
+    }
+
+    /// Notes a new instance and says so.
+    #[allow(clippy::too_many_arguments, reason = "the facts of one instance")]
+    pub fn begin(
+        &self,
+        time: i64,
+        label: Label,
+        pid: u32,
+        uid: u32,
+        parent: u32,
+        exe: &str,
+        argv: Vec<String>,
+        evidence: String,
+        netns: u64,
+        adopted: bool,
+    ) {
+        let client = self.client(parent, label);
+        let place = process::place(pid);
+        let user = process::within(PATIENCE, move || user_name(uid)).unwrap_or_default();
+        let policies = lock(&self.policies);
+        let server = policies.server_name(label.server()).to_owned();
+        let id = instance_id(&server, label.instance());
+        let mut actor = pb::Actor {
+            server: server.clone(),
+            instance: id.clone(),
+            pid,
+            uid,
+            user,
+            login_uid: process::login_uid(pid),
+            exe: exe.to_owned(),
+            client,
+            unit: place.unit,
+            container: place.container,
+            netns,
+            ..Default::default()
+        };
+        if label.is_launcher() {
+            actor.set_role(pb::Role::Launcher);
+        } else {
+            actor.set_role(pb::Role::Server);
+        }
+        let (mode, profile) = self.mode_and_profile(&policies, label.server());
+        drop(policies);
+        lock(&self.instances).insert(
+            label.instance(),
+            Instance {
+                id,
+                server: label.server(),
+                actor: actor.clone(),
+                argv: argv.clone(),
+                evidence: evidence.clone(),
+                started_unix_ns: time,
+                counts: Default::default(),
+            },
+        );
+        let mut started = pb::InstanceStarted {
+            actor: Some(actor),
+            argv,
+            evidence,
+            adopted,
+            profile,
+            ..Default::default()
+        };
+        started.set_mode(mode);
+        self.bus.publish(time, Body::InstanceStarted(started));
+    }
+
+    /// Mode and profile in force for a server.
+    pub fn mode_and_profile(&self, policies: &Policies, id: u16) -> (pb::Mode, String) {
+        let Some(policy) = policies.current() else { return (pb::Mode::Unspecified, String::new()) };
+        let maps = lock(&self.maps);
+        let Some(server) = tables::server(&maps, policy.generation, id) else {
+            return (pb::Mode::Unspecified, String::new());
+        };
+        let profile = policy.compiled().profile_names.get(usize::from(server.profile)).cloned();
+        let mode = if server.mode == MODE_ENFORCE { pb::Mode::Enforce } else { pb::Mode::Audit };
+        (mode, profile.unwrap_or_default())
+    }
+
+    /// The nearest ancestor outside the server's tree.
+    fn client(&self, parent: u32, label: Label) -> Option<pb::Client> {
+        const GENERATIONS: usize = 64;
+        let mut pid = parent;
+        for _ in 0..GENERATIONS {
+            if pid == 0 {
+                return None;
+            }
+            let own = self
+                .labels
+                .of(pid)
+                .is_some_and(|l| l.server() == label.server() && l.instance() == label.instance());
+            if !own {
+                break;
+            }
+            pid = process::stat(pid)?.ppid;
+        }
+        let exe = process::exe(pid);
+        let argv =
+            process::within(PATIENCE, move || process::arguments(&process::cmdline(pid))).unwrap_or_default();
+        let name = process::client_name(&exe, &argv);
+        (pid != 0).then_some(pb::Client { pid, exe, argv, name })
+    }
+
+    pub fn ended(&self, time: i64, label: Label) {
+        let Some(instance) = lock(&self.instances).remove(label.instance()) else { return };
+        self.forget_inherited(label);
+        self.bus.publish(
+            time,
+            Body::InstanceEnded(pb::InstanceEnded {
+                actor: Some(instance.actor),
+                started_unix_ns: instance.started_unix_ns,
+                allowed: instance.counts.allowed,
+                denied: instance.counts.denied,
+                would_denied: instance.counts.would_denied,
+            }),
+        );
+    }
+
+    /// Sockets that were noted at exec and never showed themselves.
+    fn forget_inherited(&self, label: Label) {
+        let mut maps = lock(&self.maps);
+        if maps.state.get(&0, 0).is_ok_and(|s| s.0.inherited == 0) {
+            return;
+        }
+        let stale: Vec<u64> = maps
+            .inherited
+            .iter()
+            .flatten()
+            .filter(|(_, l)| l.0.instance() == label.instance())
+            .map(|(cookie, _)| cookie)
+            .collect();
+        for cookie in stale {
+            let _ = maps.inherited.remove(&cookie);
+        }
+    }
+
+    /// Labels what runs already. Returns how many instances were found.
+    pub fn adopt_running(&self) -> usize {
+        let Some(policy) = lock(&self.policies).current().cloned() else { return 0 };
+        let found = {
+            let mut maps = lock(&self.maps);
+            let found = adopt::processes(&mut maps, &policy.recogniser, || self.number());
+            let labelled = adopt::labelled(&maps);
+            for f in &found {
+                let tasks = labelled.iter().filter(|(_, l)| l.instance() == f.label.instance()).count();
+                add_instance(&mut maps, f.label, f.pid, tasks as u64);
+            }
+            for (pid, label) in &labelled {
+                adopt::sockets(&mut maps, *pid, *label);
+            }
+            found
+        };
+        let count = found.len();
+        for f in found {
+            let parent = process::stat(f.pid).map_or(0, |s| s.ppid);
+            let uid = process::uid(f.pid);
+            let argv = process::arguments(&f.argv);
+            self.begin(now(), f.label, f.pid, uid, parent, &f.exe, argv, f.evidence, 0, true);
+        }
+        count
+    }
+
+    /// Instances that an earlier agent knew, from the labels it left.
+    pub fn recover(&self) {
+        let labelled = adopt::labelled(&lock(&self.maps));
+        let mut first: BTreeMap<u32, (u32, Label)> = BTreeMap::new();
+        for (pid, label) in labelled {
+            let start = process::stat(pid).map_or(u64::MAX, |s| s.start_time);
+            let entry = first.entry(label.instance()).or_insert((pid, label));
+            if process::stat(entry.0).is_none_or(|s| s.start_time > start) {
+                *entry = (pid, label);
+            }
+        }
+        for (pid, label) in first.into_values() {
+            let parent = process::stat(pid).map_or(0, |s| s.ppid);
+            let argv = process::within(PATIENCE, move || process::arguments(&process::cmdline(pid)))
+                .unwrap_or_default();
+            let exe = process::exe(pid);
+            self.begin(now(), label, pid, process::uid(pid), parent, &exe, argv, "label".to_owned(), 0, true);
+        }
+    }
+
+    pub fn in_force(&self) -> Option<Arc<InForce>> {
+        lock(&self.policies).current().cloned()
+    }
+}
+
+/// The kernel's entry of an instance that the agent found or launches.
+pub fn add_instance(maps: &mut Maps, label: Label, pid: u32, tasks: u64) {
+    // Not known is never trusted; 0 would be filled in at its next exec.
+    let netns = match adopt::home_netns(pid) {
+        0 => u64::MAX,
+        cookie => cookie,
+    };
+    let value = sensor_common::record::Instance { netns, tasks, ..Default::default() };
+    let _ = maps.instances.insert(label.instance(), Shared(value), 0);
+}
+
+fn user_name(uid: u32) -> String {
+    nix::unistd::User::from_uid(nix::unistd::Uid::from_raw(uid))
+        .ok()
+        .flatten()
+        .map(|u| u.name)
+        .unwrap_or_default()
+}
+
+/// A policy with what the agent derives from it.
+pub fn in_force(loaded: crate::policy::load::Loaded, generation: u32, hash: String) -> InForce {
+    let recogniser = Recogniser::new(&loaded.compiled);
+    InForce { loaded, generation, hash, loaded_unix_ns: now(), recogniser }
+}

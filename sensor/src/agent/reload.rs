@@ -1,0 +1,232 @@
+//! From the policy file to the kernel, again and again. A file that is bad, or
+//! gone, changes nothing.
+
+use super::core::{Core, in_force, lock};
+use crate::event::{Body, pb};
+use crate::kernel::tables;
+use crate::policy::compile::Ids;
+use crate::policy::load::{LoadError, Loaded, load};
+use sensor_common::policy::{MODE_AUDIT, MODE_ENFORCE};
+use sha2::{Digest as _, Sha256};
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+pub struct Reloader {
+    core: Arc<Core>,
+    path: PathBuf,
+    /// Where the ids of servers are kept, for an agent that takes over labels.
+    ids_file: PathBuf,
+    inner: Mutex<Inner>,
+}
+
+struct Inner {
+    ids: Ids,
+    names: BTreeMap<String, u16>,
+    /// Why the file as it is now was refused.
+    error: String,
+}
+
+/// What a reload did.
+pub struct Reloaded {
+    pub changed: bool,
+}
+
+/// Reads the policy for a start. `adopted`: labels of an earlier agent are in
+/// the kernel, so its ids hold.
+pub fn first(
+    path: &Path,
+    ids_file: &Path,
+    adopted: bool,
+) -> Result<(Loaded, Ids, BTreeMap<String, u16>), LoadError> {
+    let mut ids = Ids::default();
+    let mut names = BTreeMap::new();
+    if adopted {
+        names = read_ids(ids_file).unwrap_or_default();
+        names.retain(|name, id| ids.restore(name, *id));
+    }
+    let loaded = load(path, &mut ids)?;
+    Ok((loaded, ids, names))
+}
+
+fn read_ids(path: &Path) -> io::Result<BTreeMap<String, u16>> {
+    const LIMIT: u64 = 4 << 20;
+    if fs::metadata(path)?.len() > LIMIT {
+        return Err(io::Error::other("too large"));
+    }
+    serde_json::from_slice(&fs::read(path)?).map_err(io::Error::other)
+}
+
+impl Reloader {
+    pub fn new(
+        core: Arc<Core>,
+        path: PathBuf,
+        ids_file: PathBuf,
+        ids: Ids,
+        names: BTreeMap<String, u16>,
+    ) -> Reloader {
+        Reloader { core, path, ids_file, inner: Mutex::new(Inner { ids, names, error: String::new() }) }
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub fn error(&self) -> String {
+        lock(&self.inner).error.clone()
+    }
+
+    /// Puts a policy that was read already in force.
+    pub fn start(&self, loaded: Loaded) -> Result<(), String> {
+        let mut inner = lock(&self.inner);
+        self.install(&mut inner, loaded, "start").map(drop)
+    }
+
+    /// Reads the file and, if it is good, switches to it.
+    pub fn reload(&self, trigger: &str) -> Result<Reloaded, String> {
+        let mut inner = lock(&self.inner);
+        let loaded = match load(&self.path, &mut inner.ids) {
+            Ok(loaded) => loaded,
+            Err(error) => {
+                let text = error.to_string();
+                // The watcher sees one change several times.
+                if inner.error != text || trigger != "file" {
+                    tracing::error!(error = %text, "the policy file is refused; the old policy stays in force");
+                    self.refused(trigger, &text);
+                }
+                inner.error.clone_from(&text);
+                return Err(text);
+            }
+        };
+        let same = self.core.in_force().is_some_and(|p| p.hash == hash(&loaded));
+        if same && trigger == "file" {
+            inner.error.clear();
+            return Ok(Reloaded { changed: false });
+        }
+        match self.install(&mut inner, loaded, trigger) {
+            Ok(()) => Ok(Reloaded { changed: !same }),
+            Err(error) => {
+                inner.error.clone_from(&error);
+                self.refused(trigger, &error);
+                Err(error)
+            }
+        }
+    }
+
+    fn refused(&self, trigger: &str, error: &str) {
+        let current = self.core.in_force();
+        self.core.bus.publish_now(Body::PolicyChange(pb::PolicyChange {
+            ok: false,
+            hash: current.as_ref().map(|p| p.hash.clone()).unwrap_or_default(),
+            generation: current.map_or(0, |p| p.generation.into()),
+            path: self.path.display().to_string(),
+            error: error.to_owned(),
+            trigger: trigger.to_owned(),
+            ..Default::default()
+        }));
+    }
+
+    fn install(&self, inner: &mut Inner, loaded: Loaded, trigger: &str) -> Result<(), String> {
+        let hash = hash(&loaded);
+        let warnings: Vec<String> =
+            loaded.warnings.iter().map(|w| w.line(&self.path.display().to_string())).collect();
+        let before = tables::generation(&lock(&self.core.maps));
+        let generation = tables::next_generation(before);
+        let policy = Arc::new(in_force(loaded, generation, hash.clone()));
+        lock(&self.core.policies).announce(policy.clone());
+        {
+            let mut maps = lock(&self.core.maps);
+            if let Err(error) = tables::install(&mut maps, generation, policy.compiled()) {
+                tables::sweep(&mut maps, before);
+                drop(maps);
+                lock(&self.core.policies).withdraw();
+                return Err(error.to_string());
+            }
+        }
+        lock(&self.core.policies).push(policy.clone());
+        for (id, name, _) in &policy.compiled().servers {
+            inner.names.insert(name.clone(), *id);
+        }
+        if let Err(error) = write_ids(&self.ids_file, &inner.names) {
+            tracing::warn!(path = %self.ids_file.display(), %error, "server ids cannot be kept for the next start");
+        }
+        inner.error.clear();
+        tracing::info!(generation, %hash, trigger, servers = policy.compiled().servers.len(), "policy in force");
+        self.core.bus.publish_now(Body::PolicyChange(pb::PolicyChange {
+            ok: true,
+            hash,
+            generation: generation.into(),
+            path: self.path.display().to_string(),
+            trigger: trigger.to_owned(),
+            warnings,
+            ..Default::default()
+        }));
+        // Programs that began under the old generation have ended long before.
+        std::thread::sleep(Duration::from_millis(20));
+        tables::sweep(&mut lock(&self.core.maps), generation);
+        Ok(())
+    }
+
+    /// Switches one server until the next policy. Returns the mode before.
+    pub fn set_mode(&self, name: &str, mode: pb::Mode) -> Result<pb::Mode, String> {
+        let _serial = lock(&self.inner);
+        let policy = self.core.in_force().ok_or("no policy is in force")?;
+        let (id, _) =
+            policy.compiled().server(name).ok_or_else(|| format!("no server `{name}` in the policy"))?;
+        if mode == pb::Mode::Enforce
+            && let Some(host) = names_in(&policy.loaded, name)
+        {
+            return Err(format!(
+                "`{name}` cannot be enforced: its profile names the host `{host}`, and names are not enforced yet; \
+                 give addresses, or leave it in audit"
+            ));
+        }
+        let mut maps = lock(&self.core.maps);
+        let before =
+            tables::server(&maps, policy.generation, id).ok_or("the server has no entry in the kernel")?;
+        let code = if mode == pb::Mode::Enforce { MODE_ENFORCE } else { MODE_AUDIT };
+        tables::set_mode(&mut maps, policy.generation, id, code).map_err(|e| e.to_string())?;
+        drop(maps);
+        let mut change = pb::PolicyChange {
+            ok: true,
+            hash: policy.hash.clone(),
+            generation: policy.generation.into(),
+            path: self.path.display().to_string(),
+            trigger: "control".to_owned(),
+            server: name.to_owned(),
+            ..Default::default()
+        };
+        change.set_mode(mode);
+        self.core.bus.publish_now(Body::PolicyChange(change));
+        Ok(if before.mode == MODE_ENFORCE { pb::Mode::Enforce } else { pb::Mode::Audit })
+    }
+}
+
+/// A host name that a server's profiles hold.
+fn names_in(loaded: &Loaded, server: &str) -> Option<String> {
+    let profiles = match loaded.policy.servers.iter().find(|s| s.name == server) {
+        Some(s) => [s.profile, s.launcher_profile],
+        None => [loaded.policy.unknown.profile; 2],
+    };
+    profiles
+        .into_iter()
+        .filter_map(|p| loaded.policy.profiles.get(p))
+        .find_map(|p| p.named().map(|(rule, _)| rule.text()))
+}
+
+fn hash(loaded: &Loaded) -> String {
+    hex::encode(Sha256::digest(loaded.source.as_bytes()))
+}
+
+fn write_ids(path: &Path, names: &BTreeMap<String, u16>) -> io::Result<()> {
+    use std::io::Write as _;
+    use std::os::unix::fs::OpenOptionsExt as _;
+    let new = path.with_extension("new");
+    let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
+    file.write_all(&serde_json::to_vec(names).map_err(io::Error::other)?)?;
+    file.sync_all()?;
+    fs::rename(new, path)
+}

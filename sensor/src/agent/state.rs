@@ -1,0 +1,71 @@
+//! The policies that verdicts may refer to: the one in force and a few before
+//! it, since a record may have been written just before a switch.
+
+use super::recognise::Recogniser;
+use crate::policy::compile::{Compiled, UNKNOWN};
+use crate::policy::load::Loaded;
+use sensor_common::policy::SERVER_UNKNOWN;
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+
+/// Policies that stay known after they were replaced.
+const KEPT: usize = 8;
+
+pub struct InForce {
+    pub loaded: Loaded,
+    pub generation: u32,
+    pub hash: String,
+    pub loaded_unix_ns: i64,
+    pub recogniser: Recogniser,
+}
+
+impl InForce {
+    pub fn compiled(&self) -> &Compiled {
+        &self.loaded.compiled
+    }
+}
+
+/// Names of servers outlive the policy that declared them: labels hold ids.
+#[derive(Default)]
+pub struct Policies {
+    recent: VecDeque<Arc<InForce>>,
+    /// Being written; records under it may come before the switch is noted.
+    pending: Option<Arc<InForce>>,
+    names: HashMap<u16, String>,
+}
+
+impl Policies {
+    /// A policy that is about to be switched to.
+    pub fn announce(&mut self, policy: Arc<InForce>) {
+        self.pending = Some(policy);
+    }
+
+    pub fn withdraw(&mut self) {
+        self.pending = None;
+    }
+
+    pub fn push(&mut self, policy: Arc<InForce>) {
+        self.pending = None;
+        for (id, name, _) in &policy.compiled().servers {
+            self.names.insert(*id, name.clone());
+        }
+        self.recent.push_front(policy);
+        self.recent.truncate(KEPT);
+    }
+
+    pub fn current(&self) -> Option<&Arc<InForce>> {
+        self.recent.front()
+    }
+
+    pub fn of(&self, generation: u32) -> Option<&Arc<InForce>> {
+        self.pending.iter().chain(&self.recent).find(|p| p.generation == generation)
+    }
+
+    pub fn server_name(&self, id: u16) -> &str {
+        match self.names.get(&id) {
+            Some(name) => name,
+            None if id == SERVER_UNKNOWN => UNKNOWN,
+            None => "unlabelled",
+        }
+    }
+}
