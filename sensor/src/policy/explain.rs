@@ -259,6 +259,31 @@ pub fn allow_line(direction: Direction, ip: IpAddr, port: u16, protocol: u8) -> 
     format!("{{{key}: [{host}]{ports}{protocol}}}")
 }
 
+/// As [`allow_line`] for a denial with its reason. `None`: no rule allows it
+/// (odd sockets, protocols, packets), or it was no denial.
+pub fn line_for(reason: Reason, direction: Direction, ip: IpAddr, port: u16, protocol: u8) -> Option<String> {
+    match reason {
+        Reason::ProfileNone
+        | Reason::NoRule
+        | Reason::NoInboundRule
+        | Reason::Multicast
+        | Reason::Broadcast
+            if matches!(protocol, TCP | UDP) =>
+        {
+            Some(allow_line(direction, ip, port, protocol))
+        }
+        _ => None,
+    }
+}
+
+/// The line of a profile that names a unix socket (as events spell it).
+/// `None`: a name that no rule can hold.
+pub fn unix_line(path: &str) -> Option<String> {
+    // Written in a rule, a trailing `*` would be a prefix.
+    super::rules::unix_key(path).ok().filter(|_| !path.ends_with('*'))?;
+    Some(format!("unix: [{}]", super::suggest::quote(path)))
+}
+
 impl Explanation {
     pub fn text(&self) -> String {
         let host = if self.host.contains(':') { format!("[{}]", self.host) } else { self.host.clone() };

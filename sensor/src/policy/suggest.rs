@@ -373,9 +373,23 @@ fn ranges(ports: &BTreeSet<u16>) -> Vec<RangeInclusive<u16>> {
     ranges
 }
 
-/// JSON's strings are YAML's double-quoted ones.
-fn quote(text: &str) -> String {
-    serde_json::Value::from(text).to_string()
+/// A double-quoted text that is the same in JSON and YAML: YAML takes no DEL, C1
+/// control or surrogate as it is.
+pub fn quote(text: &str) -> String {
+    let mut quoted = String::from("\"");
+    for c in text.chars() {
+        match c {
+            '"' | '\\' => quoted.extend(['\\', c]),
+            ' '..='~' => quoted.push(c),
+            _ => {
+                for unit in c.encode_utf16(&mut [0; 2]) {
+                    let _ = write!(quoted, "\\u{unit:04x}");
+                }
+            }
+        }
+    }
+    quoted.push('"');
+    quoted
 }
 
 impl Suggestion {

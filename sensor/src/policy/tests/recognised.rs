@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::policy::recognise::Recogniser;
+use proptest::prelude::*;
 use sensor_common::exec::Match;
 
 struct Trie<'a>(Recogniser<'a>);
@@ -223,4 +224,47 @@ fn only_launchers_of_the_host_keep_the_launcher_role() {
     // Recognised all the same.
     assert_eq!(trie.server("/tmp/uvx", &["uvx", "p"]), 2);
     assert_eq!(trie.server("/usr/bin/uvx", &["uvx", "p"]), 2);
+}
+
+/// (executable, arguments that follow each other) of one server.
+type Rule = (Option<&'static str>, Vec<&'static str>);
+
+fn any_rule() -> impl Strategy<Value = Rule> {
+    let exe = prop::sample::select(vec![None, None, Some("/x"), Some("/y")]);
+    (exe, prop::collection::vec(prop::sample::select(vec!["a", "b", "ab"]), 1..4))
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 512, ..ProptestConfig::default() })]
+
+    /// Longest match in the trie or not: the first rule of the file that holds
+    /// decides. What the trie cannot hold is refused, never half taken.
+    #[test]
+    fn the_first_rule_that_holds_decides(
+        rules in prop::collection::vec(any_rule(), 1..5),
+        execs in prop::collection::vec(
+            (
+                prop::sample::select(vec!["/x", "/y", "/z"]),
+                prop::collection::vec(prop::sample::select(vec!["a", "b", "ab", "abc"]), 0..6),
+            ),
+            1..20,
+        ),
+    ) {
+        let entry = |(exe, argv): &Rule| {
+            let exe = exe.map(|e| format!("exe: {e}, ")).unwrap_or_default();
+            format!("{{{exe}argv: [{}]}}", argv.join(", "))
+        };
+        let entries: Vec<String> = rules.iter().map(entry).collect();
+        let entries: Vec<&str> = entries.iter().map(String::as_str).collect();
+        let Ok(c) = servers(&entries) else { return Ok(()) };
+        let trie = Trie::of(&c);
+        for (exe, arguments) in &execs {
+            let holds = |(wanted, argv): &Rule| {
+                wanted.is_none_or(|w| w == *exe) && arguments.windows(argv.len()).any(|w| w == argv.as_slice())
+            };
+            let expected = rules.iter().position(holds).map_or(0, |index| index as u16 + 2);
+            let argv: Vec<&str> = std::iter::once("argv0").chain(arguments.iter().copied()).collect();
+            prop_assert_eq!(trie.server(exe, &argv), expected, "{:?} {:?} {:?}", rules, exe, argv);
+        }
+    }
 }

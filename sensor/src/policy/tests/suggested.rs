@@ -176,6 +176,22 @@ fn a_hostile_server_name_is_no_yaml() {
     compiled(&s.text());
 }
 
+#[test]
+fn odd_socket_names_survive_the_yaml() {
+    let names = ["/run/a\u{7f}b", "/run/\u{85}\u{9f}", "/run/\u{1f600} \"q\" \\", "@\u{feff}x\ty"];
+    let events: Vec<Value> = names
+        .iter()
+        .map(|path| json!({"type": "unix_connection", "server": "s", "verdict": "would_deny", "path": path}))
+        .collect();
+    let s = suggest(&events);
+    let policy = parse_bytes(s.text().as_bytes()).unwrap_or_else(|e| panic!("{e:#?}\n{}", s.yaml));
+    let mut kept: Vec<&str> = policy.profiles[2].unix.iter().map(|u| u.written.as_str()).collect();
+    let mut names = names;
+    kept.sort_unstable();
+    names.sort_unstable();
+    assert_eq!(kept, names);
+}
+
 fn any_event() -> impl Strategy<Value = Value> {
     let ip = prop_oneof![
         (0u8..4, 0u8..4).prop_map(|(a, b)| format!("10.0.{a}.{b}")),

@@ -4,7 +4,7 @@
 use super::*;
 use crate::policy::command::{Format, Status, check, explain, schema};
 use crate::policy::diagnostic::Severity;
-use crate::policy::explain::{Query, Target, Verdict, allow_line};
+use crate::policy::explain::{Query, Target, Verdict, allow_line, line_for, unix_line};
 use crate::policy::load::load;
 use crate::policy::model::Direction;
 use crate::policy::toolhive;
@@ -250,6 +250,20 @@ fn the_suggested_line_allows_exactly_what_was_asked() {
         assert_ne!(ask(port + 1, protocol), Reason::Rule, "{line}");
         assert_ne!(ask(port, if protocol == TCP { UDP } else { TCP }), Reason::Rule, "{line}");
     }
+}
+
+#[test]
+fn a_line_is_suggested_where_a_line_helps() {
+    let ip = "10.0.0.1".parse().unwrap();
+    let line = |reason, protocol| line_for(reason, Direction::Egress, ip, 443, protocol);
+    assert_eq!(line(Reason::NoRule, TCP).as_deref(), Some("{to: [10.0.0.1], ports: [443]}"));
+    assert_eq!(line(Reason::ProfileNone, 132), None);
+    for reason in [Reason::SocketType, Reason::Fragment, Reason::GroupJoin, Reason::Rule, Reason::NoPolicy] {
+        assert_eq!(line(reason, TCP), None, "{reason:?}");
+    }
+    let c = compiled(&format!("version: 1\nprofiles: {{p: {{{}}}}}", unix_line("/run/x.sock").unwrap()));
+    assert_eq!(c.unix[0].text, b"/run/x.sock\0");
+    assert_eq!(unix_line("x.sock"), None);
 }
 
 #[test]
