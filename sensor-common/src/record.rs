@@ -160,6 +160,9 @@ pub struct Exec {
     pub netns: u64,
     pub argv_len: u32,
     pub exe_len: u32,
+    /// Which `match` of the policy began the instance (`ExecRule::priority`).
+    pub matched: u32,
+    pub _pad: u32,
     pub comm: [u8; COMM_BYTES],
     pub exe: [u8; EXE_BYTES],
     pub argv: [u8; ARGV_SAMPLE],
@@ -260,7 +263,7 @@ const _: () = {
     assert!(size_of::<VerdictKey>() == 28);
     assert!(size_of::<Verdict>() == 120);
     assert!(size_of::<UnixVerdict>() == 48 + 8 + 108 + 4 + 16);
-    assert!(size_of::<Exec>() == 48 + 24 + 16 + 256 + 512);
+    assert!(size_of::<Exec>() == 48 + 32 + 16 + 256 + 512);
     assert!(size_of::<Exit>() == 56);
     assert!(size_of::<Instance>() == 56);
     assert!(size_of::<Addr>() == 16);

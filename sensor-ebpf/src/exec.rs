@@ -55,6 +55,7 @@ pub struct Work {
     mount: u64,
     node: u64,
     fds: u64,
+    argv_beyond: u64,
 }
 
 #[map]
@@ -104,6 +105,7 @@ fn each(count: u32, callback: Callback, work: &mut Work) {
 #[inline(always)]
 fn describe(work: &mut Work) {
     work.argv_len = 0;
+    work.argv_beyond = 0;
     work.path_len = 0;
     work.argv[0] = 0;
     work.path[0] = 0;
@@ -119,7 +121,7 @@ fn describe(work: &mut Work) {
     };
     let mut len = end.wrapping_sub(start);
     if len > ARGV_BYTES as u64 {
-        record::lost(Loss::ArgvTruncated, len - ARGV_BYTES as u64);
+        work.argv_beyond = len - ARGV_BYTES as u64;
         len = ARGV_BYTES as u64;
     }
     // SAFETY: len ≤ ARGV_BYTES, and argv is longer by EXE_BYTES.
@@ -220,8 +222,7 @@ fn recognise(work: &mut Work) {
     }
     let len = work.argv_len;
     each(len, argv_step, work);
-    if work.found.server == 0
-        && let Some(state) = kernel::state()
+    if let Some(state) = kernel::state()
         && state.cgroup_rules != 0
     {
         cgroups(work);
@@ -281,8 +282,7 @@ fn cgroups(work: &mut Work) {
         walk(work, cgroup);
     }
     let pids = offset!(css_set_pids);
-    if work.found.server == 0
-        && pids != 0
+    if pids != 0
         && let Some(css) = pointer(set, pids)
         && let Some(cgroup) = pointer(css, offset!(css_cgroup))
     {
@@ -311,7 +311,6 @@ extern "C" fn cgroup_step(_index: u32, work: *mut *mut Work) -> i64 {
         let text = work.name.as_ptr();
         if let Some(rule) = lookup(work, KIND_CGROUP, text) {
             work.found.other(rule);
-            return 1;
         }
     }
     work.node = pointer(work.node, offset!(kernfs_parent)).unwrap_or(0);
@@ -336,7 +335,7 @@ fn relabel(work: &mut Work, task: Task, current: Label) {
     }
     let netns = kernel::netns(kernel::current());
     let mut flags = 0;
-    if label == matched {
+    if label.instance() == 0 {
         label = Label::new(label.server(), label.role(), next_instance());
         flags |= EXEC_NEW_INSTANCE;
         begin(work, label, netns);
@@ -353,7 +352,7 @@ fn relabel(work: &mut Work, task: Task, current: Label) {
                 (*i).netns = netns; // an explicit launch: this is its first exec
             }
             if kernel::has_net_admin(kernel::current()) {
-                atomic::fetch_or(&raw mut (*i).flags, INSTANCE_NET_ADMIN);
+                atomic::or(&raw mut (*i).flags, INSTANCE_NET_ADMIN);
             }
         }
     }
@@ -364,7 +363,10 @@ fn relabel(work: &mut Work, task: Task, current: Label) {
 fn next_instance() -> u32 {
     match kernel::state_mut() {
         // SAFETY: an aligned word in a map value.
-        Some(state) => atomic::fetch_add(unsafe { &raw mut (*state).next_instance }, 1) as u32 & 0x7fff_ffff,
+        // 0 is "not given yet".
+        Some(state) => {
+            (atomic::fetch_add(unsafe { &raw mut (*state).next_instance }, 1) as u32 & 0x3fff_ffff) + 1
+        }
         None => 0,
     }
 }
@@ -435,6 +437,9 @@ extern "C" fn fd_step(index: u32, work: *mut *mut Work) -> i64 {
 
 #[inline(always)]
 fn report(work: &mut Work, task: Task, label: Label, netns: u64, flags: u32) {
+    if work.argv_beyond != 0 {
+        record::lost(Loss::ArgvTruncated, work.argv_beyond);
+    }
     let ring = if flags != 0 { RING_VERDICTS } else { RING_TELEMETRY };
     if flags == 0 && !take_token(label, false) {
         return;
@@ -448,6 +453,8 @@ fn report(work: &mut Work, task: Task, label: Label, netns: u64, flags: u32) {
         r.netns = netns;
         r.argv_len = work.argv_len;
         r.exe_len = work.path_len;
+        r.matched = work.found.priority;
+        r._pad = 0;
         // SAFETY: each buffer of `work` is at least as long as the record's.
         unsafe {
             bpf_get_current_comm(r.comm.as_mut_ptr().cast(), COMM_BYTES as u32);

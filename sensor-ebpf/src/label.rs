@@ -61,14 +61,14 @@ pub(crate) fn set(tgid: u32, label: Label) {
     let Some(word) = OVERFLOW.get_ptr_mut(tgid / 64) else { return };
     let bit = 1u64 << (tgid % 64);
     if label.is_some() {
-        atomic::fetch_or(word, bit);
+        atomic::or(word, bit);
         record::lost(Loss::LabelOverflow, 1);
         if let Some(state) = kernel::state_mut() {
             // SAFETY: a flag; every writer writes the same.
             unsafe { (*state).overflow = 1 };
         }
     } else {
-        atomic::fetch_and(word, !bit);
+        atomic::and(word, !bit);
     }
 }
 
@@ -107,7 +107,7 @@ pub fn fork(ctx: RawTracePointContext) -> i32 {
     set(child, label);
     if let Some(i) = instance(label.instance()) {
         // SAFETY: an aligned word in a map value.
-        atomic::fetch_add(unsafe { &raw mut (*i).tasks }, 1);
+        atomic::add(unsafe { &raw mut (*i).tasks }, 1);
     }
     0
 }

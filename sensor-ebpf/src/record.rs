@@ -27,7 +27,7 @@ pub(crate) fn lost(reason: Loss, count: u64) {
     if let Some(counter) = LOSSES.get_ptr_mut(reason as u32) {
         // SAFETY: an aligned word; cgroup programs can be preempted by one
         // another on one CPU, hence atomic.
-        atomic::fetch_add(counter, count);
+        atomic::add(counter, count);
     }
 }
 

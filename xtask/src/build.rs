@@ -24,11 +24,16 @@ pub(crate) fn kernel() -> Result<()> {
         step::headline("the eBPF toolchain is not complete: setup first");
         setup::build_tools()?;
     }
-    cargo_for_kernel("build", &[])?;
-    let built = workspace::bpf().join(TARGET).join("release/sensor-ebpf");
+    put(&kernel_program("sensor-ebpf")?, &workspace::kernel_object())
+}
+
+/// Builds one binary of the kernel crate and returns its object.
+pub(crate) fn kernel_program(name: &str) -> Result<Vec<u8>> {
+    cargo_for_kernel("build", &["--bin", name])?;
+    let built = workspace::bpf().join(TARGET).join("release").join(name);
     let object = fs::read(&built).with_context(|| format!("cannot read {}", built.display()))?;
     refuse_panics(&object, &built)?;
-    put(&object, &workspace::kernel_object())
+    Ok(object)
 }
 
 /// Runs a cargo command on the kernel crate, for its target and with its flags.

@@ -1,12 +1,20 @@
 //! The project's own commands: `cargo xtask COMMAND`.
 
+mod bench;
 mod build;
+mod demo;
+mod fuzz;
+mod lint;
 mod setup;
 mod step;
+mod tally;
+mod test;
+mod testbed;
 mod toolchain;
+mod vm;
 mod workspace;
 
-use std::process::ExitCode;
+use std::{process::ExitCode, time::Duration};
 
 use clap::{Parser, Subcommand};
 
@@ -26,9 +34,54 @@ enum Task {
         /// Build user space without optimisation (target/debug/mcp-sensor)
         #[arg(long)]
         debug: bool,
-        /// Build the kernel object only.
+        /// Build the kernel object only
         #[arg(long)]
         kernel: bool,
+    },
+    /// Real servers held to a policy, before your eyes
+    Demo,
+    /// Every test; closes with one line that sums them
+    Test {
+        /// Ignored tests, a minute per fuzz target, kernels in virtual machines
+        #[arg(long)]
+        full: bool,
+        /// Only tests whose name contains this
+        filter: Option<String>,
+    },
+    /// Format, clippy, licences
+    Lint {
+        /// Install cargo-deny below target/ where it is missing
+        #[arg(long)]
+        install: bool,
+    },
+    /// Measure what the sensor costs; writes docs/figures.md
+    Bench {
+        /// Only these
+        operations: Vec<bench::Operation>,
+        /// Only under these
+        #[arg(long, value_delimiter = ',')]
+        settings: Vec<bench::Setting>,
+        /// Interleaved rounds
+        #[arg(long, default_value_t = 7)]
+        rounds: usize,
+        /// How long one operation runs in one round
+        #[arg(long, default_value_t = 400)]
+        milliseconds: u64,
+        /// Leave docs/figures.md as it is
+        #[arg(long)]
+        print_only: bool,
+    },
+    /// Boot Debian's kernels under QEMU with the sensor in them
+    Vm {
+        /// Only this series (6.1, 6.12)
+        series: Option<String>,
+    },
+    /// Fuzz one target, or each in turn
+    Fuzz {
+        target: Option<String>,
+        /// Seconds for each target
+        #[arg(long, default_value_t = 60)]
+        seconds: u64,
     },
 }
 
@@ -38,6 +91,15 @@ fn main() -> ExitCode {
         Task::Setup => setup::all(),
         Task::Build { kernel: true, .. } => build::kernel(),
         Task::Build { debug, .. } => build::all(debug),
+        Task::Demo => demo::all(),
+        Task::Test { full, filter } => test::all(&test::Options { full, filter }),
+        Task::Lint { install } => lint::all(install),
+        Task::Bench { operations, settings, rounds, milliseconds, print_only } => {
+            bench::all(&bench::Options { operations, settings, rounds, milliseconds, print_only })
+        }
+        Task::Vm { series } => vm::run(series.as_deref()),
+        Task::Fuzz { target: Some(name), seconds } => fuzz::named(&name, Duration::from_secs(seconds)),
+        Task::Fuzz { target: None, seconds } => fuzz::every(Duration::from_secs(seconds)),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -2,8 +2,8 @@
 //! parents first, until a pass finds nothing new; then their sockets.
 
 use super::process::{self, Stat};
-use super::recognise::{Recogniser, cgroup_names};
 use crate::kernel::maps::{Maps, Shared};
+use crate::policy::recognise::Recogniser;
 use nix::sys::socket::{AddressFamily, SockaddrLike as _, SockaddrStorage, getsockname};
 use sensor_common::label::{Label, ROLE_LAUNCHER, ROLE_SERVER, on_exec};
 use sensor_common::socket::{SOCKET_ADOPTED, SOCKET_INBOUND, Socket};
@@ -29,12 +29,17 @@ pub struct Found {
     pub pid: u32,
     pub argv: Vec<u8>,
     pub exe: String,
-    pub evidence: String,
+    /// Which `match` of the policy.
+    pub matched: u32,
 }
 
 /// Labels every process that the policy recognises. Returns the new instances;
 /// `number` gives out their numbers.
-pub fn processes(maps: &mut Maps, recogniser: &Recogniser, mut number: impl FnMut() -> u32) -> Vec<Found> {
+pub fn processes(
+    maps: &mut Maps,
+    recogniser: &Recogniser<'_>,
+    mut number: impl FnMut() -> u32,
+) -> Vec<Found> {
     const PASSES: usize = 8;
     let mut found = Vec::new();
     let mut seen: HashMap<u32, (u64, Seen)> = HashMap::new();
@@ -69,9 +74,10 @@ pub fn processes(maps: &mut Maps, recogniser: &Recogniser, mut number: impl FnMu
             let label = if own.is_some() {
                 own
             } else {
-                let recognised = recogniser.recognise(&process.exe, &process.argv, &process.cgroups);
-                let launcher = recognised.found.launcher_file != 0;
-                let matched = match recognised.found.server {
+                let cgroups = process.cgroups.iter().map(String::as_str);
+                let recognised = recogniser.recognise(&process.exe, &process.argv, cgroups);
+                let launcher = recognised.launcher_file != 0;
+                let matched = match recognised.server {
                     0 => Label::NONE,
                     id => Label::new(id, if launcher { ROLE_LAUNCHER } else { ROLE_SERVER }, 0),
                 };
@@ -83,7 +89,7 @@ pub fn processes(maps: &mut Maps, recogniser: &Recogniser, mut number: impl FnMu
                         pid,
                         argv: process.argv.clone(),
                         exe: process.exe.clone(),
-                        evidence: recognised.evidence,
+                        matched: recognised.priority,
                     });
                 }
                 if label.is_some() && maps.tasks.set(pid, Shared(label), 0).is_ok() {
@@ -106,7 +112,7 @@ fn look(pid: u32, ppid: u32) -> Seen {
     // One thread reads argv of all processes; one that hangs is passed over.
     let argv = process::within(Duration::from_millis(100), move || process::cmdline(pid)).unwrap_or_default();
     let cgroups = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
-    Seen { ppid, exe: process::exe(pid), argv, cgroups: cgroup_names(&cgroups) }
+    Seen { ppid, exe: process::exe(pid), argv, cgroups: process::cgroup_names(&cgroups) }
 }
 
 /// Processes that bear a label, with it.

@@ -3,13 +3,13 @@
 use super::adopt;
 use super::instances::{Instance, Instances, instance_id};
 use super::process;
-use super::recognise::Recogniser;
 use super::state::{InForce, Policies};
 use super::translate::{self, Context};
 use crate::event::{Body, Bus, now, pb};
 use crate::kernel::maps::{Labels, Maps, Shared};
 use crate::kernel::record::{self, Record};
 use crate::kernel::tables;
+use crate::policy::recognise::Recogniser;
 use sensor_common::kernel::INSTANCE_BY_AGENT;
 use sensor_common::label::Label;
 use sensor_common::policy::MODE_ENFORCE;
@@ -131,8 +131,7 @@ impl Core {
         let exe = record::exe_path(r);
         let (argv, argv_truncated) = record::argv(r);
         if r.flags & EXEC_NEW_INSTANCE != 0 {
-            let raw = &r.argv[..(r.argv_len as usize).min(r.argv.len())];
-            let evidence = self.evidence(&exe, raw, r.header.tgid);
+            let evidence = self.in_force().map(|p| p.evidence(r.matched)).unwrap_or_default();
             self.begin(
                 time,
                 label,
@@ -166,12 +165,6 @@ impl Core {
                 new_instance: r.flags & EXEC_NEW_INSTANCE != 0,
             }),
         );
-    }
-
-    fn evidence(&self, exe: &str, argv: &[u8], pid: u32) -> String {
-        let Some(policy) = lock(&self.policies).current().cloned() else { return String::new() };
-        let cgroups = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
-        policy.recogniser.recognise(exe, argv, &super::recognise::cgroup_names(&cgroups)).evidence
     }
 
     /// Notes a new instance and says so.
@@ -314,7 +307,7 @@ impl Core {
         let Some(policy) = lock(&self.policies).current().cloned() else { return 0 };
         let found = {
             let mut maps = lock(&self.maps);
-            let found = adopt::processes(&mut maps, &policy.recogniser, || self.number());
+            let found = adopt::processes(&mut maps, &Recogniser::new(policy.compiled()), || self.number());
             let labelled = adopt::labelled(&maps);
             for f in &found {
                 let tasks = labelled.iter().filter(|(_, l)| l.instance() == f.label.instance()).count();
@@ -330,7 +323,7 @@ impl Core {
             let parent = process::stat(f.pid).map_or(0, |s| s.ppid);
             let uid = process::uid(f.pid);
             let argv = process::arguments(&f.argv);
-            self.begin(now(), f.label, f.pid, uid, parent, &f.exe, argv, f.evidence, 0, true);
+            self.begin(now(), f.label, f.pid, uid, parent, &f.exe, argv, policy.evidence(f.matched), 0, true);
         }
         count
     }
@@ -381,6 +374,5 @@ fn user_name(uid: u32) -> String {
 
 /// A policy with what the agent derives from it.
 pub fn in_force(loaded: crate::policy::load::Loaded, generation: u32, hash: String) -> InForce {
-    let recogniser = Recogniser::new(&loaded.compiled);
-    InForce { loaded, generation, hash, loaded_unix_ns: now(), recogniser }
+    InForce { loaded, generation, hash, loaded_unix_ns: now() }
 }

@@ -101,6 +101,16 @@ pub fn parse_cgroup(text: &str) -> Place {
     place
 }
 
+/// Names of the cgroups of /proc/PID/cgroup, innermost first.
+pub fn cgroup_names(text: &str) -> Vec<String> {
+    let mut names = Vec::new();
+    for line in text.lines() {
+        let Some(path) = line.splitn(3, ':').nth(2) else { continue };
+        names.extend(path.rsplit('/').filter(|n| !n.is_empty()).map(str::to_owned));
+    }
+    names
+}
+
 fn container_id(name: &str) -> Option<&str> {
     let name = name.strip_suffix(".scope").unwrap_or(name);
     let id = name.rsplit(['-', ':']).next()?;
@@ -188,6 +198,11 @@ mod tests {
             let place = parse_cgroup(&text);
             assert_eq!((place.unit.as_str(), place.container.as_str()), (unit, container), "{text}");
         }
+    }
+
+    #[test]
+    fn cgroups_from_the_inside_out() {
+        assert_eq!(cgroup_names("0::/a/b\n8:pids:/c\n"), ["b", "a", "c"]);
     }
 
     #[test]

@@ -1,7 +1,6 @@
 //! The policies that verdicts may refer to: the one in force and a few before
 //! it, since a record may have been written just before a switch.
 
-use super::recognise::Recogniser;
 use crate::policy::compile::{Compiled, UNKNOWN};
 use crate::policy::load::Loaded;
 use sensor_common::policy::SERVER_UNKNOWN;
@@ -16,12 +15,16 @@ pub struct InForce {
     pub generation: u32,
     pub hash: String,
     pub loaded_unix_ns: i64,
-    pub recogniser: Recogniser,
 }
 
 impl InForce {
     pub fn compiled(&self) -> &Compiled {
         &self.loaded.compiled
+    }
+
+    /// By what the `match` with this number recognises a server.
+    pub fn evidence(&self, matched: u32) -> String {
+        self.compiled().matchers.get(matched as usize).map(|m| m.evidence.clone()).unwrap_or_default()
     }
 }
 

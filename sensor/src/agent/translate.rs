@@ -5,7 +5,7 @@ use super::instances::Instances;
 use super::state::Policies;
 use crate::event::{Body, pb};
 use crate::kernel::record;
-use crate::policy::explain::allow_line;
+use crate::policy::explain::{line_for, unix_line};
 use crate::policy::model::Direction;
 use sensor_common::addr::Addr;
 use sensor_common::policy::Reason;
@@ -106,7 +106,7 @@ impl Context<'_> {
                 ..Default::default()
             }),
             _ => {
-                decision.suggestion = suggestion(key, r.other_port).unwrap_or_default();
+                decision.suggestion = suggestion(key).unwrap_or_default();
                 Body::Connection(self.connection(r, decision, actor))
             }
         }
@@ -144,7 +144,7 @@ impl Context<'_> {
         let path = record::unix_path(&r.path);
         let mut decision = self.decision(&key, r.rule, r.header.generation);
         if verdict(r.verdict) != pb::Verdict::Allow {
-            decision.suggestion = format!("unix: [{path:?}]");
+            decision.suggestion = unix_line(&path).unwrap_or_default();
         }
         Body::UnixConnection(pb::UnixConnection { decision: Some(decision), actor: Some(actor), path })
     }
@@ -163,20 +163,13 @@ fn is_inbound(key: &VerdictKey) -> bool {
 }
 
 /// The line of policy that would allow it; none where no line can.
-fn suggestion(key: &VerdictKey, _other_port: u16) -> Option<String> {
-    if verdict(key.verdict) == pb::Verdict::Allow || (key.protocol != TCP && key.protocol != UDP) {
+fn suggestion(key: &VerdictKey) -> Option<String> {
+    if verdict(key.verdict) == pb::Verdict::Allow {
         return None;
     }
     let ip: IpAddr = Addr(key.addr).normalise().into();
-    match Reason::from_code(key.reason)? {
-        Reason::NoRule | Reason::ProfileNone if !is_inbound(key) => {
-            Some(allow_line(Direction::Egress, ip, key.port, key.protocol))
-        }
-        Reason::NoInboundRule | Reason::ProfileNone => {
-            Some(allow_line(Direction::Inbound, ip, key.port, key.protocol))
-        }
-        _ => None,
-    }
+    let direction = if is_inbound(key) { Direction::Inbound } else { Direction::Egress };
+    line_for(Reason::from_code(key.reason)?, direction, ip, key.port, key.protocol)
 }
 
 #[cfg(test)]
@@ -211,8 +204,8 @@ mod tests {
             hook: Hook::Connect as u8,
             ..VerdictKey::default()
         };
-        let line = suggestion(&key, 0).expect("a line");
+        let line = suggestion(&key).expect("a line");
         assert!(line.contains("10.0.0.7") && line.contains("443"), "{line}");
-        assert_eq!(suggestion(&VerdictKey { reason: Reason::Fragment as u8, ..key }, 0), None);
+        assert_eq!(suggestion(&VerdictKey { reason: Reason::Fragment as u8, ..key }), None);
     }
 }

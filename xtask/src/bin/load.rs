@@ -1,0 +1,259 @@
+//! What `cargo xtask bench` times: one operation in a tight loop, pinned to a
+//! CPU, from inside a cgroup.
+
+use std::{
+    fs,
+    io::{self, Read, Write},
+    net::{Ipv4Addr, SocketAddrV4, TcpListener, TcpStream, UdpSocket},
+    os::fd::{AsRawFd, FromRawFd, OwnedFd},
+    path::PathBuf,
+    process::ExitCode,
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail};
+use clap::{Parser, Subcommand, ValueEnum};
+use nix::{
+    sched::{CpuSet, sched_setaffinity},
+    sys::wait::{WaitStatus, waitpid},
+    unistd::{ForkResult, Pid, fork},
+};
+
+#[derive(Parser)]
+struct Arguments {
+    /// Moves itself there first
+    #[arg(long)]
+    cgroup: Option<PathBuf>,
+    #[arg(long)]
+    cpu: usize,
+    #[command(subcommand)]
+    role: Role,
+}
+
+#[derive(Subcommand)]
+enum Role {
+    /// Accepts and drains TCP, lets UDP overflow; ends with its stdin
+    Listen,
+    /// Prints the median nanoseconds of one call, or bytes a second
+    Run {
+        operation: Operation,
+        #[arg(long)]
+        tcp: u16,
+        #[arg(long)]
+        drain: u16,
+        #[arg(long)]
+        udp: u16,
+        #[arg(long)]
+        milliseconds: u64,
+    },
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Operation {
+    TcpConnect,
+    UdpConnect,
+    UdpSendto,
+    TcpThroughput,
+    ForkExec,
+}
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("load: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<()> {
+    let arguments = Arguments::parse();
+    if let Some(cgroup) = &arguments.cgroup {
+        let procs = cgroup.join("cgroup.procs");
+        fs::write(&procs, std::process::id().to_string())
+            .with_context(|| format!("cannot move to {}", procs.display()))?;
+    }
+    let mut cpus = CpuSet::new();
+    cpus.set(arguments.cpu)?;
+    sched_setaffinity(Pid::from_raw(0), &cpus)?;
+    match arguments.role {
+        Role::Listen => listen(),
+        Role::Run { operation, tcp, drain, udp, milliseconds } => {
+            let time = Duration::from_millis(milliseconds);
+            let figure = match operation {
+                Operation::TcpConnect => tcp_connect(tcp, time)?,
+                Operation::UdpConnect => udp_connect(udp, time)?,
+                Operation::UdpSendto => udp_sendto(udp, time)?,
+                Operation::TcpThroughput => tcp_throughput(drain, time)?,
+                Operation::ForkExec => fork_exec(time)?,
+            };
+            println!("{figure}");
+            Ok(())
+        }
+    }
+}
+
+fn listen() -> Result<()> {
+    let any = (Ipv4Addr::LOCALHOST, 0);
+    let (accept, drain, sink) = (TcpListener::bind(any)?, TcpListener::bind(any)?, UdpSocket::bind(any)?);
+    println!("{} {} {}", accept.local_addr()?.port(), drain.local_addr()?.port(), sink.local_addr()?.port());
+    io::stdout().flush()?;
+    thread::spawn(move || {
+        for connection in accept.incoming() {
+            drop(connection);
+        }
+    });
+    thread::spawn(move || {
+        for connection in drain.incoming().flatten() {
+            thread::spawn(move || swallow(connection));
+        }
+    });
+    // Nobody reads the sink: a full queue drops at a constant price, where a
+    // reader would add the noise of its wake-ups.
+    let mut ends = Vec::new();
+    io::stdin().read_to_end(&mut ends)?;
+    drop(sink);
+    Ok(())
+}
+
+/// Answers the end of the stream with the number of bytes it carried.
+fn swallow(mut connection: TcpStream) {
+    let mut buffer = vec![0; 256 * 1024];
+    let mut sum = 0_u64;
+    while let Ok(read) = connection.read(&mut buffer) {
+        if read == 0 {
+            let _ = connection.write_all(&sum.to_be_bytes());
+            return;
+        }
+        sum += read as u64;
+    }
+}
+
+fn median(samples: &mut [f64]) -> Result<f64> {
+    if samples.is_empty() {
+        bail!("no sample in the given time");
+    }
+    samples.sort_by(f64::total_cmp);
+    Ok(samples[samples.len() / 2])
+}
+
+fn stream() -> Result<OwnedFd> {
+    // SAFETY: no pointer is passed; the result is checked.
+    let fd = unsafe { libc::socket(libc::AF_INET, libc::SOCK_STREAM | libc::SOCK_CLOEXEC, 0) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error()).context("socket");
+    }
+    // SAFETY: a descriptor that was just made and that nobody else owns.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+fn address(port: u16) -> libc::sockaddr_in {
+    libc::sockaddr_in {
+        sin_family: libc::AF_INET as libc::sa_family_t,
+        sin_port: port.to_be(),
+        sin_addr: libc::in_addr { s_addr: u32::from_ne_bytes(Ipv4Addr::LOCALHOST.octets()) },
+        sin_zero: [0; 8],
+    }
+}
+
+fn connect(socket: &impl AsRawFd, to: &libc::sockaddr_in) -> io::Result<()> {
+    let size = size_of::<libc::sockaddr_in>() as libc::socklen_t;
+    // SAFETY: `to` is a whole sockaddr_in and `size` is its size.
+    let result = unsafe { libc::connect(socket.as_raw_fd(), std::ptr::from_ref(to).cast(), size) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// connect() alone is timed; the reset on close leaves no TIME-WAIT behind
+/// that would use up the ports.
+fn tcp_connect(port: u16, time: Duration) -> Result<f64> {
+    let to = address(port);
+    let linger = libc::linger { l_onoff: 1, l_linger: 0 };
+    let mut samples = Vec::new();
+    let end = Instant::now() + time;
+    while Instant::now() < end {
+        let socket = stream()?;
+        // SAFETY: `linger` lives over the call and its size is given.
+        let set = unsafe {
+            libc::setsockopt(
+                socket.as_raw_fd(),
+                libc::SOL_SOCKET,
+                libc::SO_LINGER,
+                std::ptr::from_ref(&linger).cast(),
+                size_of::<libc::linger>() as libc::socklen_t,
+            )
+        };
+        if set < 0 {
+            return Err(io::Error::last_os_error()).context("SO_LINGER");
+        }
+        let from = Instant::now();
+        connect(&socket, &to).context("connect")?;
+        samples.push(from.elapsed().as_nanos() as f64);
+    }
+    median(&mut samples)
+}
+
+/// Nanoseconds of one call, over batches long enough for the clock.
+fn batches(time: Duration, calls: u32, mut call: impl FnMut() -> io::Result<()>) -> Result<f64> {
+    let mut samples = Vec::new();
+    let end = Instant::now() + time;
+    while Instant::now() < end {
+        let from = Instant::now();
+        for _ in 0..calls {
+            call()?;
+        }
+        samples.push(from.elapsed().as_nanos() as f64 / f64::from(calls));
+    }
+    median(&mut samples)
+}
+
+fn udp_connect(port: u16, time: Duration) -> Result<f64> {
+    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+    let to = address(port);
+    batches(time, 500, || connect(&socket, &to))
+}
+
+fn udp_sendto(port: u16, time: Duration) -> Result<f64> {
+    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+    let to = SocketAddrV4::new(Ipv4Addr::LOCALHOST, port);
+    batches(time, 200, || socket.send_to(b"x", to).map(drop))
+}
+
+fn tcp_throughput(port: u16, time: Duration) -> Result<f64> {
+    let mut connection = TcpStream::connect((Ipv4Addr::LOCALHOST, port))?;
+    let chunk = vec![0x5a; 128 * 1024];
+    let from = Instant::now();
+    while from.elapsed() < time {
+        connection.write_all(&chunk)?;
+    }
+    connection.shutdown(std::net::Shutdown::Write)?;
+    let mut sum = [0; 8];
+    connection.read_exact(&mut sum)?;
+    Ok(u64::from_be_bytes(sum) as f64 / from.elapsed().as_secs_f64())
+}
+
+fn fork_exec(time: Duration) -> Result<f64> {
+    let mut samples = Vec::new();
+    let end = Instant::now() + time;
+    while Instant::now() < end {
+        let from = Instant::now();
+        // SAFETY: this program has one thread, and the child only calls
+        // execv and _exit, both async-signal-safe.
+        match unsafe { fork() }? {
+            ForkResult::Child => {
+                let argv = [c"/bin/true".as_ptr(), std::ptr::null()];
+                // SAFETY: a NUL-terminated path and a NULL-terminated array.
+                unsafe {
+                    libc::execv(argv[0], argv.as_ptr());
+                    libc::_exit(127);
+                }
+            }
+            ForkResult::Parent { child } => match waitpid(child, None)? {
+                WaitStatus::Exited(_, 0) => samples.push(from.elapsed().as_nanos() as f64),
+                other => bail!("/bin/true: {other:?}"),
+            },
+        }
+    }
+    median(&mut samples)
+}

@@ -1,0 +1,62 @@
+#!/bin/busybox sh
+# First process of the virtual machine. Says `VM NAME ok` or `VM NAME failed`
+# for each claim; what else it prints is for whoever reads the log.
+/bin/busybox --install -s /bin
+export PATH=/bin
+mount -t proc none /proc
+mount -t sysfs none /sys
+mount -t devtmpfs none /dev
+mkdir -p /sys/fs/cgroup /sys/fs/bpf /run /tmp
+mount -t cgroup2 none /sys/fs/cgroup
+mount -t bpf none /sys/fs/bpf
+mount -t tmpfs none /run
+mount -t tmpfs none /tmp
+ip link set lo up
+
+claim() {
+    name=$1
+    shift
+    if "$@" >/tmp/out 2>&1; then
+        echo "VM $name ok"
+    else
+        echo "VM $name failed"
+        cat /tmp/out
+    fi
+}
+
+# Whether the program got its bytes to the listener.
+reaches() { "$@" 2>/dev/null | grep -q '"outcome":"done"'; }
+stays() { ! reaches "$@"; }
+
+echo "VM kernel $(uname -r)"
+mcp-sensor doctor
+nc -ll -p 7001 -e cat >/dev/null 2>&1 &
+mcp-sensor run --policy /policy.yaml --control /run/control.sock --state-dir /run/state \
+    --events /run/events >/run/said 2>/run/log &
+sensor=$!
+waited=0
+while ! grep -qx ready /run/said; do
+    waited=$((waited + 1))
+    if [ $waited -gt 1200 ] || [ ! -d /proc/$sensor ]; then
+        break
+    fi
+    sleep 0.1
+done
+claim sensor_becomes_ready grep -qx ready /run/said
+if grep -qx ready /run/said; then
+    attempt="attempt tcp-connect --to 127.0.0.1 --port 7001"
+    as="mcp-sensor exec --control /run/control.sock --server"
+    claim unlabelled_connect_reaches_the_listener reaches $attempt
+    claim connect_under_none_is_denied stays $as none -- $attempt
+    claim connect_under_a_cidr_rule_reaches_the_listener reaches $as loopback -- $attempt
+    claim unrestricted_connect_reaches_the_listener reaches $as open -- $attempt
+    sleep 1
+    claim denial_is_an_event grep -q '"verdict":"deny"' /run/events
+    kill -9 $sensor
+    sleep 1
+    claim unlabelled_connect_after_the_agents_death reaches $attempt
+else
+    cat /run/log
+fi
+sync
+reboot -f
