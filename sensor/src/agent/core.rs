@@ -245,6 +245,7 @@ impl Core {
         }
         let (mode, profile) = self.mode_and_profile(&policies, label.server());
         drop(policies);
+        let finding_instance = id.clone();
         lock(&self.instances).insert(
             label.instance(),
             Instance {
@@ -267,6 +268,19 @@ impl Core {
         };
         started.set_mode(mode);
         self.bus.publish(time, Body::InstanceStarted(started));
+        if process::has_net_raw(pid) {
+            let mut finding = pb::Finding {
+                kind: "bypassable".to_owned(),
+                server,
+                instance: finding_instance,
+                detail:
+                    "it holds CAP_NET_RAW: packet sockets pass every cgroup hook; run it as an ordinary user"
+                        .to_owned(),
+                ..Default::default()
+            };
+            finding.set_severity(pb::Severity::Medium);
+            self.bus.publish_now(Body::Finding(finding));
+        }
     }
 
     /// Mode and profile in force for a server.
@@ -367,6 +381,7 @@ impl Core {
     /// Instances that an earlier agent knew, from the labels it left.
     pub fn recover(&self) {
         let labelled = adopt::labelled(&lock(&self.maps));
+        self.recount(&labelled);
         let mut first: BTreeMap<u32, (u32, Label)> = BTreeMap::new();
         for (pid, label) in labelled {
             let start = process::stat(pid).map_or(u64::MAX, |s| s.start_time);
@@ -381,6 +396,20 @@ impl Core {
                 .unwrap_or_default();
             let exe = process::exe(pid);
             self.begin(now(), label, pid, process::uid(pid), parent, &exe, argv, "label".to_owned(), 0, true);
+        }
+    }
+
+    /// While two agents' programs were attached, forks counted twice.
+    fn recount(&self, labelled: &[(u32, Label)]) {
+        let mut maps = lock(&self.maps);
+        let known: Vec<(u32, sensor_common::record::Instance)> =
+            maps.instances.iter().flatten().map(|(n, i)| (n, i.0)).collect();
+        for (number, mut instance) in known {
+            instance.tasks = labelled.iter().filter(|(_, l)| l.instance() == number).count() as u64;
+            let _ = match instance.tasks {
+                0 => maps.instances.remove(&number),
+                _ => maps.instances.insert(number, Shared(instance), 0),
+            };
         }
     }
 
