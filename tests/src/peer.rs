@@ -114,6 +114,12 @@ fn listen(kind: libc::c_int, protocol: libc::c_int, port: u16) -> Result<OwnedFd
         libc::bind(raw, (&raw const address).cast(), size_of::<libc::sockaddr_in6>() as u32)
     };
     ensure!(rc == 0, "bind port {port}: {}", io::Error::last_os_error());
+    if kind == libc::SOCK_DGRAM {
+        // SAFETY: as above.
+        unsafe {
+            libc::setsockopt(raw, libc::IPPROTO_IPV6, libc::IPV6_RECVPKTINFO, (&raw const one).cast(), 4)
+        };
+    }
     if kind == libc::SOCK_STREAM {
         // SAFETY: a plain system call.
         ensure!(unsafe { libc::listen(raw, 128) } == 0, "listen: {}", io::Error::last_os_error());
@@ -184,19 +190,29 @@ fn echo_datagrams(fd: RawFd, tally: &Tally) {
     loop {
         // SAFETY: all-zero is a valid sockaddr_storage.
         let mut from: libc::sockaddr_storage = unsafe { std::mem::zeroed() };
-        let mut len = size_of::<libc::sockaddr_storage>() as libc::socklen_t;
-        // SAFETY: buffer and address outlive the calls and their sizes are passed.
-        let n = unsafe {
-            libc::recvfrom(fd, buffer.as_mut_ptr().cast(), buffer.len(), 0, (&raw mut from).cast(), &mut len)
-        };
+        // A cmsghdr and an in6_pktinfo, aligned as the kernel wants them.
+        let mut control = [0u64; 8];
+        let mut piece = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
+        // SAFETY: all-zero is a valid msghdr.
+        let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+        message.msg_name = (&raw mut from).cast();
+        message.msg_namelen = size_of::<libc::sockaddr_storage>() as libc::socklen_t;
+        message.msg_iov = &raw mut piece;
+        message.msg_iovlen = 1;
+        message.msg_control = control.as_mut_ptr().cast();
+        message.msg_controllen = size_of_val(&control);
+        // SAFETY: what the header points to outlives the call.
+        let n = unsafe { libc::recvmsg(fd, &mut message, 0) };
         if n < 0 {
             return;
         }
         tally.datagrams.fetch_add(1, Ordering::Relaxed);
-        // SAFETY: as above.
-        unsafe {
-            libc::sendto(fd, buffer.as_ptr().cast(), (n as usize).min(512), 0, (&raw const from).cast(), len)
-        };
+        // SAFETY: `msg_iov` points to `piece`.
+        unsafe { (*message.msg_iov).iov_len = (n as usize).min(512) };
+        // The received packet info says where the answer must come from; the
+        // route alone would choose any of the peer's addresses.
+        // SAFETY: as above; the control bytes are those just received.
+        unsafe { libc::sendmsg(fd, &message, 0) };
     }
 }
 

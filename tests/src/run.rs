@@ -63,7 +63,12 @@ impl Running {
         match self.lines.recv_timeout(within) {
             Ok(line) => Ok(line),
             Err(RecvTimeoutError::Timeout) => bail!("no output of {} within {within:?}", self.what),
-            Err(RecvTimeoutError::Disconnected) => bail!("{} ended its output", self.what),
+            Err(RecvTimeoutError::Disconnected) => {
+                let errors = std::mem::replace(&mut self.errors, std::thread::spawn(String::new));
+                let said =
+                    if wait_finished(&errors) { errors.join().unwrap_or_default() } else { String::new() };
+                bail!("{} ended its output: {}", self.what, said.trim())
+            }
         }
     }
 

@@ -47,7 +47,7 @@ fn a_good_policy_is_accepted() {
 
 #[test]
 fn malformed_yaml_is_refused_with_its_position() {
-    must(|| is_refused("version: 1\nprofiles: {\n  p: [\n", 4, ""));
+    must(|| is_refused("version: 1\nprofiles: {\n  p: [\n", 3, ""));
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result, ensure};
 use mcp_sensor_tests::bed::{Bed, LIMIT};
-use mcp_sensor_tests::frame::Frame;
+use mcp_sensor_tests::frame::{Frame, L4};
 use mcp_sensor_tests::network::Family;
 use mcp_sensor_tests::peer::{Client, PORT};
 use mcp_sensor_tests::policy::{NONE, Policy, WIRE, allowed_cidr};
@@ -221,11 +221,18 @@ mod simultaneous_open {
 
     /// Whether the connection came about, and what the peer saw.
     fn open(bed: &Bed, command: Command, family: Family, to: std::net::IpAddr) -> Result<(bool, Vec<Frame>)> {
-        let running = Running::start(command)?;
-        let calls = bed.sniffer.wait_for(Duration::from_millis(600), Frame::is_syn)?.is_some();
-        let (from, server) = (SocketAddr::new(to, BOTH), SocketAddr::new(family.server(), BOTH));
-        let met = Client::tcp_from(&bed.network, from, server).is_ok();
-        ensure!(calls || !met, "met without a call");
+        let mut running = Running::start(command)?;
+        let mut port = None;
+        while port.is_none() && !running.is_over()? {
+            port = match bed.sniffer.wait_for(Duration::from_millis(50), Frame::is_syn)? {
+                Some(Frame::Ip { l4: L4::Tcp { src, .. }, .. }) => Some(src),
+                _ => None,
+            };
+        }
+        // Without a call the peer calls all the same; it cannot know a port.
+        let server = SocketAddr::new(family.server(), port.unwrap_or(BOTH));
+        let met = Client::tcp_from(&bed.network, SocketAddr::new(to, BOTH), server).is_ok();
+        ensure!(port.is_some() || !met, "met without a call");
         let done = running.finish(LIMIT)?;
         let sent = done.lines.iter().any(|l| l.contains("\"done\""));
         Ok((met && sent, bed.frames()?))

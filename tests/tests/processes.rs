@@ -25,15 +25,15 @@ attempts! {
     sendto_by_a_sibling: "as-sibling" ["udp-sendto"], Udp, Passes, [v6];
     connect_after_exec: "as-exec" ["tcp-connect"], Tcp, Passes, [v4 v6];
     connect_with_the_argv_of_an_unrestricted_server:
-        "as-exec" ["tcp-connect" "--mcp-unrestricted-server"], Tcp, Passes, [v4 v6];
+        "as-exec" ["tcp-connect" "%mcp-unrestricted-server"], Tcp, Passes, [v4 v6];
     sendto_with_the_argv_of_an_unrestricted_server:
-        "as-exec" ["udp-sendto" "--mcp-unrestricted-server"], Udp, Passes, [v4 v6];
+        "as-exec" ["udp-sendto" "%mcp-unrestricted-server"], Udp, Passes, [v4 v6];
     connect_after_exec_by_a_second_thread:
-        "as-thread-exec" ["tcp-connect" "--mcp-unrestricted-server"], Tcp, Passes, [v4];
+        "as-thread-exec" ["tcp-connect" "%mcp-unrestricted-server"], Tcp, Passes, [v4];
     sendto_after_exec_by_a_second_thread:
-        "as-thread-exec" ["udp-sendto" "--mcp-unrestricted-server"], Udp, Passes, [v6];
+        "as-thread-exec" ["udp-sendto" "%mcp-unrestricted-server"], Udp, Passes, [v6];
     connect_from_a_program_without_a_path:
-        "as-memfd" ["tcp-connect" "--mcp-unrestricted-server"], Tcp, Passes, [v4];
+        "as-memfd" ["tcp-connect" "%mcp-unrestricted-server"], Tcp, Passes, [v4];
     sendto_after_a_user_and_network_namespace_of_its_own:
         "after-own-namespace", Udp, Passes, [v4 v6];
 }
@@ -41,7 +41,7 @@ attempts! {
 #[test]
 fn the_table_names_the_unrestricted_servers_argument() {
     // `attempts!` takes literals only.
-    assert_eq!(OPEN_ARGUMENT, "--mcp-unrestricted-server");
+    assert_eq!(OPEN_ARGUMENT.strip_prefix("--"), Some("mcp-unrestricted-server"));
 }
 
 fn sends_to_itself(server: Option<&str>, to: &str) -> Result<bool> {

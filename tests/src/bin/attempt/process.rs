@@ -151,9 +151,15 @@ fn again(t: &Target) -> Result<Vec<CString>, Stop> {
         all.extend(["--via".into(), via.to_string()]);
     }
     all.push("--".into());
-    all.extend(rest);
+    all.extend(rest.map(|r| revealed(&r)));
     let all = all.into_iter().map(CString::new).collect::<Result<_, _>>();
     all.map_err(|_| Stop { step: "NUL in an argument", errno: libc::EINVAL })
+}
+
+/// `%x` stands for `--x`: an argument that is to make a server only later must
+/// not stand in the first command line.
+fn revealed(argument: &str) -> String {
+    argument.strip_prefix('%').map_or_else(|| argument.to_string(), |rest| format!("--{rest}"))
 }
 
 fn itself() -> CString {
@@ -239,7 +245,8 @@ fn as_renamed(t: &Target) -> Tried {
     let fields: Vec<usize> =
         stat.rsplit(')').next().unwrap_or("").split_whitespace().map(|f| f.parse().unwrap_or(0)).collect();
     let (start, end) = (fields[45], fields[46]);
-    let mut text = t.rest[1..].join("\0").into_bytes();
+    let words: Vec<String> = t.rest[1..].iter().map(|r| revealed(r)).collect();
+    let mut text = words.join("\0").into_bytes();
     text.resize(end - start, 0);
     // SAFETY: the kernel says that argv lies there; it is writable memory of
     // this process and nothing reads it as Rust data.

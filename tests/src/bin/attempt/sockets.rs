@@ -323,7 +323,6 @@ fn stream(t: &Target) -> Tried {
 /// connect() to a port where the peer answers SYN with SYN (RFC 9293, 3.5).
 fn simultaneous_open(t: &Target) -> Tried {
     let s = socket_for(t.to, SOCK_STREAM, 0)?;
-    bind(&s, any(t.to, t.port))?;
     connect(&s, t.address())?;
     send(&s, PAYLOAD, 0)?;
     Ok(true)
