@@ -147,6 +147,9 @@ pub struct UnixVerdict {
 pub const EXEC_NEW_INSTANCE: u32 = 1;
 /// The launcher became the server.
 pub const EXEC_ROLE_CHANGED: u32 = 2;
+/// No exec: the process was moved into a cgroup that the policy names. argv,
+/// executable and uid are not in the record.
+pub const EXEC_MOVED: u32 = 4;
 
 /// An exec by a labelled task.
 #[repr(C)]

@@ -18,8 +18,8 @@ use sensor_common::exec::{
 };
 use sensor_common::label::{Label, ROLE_LAUNCHER, ROLE_SERVER, on_exec};
 use sensor_common::record::{
-    ARGV_SAMPLE, COMM_BYTES, EXE_BYTES, EXEC_NEW_INSTANCE, EXEC_ROLE_CHANGED, Exec, INSTANCE_NET_ADMIN,
-    Instance, KIND_EXEC, Loss, RING_TELEMETRY, RING_VERDICTS,
+    ARGV_SAMPLE, COMM_BYTES, EXE_BYTES, EXEC_MOVED, EXEC_NEW_INSTANCE, EXEC_ROLE_CHANGED, Exec,
+    INSTANCE_NET_ADMIN, Instance, KIND_EXEC, Loss, RING_TELEMETRY, RING_VERDICTS,
 };
 
 #[repr(C)]
@@ -317,6 +317,47 @@ extern "C" fn cgroup_step(_index: u32, work: *mut *mut Work) -> i64 {
     0
 }
 
+/// `cgroup_attach_task(cgroup, path, task, threadgroup)`
+/// (kernel/cgroup/cgroup.c): a process that is moved into a unit or container
+/// after its exec.
+#[raw_tracepoint(tracepoint = "cgroup_attach_task")]
+pub fn moved(ctx: RawTracePointContext) -> i32 {
+    let (cgroup, task) = (ctx.arg::<u64>(0), ctx.arg::<u64>(2));
+    let Some(state) = kernel::state() else { return 0 };
+    if state.cgroup_rules == 0 {
+        return 0;
+    }
+    let Some(tgid) = read::<u32>(task, offset!(task_tgid)) else { return 0 };
+    if label::of(tgid).is_some() {
+        return 0;
+    }
+    let Some(work) = WORK.get_ptr_mut(0) else { return 0 };
+    // SAFETY: this CPU's alone while the tracepoint runs.
+    let work = unsafe { &mut *work };
+    work.generation = kernel::generation();
+    work.found = Match::NONE;
+    walk(work, cgroup);
+    if work.found.server == 0 {
+        return 0;
+    }
+    let label = Label::new(work.found.server, ROLE_SERVER, next_instance());
+    let netns = kernel::netns(task);
+    begin(work, label, netns, task);
+    label::set(tgid, label);
+    let matched = work.found.priority;
+    record::emit_of::<Exec>(RING_VERDICTS, KIND_EXEC, label, Task { tgid, tid: 0, uid: 0 }, |r| {
+        r.parent = 0;
+        r.flags = EXEC_NEW_INSTANCE | EXEC_MOVED;
+        r.netns = netns;
+        r.argv_len = 0;
+        r.exe_len = 0;
+        r.matched = matched;
+        r._pad = 0;
+        r.comm = [0; COMM_BYTES];
+    });
+    0
+}
+
 #[inline(always)]
 fn relabel(work: &mut Work, task: Task, current: Label) {
     let found = work.found;
@@ -338,7 +379,7 @@ fn relabel(work: &mut Work, task: Task, current: Label) {
     if label.instance() == 0 {
         label = Label::new(label.server(), label.role(), next_instance());
         flags |= EXEC_NEW_INSTANCE;
-        begin(work, label, netns);
+        begin(work, label, netns, kernel::current());
     } else if label != current {
         flags |= EXEC_ROLE_CHANGED;
     }
@@ -372,15 +413,13 @@ fn next_instance() -> u32 {
 }
 
 #[inline(always)]
-fn begin(work: &mut Work, label: Label, netns: u64) {
+fn begin(work: &mut Work, label: Label, netns: u64, task: u64) {
     let instance = Instance { netns, tasks: 1, ..instance_zeroed() };
     if !label::add_instance(label.instance(), &instance) {
         record::lost(Loss::InstancesFull, 1);
     }
     // What it inherited is its own from now on.
-    let Some(table) =
-        pointer(kernel::current(), offset!(task_files)).and_then(|f| pointer(f, offset!(files_fdt)))
-    else {
+    let Some(table) = pointer(task, offset!(task_files)).and_then(|f| pointer(f, offset!(files_fdt))) else {
         return;
     };
     let max = read::<u32>(table, offset!(fdtable_max_fds)).unwrap_or(0);

@@ -218,7 +218,9 @@ fn judge_packet(skb: *mut __sk_buff, sk: *mut bpf_sock, stored: *mut Socket, hoo
 
     if judged.decision.allows() {
         if listening {
-            s.flags |= SOCKET_INBOUND; // what accept() returns starts with it
+            // What accept() returns starts with a copy of this.
+            s.flags |= SOCKET_INBOUND;
+            s.cached.valid = 0;
         } else if packet.protocol == TCP {
             // One peer for the life of the connection; a datagram socket's
             // could be torn by two senders.

@@ -101,12 +101,13 @@ const fn empty() -> Socket {
 /// The label of an inherited socket that shows itself for the first time.
 #[inline(always)]
 pub(crate) fn inherited(ctx: *mut c_void) -> Option<Label> {
+    // Also gives an accepted socket, which no hook sees created, its cookie.
+    // SAFETY: `ctx` is the program's context.
+    let cookie = unsafe { bpf_get_socket_cookie(ctx) };
     let state = kernel::state()?;
     if state.inherited == 0 {
         return None;
     }
-    // SAFETY: `ctx` is the program's context.
-    let cookie = unsafe { bpf_get_socket_cookie(ctx) };
     // SAFETY: the value is one word.
     let label = unsafe { INHERITED.get(cookie) }.copied()?;
     let _ = INHERITED.remove(cookie);

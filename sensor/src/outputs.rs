@@ -14,8 +14,9 @@ use tokio::runtime::Handle;
 
 /// The bus's buffer for a file on this host's disk, of each class.
 const DISK_BACKLOG: usize = 16_384;
-/// Of the collector in this process.
-const LOCAL: Rotation = Rotation { max_bytes: 64 << 20, keep: 8 };
+/// Of the collector in this process. The current file is read at the start,
+/// which must be quick.
+const LOCAL: Rotation = Rotation { max_bytes: 16 << 20, keep: 32 };
 /// How long the end of the sensor waits for a disk or a terminal.
 const END: Duration = Duration::from_secs(3);
 

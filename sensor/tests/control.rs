@@ -113,6 +113,21 @@ async fn events_are_filtered_and_followed_in_order() {
 }
 
 #[tokio::test]
+async fn a_followed_stream_ends_in_order_when_the_service_ends() {
+    let control = Control::start(Limits::default());
+    let mut c = client(&control).await;
+    let follow = pb::EventsRequest { follow: true, ..Default::default() };
+    let mut stream = c.events(follow).await.unwrap().into_inner();
+    control.agent.bus_publish(denial("time", 1));
+    let stopping = tokio::spawn(control.stop());
+    let last = timeout(DEADLINE, stream.message()).await.unwrap().unwrap();
+    assert_eq!(last.unwrap().events[0].seq, 1, "what was published before is delivered");
+    assert!(timeout(DEADLINE, stream.message()).await.unwrap().unwrap().is_none(), "an end, no error");
+    drop((c, stream));
+    stopping.await.unwrap();
+}
+
+#[tokio::test]
 async fn a_client_that_stops_reading_is_cut_off_and_costs_nobody_an_event() {
     let deadlines = Deadlines { stall: Duration::from_millis(300), ..Deadlines::default() };
     let control = Control::start(Limits { deadlines, ..Limits::default() });

@@ -133,11 +133,24 @@ async fn a_collector_that_restarts_stores_every_event_once() {
     assert!(events.iter().all(|e| e["sensor"] == "host" && e["boot"] == "boot-1"));
 }
 
-/// The real program, as a process that can be killed.
-async fn collect(dir: &Path, listen: &str) -> Child {
-    let mut child = Command::new(env!("CARGO_BIN_EXE_mcp-sensor"))
-        .args(["collect", "--quiet", "--listen", listen, "--log", "error", "--dir"])
-        .arg(dir)
+/// The real program, as a process that can be killed. Its files may grow to
+/// `most` bytes; beyond that writes fail as on a full disk.
+async fn collect(dir: &Path, listen: &str, most: u64) -> Child {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_mcp-sensor"));
+    command.args(["collect", "--quiet", "--listen", listen, "--log", "error", "--dir"]).arg(dir);
+    // SAFETY: both calls are async-signal-safe.
+    unsafe {
+        command.pre_exec(move || {
+            // EFBIG instead of a signal.
+            libc::signal(libc::SIGXFSZ, libc::SIG_IGN);
+            let limit = libc::rlimit { rlim_cur: most, rlim_max: libc::RLIM_INFINITY };
+            match libc::setrlimit(libc::RLIMIT_FSIZE, &raw const limit) {
+                0 => Ok(()),
+                _ => Err(std::io::Error::last_os_error()),
+            }
+        })
+    };
+    let mut child = command
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
@@ -147,14 +160,45 @@ async fn collect(dir: &Path, listen: &str) -> Child {
     let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
     let line = timeout(DEADLINE, lines.next_line()).await.unwrap().unwrap().expect("a line on stderr");
     assert!(line.starts_with("listening on unix:"), "{line}");
+    // A full pipe would stop it.
+    tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
     child
+}
+
+/// Lets the files of a running process grow without limit.
+fn lift_limit(child: &Child) {
+    let limit = libc::rlimit { rlim_cur: libc::RLIM_INFINITY, rlim_max: libc::RLIM_INFINITY };
+    let pid = child.id().unwrap() as libc::pid_t;
+    // SAFETY: one rlimit that lives through the call, none to fill in.
+    let done = unsafe { libc::prlimit(pid, libc::RLIMIT_FSIZE, &raw const limit, std::ptr::null_mut()) };
+    assert_eq!(done, 0, "{}", std::io::Error::last_os_error());
+}
+
+#[tokio::test]
+async fn a_full_disk_holds_events_back_and_then_each_is_stored_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, listen) = (dir.path().join("events"), format!("unix:{}/c.sock", dir.path().display()));
+    let child = collect(&store, &listen, 300_000).await;
+    let bus = bus();
+    let (feed, task) = start_feed(&bus, 100_000, &listen);
+    for _ in 0..10_000 {
+        bus.publish_now(telemetry());
+    }
+    until("the disk is full", || feed.state().error.contains("cannot store")).await;
+    let stuck = feed.state().acked_seq;
+    assert!(stuck > 0 && stuck < 10_000, "{stuck}");
+    lift_limit(&child);
+    bus.close();
+    timeout(DEADLINE, task).await.unwrap().unwrap();
+    assert_eq!(feed.state().acked_seq, 10_000);
+    assert!(seqs(&stored(&store)).into_iter().eq(1..=10_000), "each once and in order");
 }
 
 #[tokio::test]
 async fn a_collector_that_is_killed_loses_nothing_it_acknowledged_and_stores_nothing_twice() {
     let dir = tempfile::tempdir().unwrap();
     let (store, listen) = (dir.path().join("events"), format!("unix:{}/c.sock", dir.path().display()));
-    let mut child = collect(&store, &listen).await;
+    let mut child = collect(&store, &listen, libc::RLIM_INFINITY).await;
     let bus = bus();
     let (feed, task) = start_feed(&bus, 100_000, &listen);
     let mut unfinished = 0;
@@ -167,7 +211,7 @@ async fn a_collector_that_is_killed_loses_nothing_it_acknowledged_and_stores_not
             until("some of it is stored", || feed.state().acked_seq > until_seq - 5000).await;
             unfinished += u32::from(feed.state().acked_seq < until_seq);
             child.kill().await.unwrap();
-            child = collect(&store, &listen).await;
+            child = collect(&store, &listen, libc::RLIM_INFINITY).await;
         }
     }
     bus.close();
@@ -315,7 +359,7 @@ async fn events_a_second_from_the_bus_to_the_collectors_disk() {
     const EVENTS: u64 = 1_000_000;
     let dir = tempfile::tempdir().unwrap();
     let (store, listen) = (dir.path().join("events"), format!("unix:{}/c.sock", dir.path().display()));
-    let _child = collect(&store, &listen).await;
+    let _child = collect(&store, &listen, libc::RLIM_INFINITY).await;
     let bus = bus();
     let (feed, task) = start_feed(&bus, 65_536, &listen);
     until("connected", || feed.state().connected).await;

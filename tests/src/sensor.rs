@@ -5,7 +5,6 @@ use crate::events::Events;
 use crate::policy::Policy;
 use crate::run::{Finished, Running};
 use anyhow::{Context, Result, bail, ensure};
-use nix::mount::{MntFlags, umount2};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 use std::fs;
@@ -171,31 +170,30 @@ impl Drop for Sensor {
                 eprintln!("sensor: {e:#}");
             }
         }
-        // What the sensor pinned goes with the file system it pinned it in.
-        for mount in mounts_below(self.folder.path()) {
-            if let Err(e) = umount2(&mount, MntFlags::MNT_DETACH) {
-                eprintln!("umount {}: {e}", mount.display());
-            }
+        // A sensor that was killed leaves its pins, as it should.
+        let pins = pins(&self.folder.path().join("state"));
+        if pins.exists()
+            && let Err(e) = fs::remove_dir_all(&pins)
+        {
+            eprintln!("{} stays behind: {e}", pins.display());
         }
     }
+}
+
+/// Where a sensor with this state directory pins.
+fn pins(state: &Path) -> PathBuf {
+    use sha2::{Digest, Sha256};
+    use std::os::unix::ffi::OsStrExt;
+    let path = fs::canonicalize(state).unwrap_or_else(|_| state.to_owned());
+    let digest = Sha256::digest(path.as_os_str().as_bytes());
+    let name: String = digest[..8].iter().map(|b| format!("{b:02x}")).collect();
+    Path::new("/sys/fs/bpf/mcp_sensor").join(name)
 }
 
 /// Large numbers may stand as text in JSON.
 pub fn number(value: &Value, path: &[&str]) -> Option<u64> {
     let value = path.iter().try_fold(value, |v, key| v.get(key))?;
     value.as_u64().or_else(|| value.as_str()?.parse().ok())
-}
-
-/// Deepest first.
-fn mounts_below(folder: &Path) -> Vec<PathBuf> {
-    let table = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-    let mut mounts: Vec<PathBuf> = table
-        .lines()
-        .filter_map(|l| l.split(' ').nth(4).map(PathBuf::from))
-        .filter(|p| p.starts_with(folder))
-        .collect();
-    mounts.reverse();
-    mounts
 }
 
 /// `MCP_SENSOR_BIN`, or what `cargo xtask build` made.

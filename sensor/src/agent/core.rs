@@ -13,7 +13,7 @@ use crate::policy::recognise::Recogniser;
 use sensor_common::kernel::INSTANCE_BY_AGENT;
 use sensor_common::label::Label;
 use sensor_common::policy::MODE_ENFORCE;
-use sensor_common::record::{EXEC_NEW_INSTANCE, EXEC_ROLE_CHANGED, Exec, Verdict, VerdictKey};
+use sensor_common::record::{EXEC_MOVED, EXEC_NEW_INSTANCE, EXEC_ROLE_CHANGED, Exec, Verdict, VerdictKey};
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -128,6 +128,10 @@ impl Core {
 
     fn exec(&self, time: i64, r: &Exec) {
         let label = r.header.label;
+        if r.flags & EXEC_MOVED != 0 {
+            self.moved(time, r);
+            return;
+        }
         let exe = record::exe_path(r);
         let (argv, argv_truncated) = record::argv(r);
         if r.flags & EXEC_NEW_INSTANCE != 0 {
@@ -165,6 +169,38 @@ impl Core {
                 new_instance: r.flags & EXEC_NEW_INSTANCE != 0,
             }),
         );
+    }
+
+    /// A running process came into a cgroup that the policy names; its children
+    /// are labelled as they fork, those it had before are found.
+    fn moved(&self, time: i64, r: &Exec) {
+        let (label, pid) = (r.header.label, r.header.tgid);
+        let parent = process::stat(pid).map_or(0, |s| s.ppid);
+        let argv =
+            process::within(PATIENCE, move || process::arguments(&process::cmdline(pid))).unwrap_or_default();
+        let evidence = self.in_force().map(|p| p.evidence(r.matched)).unwrap_or_default();
+        self.begin(
+            time,
+            label,
+            pid,
+            process::uid(pid),
+            parent,
+            &process::exe(pid),
+            argv,
+            evidence,
+            r.netns,
+            true,
+        );
+        adopt::sockets(&mut lock(&self.maps), pid, label);
+    }
+
+    /// Sockets that came to labelled processes unseen: passed to them, or out
+    /// of an accept queue that is older than the label.
+    pub fn adopt_sockets(&self) {
+        let labelled = adopt::labelled(&lock(&self.maps));
+        for (pid, label) in labelled {
+            adopt::sockets(&mut lock(&self.maps), pid, label);
+        }
     }
 
     /// Notes a new instance and says so.
@@ -209,6 +245,7 @@ impl Core {
         }
         let (mode, profile) = self.mode_and_profile(&policies, label.server());
         drop(policies);
+        let finding_instance = id.clone();
         lock(&self.instances).insert(
             label.instance(),
             Instance {
@@ -231,6 +268,19 @@ impl Core {
         };
         started.set_mode(mode);
         self.bus.publish(time, Body::InstanceStarted(started));
+        if process::has_net_raw(pid) {
+            let mut finding = pb::Finding {
+                kind: "bypassable".to_owned(),
+                server,
+                instance: finding_instance,
+                detail:
+                    "it holds CAP_NET_RAW: packet sockets pass every cgroup hook; run it as an ordinary user"
+                        .to_owned(),
+                ..Default::default()
+            };
+            finding.set_severity(pb::Severity::Medium);
+            self.bus.publish_now(Body::Finding(finding));
+        }
     }
 
     /// Mode and profile in force for a server.
@@ -331,6 +381,7 @@ impl Core {
     /// Instances that an earlier agent knew, from the labels it left.
     pub fn recover(&self) {
         let labelled = adopt::labelled(&lock(&self.maps));
+        self.recount(&labelled);
         let mut first: BTreeMap<u32, (u32, Label)> = BTreeMap::new();
         for (pid, label) in labelled {
             let start = process::stat(pid).map_or(u64::MAX, |s| s.start_time);
@@ -345,6 +396,20 @@ impl Core {
                 .unwrap_or_default();
             let exe = process::exe(pid);
             self.begin(now(), label, pid, process::uid(pid), parent, &exe, argv, "label".to_owned(), 0, true);
+        }
+    }
+
+    /// While two agents' programs were attached, forks counted twice.
+    fn recount(&self, labelled: &[(u32, Label)]) {
+        let mut maps = lock(&self.maps);
+        let known: Vec<(u32, sensor_common::record::Instance)> =
+            maps.instances.iter().flatten().map(|(n, i)| (n, i.0)).collect();
+        for (number, mut instance) in known {
+            instance.tasks = labelled.iter().filter(|(_, l)| l.instance() == number).count() as u64;
+            let _ = match instance.tasks {
+                0 => maps.instances.remove(&number),
+                _ => maps.instances.insert(number, Shared(instance), 0),
+            };
         }
     }
 

@@ -25,7 +25,9 @@ use crate::kernel::{self, LoadError, Options};
 use crate::outputs::Outputs;
 use crate::policy::load::LoadError as PolicyError;
 use anyhow::Context as _;
+use sensor_common::record::Loss;
 use sha2::{Digest as _, Sha256};
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::{IsTerminal as _, Write as _};
 use std::os::unix::ffi::OsStrExt as _;
@@ -183,8 +185,7 @@ async fn serve(args: RunArgs) -> anyhow::Result<ExitCode> {
     std::io::stdout().flush()?;
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
 
-    events_loop(&core, &reloader, &args.policy, || bus.publish_now(state(pb::SensorPhase::Heartbeat)))
-        .await?;
+    events_loop(&core, &reloader, || bus.publish_now(state(pb::SensorPhase::Heartbeat))).await?;
 
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
     bus.publish_now(state(pb::SensorPhase::Stopping));
@@ -207,15 +208,13 @@ async fn serve(args: RunArgs) -> anyhow::Result<ExitCode> {
 async fn events_loop(
     core: &Arc<Core>,
     reloader: &Arc<Reloader>,
-    policy: &Path,
     heartbeat: impl Fn() -> u64,
 ) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut hangup = signal(SignalKind::hangup())?;
-    let mut watch = Watch::new(policy)
-        .inspect_err(|error| warn!(%error, "the policy file is not watched; SIGHUP still reads it again"))
-        .ok();
+    let mut files = reloader.files();
+    let mut watch = watching(&files);
     let mut counting = tokio::time::interval(COUNTERS);
     let mut beating = tokio::time::interval(HEARTBEAT);
     beating.reset();
@@ -234,7 +233,14 @@ async fn events_loop(
             _ = terminate.recv() => return Ok(()),
             _ = interrupt.recv() => return Ok(()),
             _ = hangup.recv() => reload(core, reloader, "signal").await,
-            () = changed => reload(core, reloader, "file").await,
+            () = changed => {
+                reload(core, reloader, "file").await;
+                let now = reloader.files();
+                if now != files {
+                    watch = watching(&now);
+                    files = now;
+                }
+            }
             _ = beating.tick() => { heartbeat(); }
             _ = counting.tick() => {
                 let (core, repeats) = (core.clone(), repeats.clone());
@@ -242,6 +248,12 @@ async fn events_loop(
             }
         }
     }
+}
+
+fn watching(files: &BTreeSet<PathBuf>) -> Option<Watch> {
+    Watch::new(files)
+        .inspect_err(|error| warn!(%error, "the policy file is not watched; SIGHUP still reads it again"))
+        .ok()
 }
 
 async fn reload(core: &Arc<Core>, reloader: &Arc<Reloader>, trigger: &'static str) {
@@ -265,5 +277,22 @@ fn counters(core: &Core, repeats: &mut repeats::Repeats) {
     }
     for (reason, count) in lost {
         core.lose("kernel", reason.name(), count);
+        if reason == Loss::LabelOverflow {
+            core.bus.publish_now(Body::Finding(overflow(count)));
+        }
     }
+    core.adopt_sockets();
+}
+
+fn overflow(count: u64) -> pb::Finding {
+    let mut finding = pb::Finding {
+        kind: "label_overflow".to_owned(),
+        detail: format!(
+            "{count} labelled processes have numbers beyond the label map and are denied all IP; restart the sensor \
+             with a --label-capacity of at least kernel.pid_max"
+        ),
+        ..Default::default()
+    };
+    finding.set_severity(pb::Severity::High);
+    finding
 }

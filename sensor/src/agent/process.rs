@@ -73,6 +73,17 @@ pub fn uid(pid: u32) -> u32 {
         .unwrap_or(u32::MAX)
 }
 
+/// CAP_NET_RAW, permitted: packet sockets pass the cgroup hooks by.
+pub fn has_net_raw(pid: u32) -> bool {
+    const CAP_NET_RAW: u64 = 13;
+    let status = read_text(&format!("/proc/{pid}/status"), 8192).unwrap_or_default();
+    status
+        .lines()
+        .find_map(|l| l.strip_prefix("CapPrm:"))
+        .and_then(|l| u64::from_str_radix(l.trim(), 16).ok())
+        .is_some_and(|set| set & (1 << CAP_NET_RAW) != 0)
+}
+
 /// systemd unit and container id of a process.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Place {

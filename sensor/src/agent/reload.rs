@@ -8,12 +8,13 @@ use crate::policy::compile::Ids;
 use crate::policy::load::{LoadError, Loaded, load};
 use sensor_common::policy::{MODE_AUDIT, MODE_ENFORCE};
 use sha2::{Digest as _, Sha256};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
+use zerocopy::IntoBytes as _;
 
 pub struct Reloader {
     core: Arc<Core>,
@@ -73,6 +74,15 @@ impl Reloader {
 
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// The policy file and those that the policy in force refers to.
+    pub fn files(&self) -> BTreeSet<PathBuf> {
+        let mut files = BTreeSet::from([self.path.clone()]);
+        if let Some(policy) = self.core.in_force() {
+            files.extend(policy.loaded.files.iter().map(PathBuf::from));
+        }
+        files
     }
 
     pub fn error(&self) -> String {
@@ -217,8 +227,28 @@ fn names_in(loaded: &Loaded, server: &str) -> Option<String> {
         .find_map(|p| p.named().map(|(rule, _)| rule.text()))
 }
 
+/// Over everything that the policy was made of: its text and what it compiled
+/// to, since files it refers to and launchers of the host are part of it.
 fn hash(loaded: &Loaded) -> String {
-    hex::encode(Sha256::digest(loaded.source.as_bytes()))
+    let mut hash = Sha256::new();
+    hash.update(loaded.source.as_bytes());
+    let compiled = &loaded.compiled;
+    for profile in &compiled.profiles {
+        hash.update(profile.as_bytes());
+    }
+    for c in &compiled.cidrs {
+        hash.update(c.addr.as_bytes());
+        hash.update([c.direction, c.bits as u8]);
+        hash.update(c.port_set.to_ne_bytes());
+    }
+    for set in &compiled.port_sets {
+        hash.update(set.as_bytes());
+    }
+    for entry in &compiled.exec {
+        hash.update([entry.kind]);
+        hash.update(&entry.text);
+    }
+    hex::encode(hash.finalize())
 }
 
 fn write_ids(path: &Path, names: &BTreeMap<String, u16>) -> io::Result<()> {

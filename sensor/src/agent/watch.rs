@@ -1,13 +1,22 @@
-//! Changes of the policy file: its directory is watched, since editors and
-//! config maps replace the file rather than write to it.
+//! Changes of the policy file and of the files it refers to: their directories
+//! are watched, since editors and config maps replace files rather than write
+//! to them.
 
 use notify::{RecommendedWatcher, RecursiveMode, Watcher as _};
-use std::path::Path;
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
 use tokio::sync::mpsc;
 use tokio::time::{Duration, timeout};
 
 /// Changes come in groups (write, rename, attributes).
 const QUIET: Duration = Duration::from_millis(100);
+
+fn directory(file: &Path) -> PathBuf {
+    match file.parent() {
+        Some(p) if !p.as_os_str().is_empty() => p.to_owned(),
+        _ => ".".into(),
+    }
+}
 
 pub struct Watch {
     changes: mpsc::Receiver<()>,
@@ -15,11 +24,7 @@ pub struct Watch {
 }
 
 impl Watch {
-    pub fn new(file: &Path) -> notify::Result<Watch> {
-        let directory = match file.parent() {
-            Some(p) if !p.as_os_str().is_empty() => p.to_owned(),
-            _ => ".".into(),
-        };
+    pub fn new(files: &BTreeSet<PathBuf>) -> notify::Result<Watch> {
         let (send, changes) = mpsc::channel(1);
         let mut watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
             // Reading the file is an event too, and would never end.
@@ -28,7 +33,9 @@ impl Watch {
                 let _ = send.try_send(()); // one that waits is enough
             }
         })?;
-        watcher.watch(&directory, RecursiveMode::NonRecursive)?;
+        for directory in files.iter().map(|f| directory(f)).collect::<BTreeSet<_>>() {
+            watcher.watch(&directory, RecursiveMode::NonRecursive)?;
+        }
         Ok(Watch { changes, _watcher: watcher })
     }
 

@@ -2,7 +2,6 @@
 
 use super::output::{self, Table};
 use super::{DoctorArgs, Exit, Output};
-use crate::event::json::hook_status_name;
 use crate::event::pb::HookStatus;
 use crate::event::text::escape;
 use crate::kernel::doctor::{Check, report};
@@ -19,27 +18,31 @@ pub(super) fn run(args: &DoctorArgs) -> anyhow::Result<ExitCode> {
     Ok(if missing { Exit::Prerequisite } else { Exit::Ok }.into())
 }
 
+fn status_name(status: HookStatus) -> &'static str {
+    match status {
+        HookStatus::Attached => "works",
+        HookStatus::Fallback => "fallback",
+        HookStatus::NotEnforced => "not_enforced",
+        HookStatus::Unspecified => "unknown",
+    }
+}
+
 fn to_json(check: &Check) -> Value {
     json!({
-        "name": check.name, "status": hook_status_name(check.status), "required": check.required,
+        "name": check.name, "status": status_name(check.status), "required": check.required,
         "detail": check.detail, "fix": check.fix,
     })
 }
 
 fn print(checks: &[Check]) -> anyhow::Result<()> {
-    let mut table = Table::new(["CHECK", "STATUS", "", "DETAIL"]);
+    let mut table = Table::new(["CHECK", "STATUS", "NEED", "DETAIL"]);
     for check in checks {
         let required = if check.required { "required" } else { "optional" };
         let mut detail = escape(&check.detail);
         if !check.fix.is_empty() {
             detail.push_str(&format!("; {}", escape(&check.fix)));
         }
-        table.row([
-            escape(&check.name),
-            hook_status_name(check.status).to_owned(),
-            required.to_owned(),
-            detail,
-        ]);
+        table.row([escape(&check.name), status_name(check.status).to_owned(), required.to_owned(), detail]);
     }
     table.print()
 }

@@ -7,9 +7,12 @@ use crate::event::{Body, Event, Subscriber, is_denial, now, pb};
 use std::io;
 use std::sync::Arc;
 use std::thread::JoinHandle;
+use std::time::Duration;
 use tokio::runtime::Handle;
 
 const BATCH: usize = 2048;
+/// How long a batch waits to fill: bounds the fdatasyncs a second.
+const LINGER: Duration = Duration::from_millis(20);
 
 /// Stores and shows what `subscriber` gets, until the bus closes. Events that
 /// could not be stored are counted, and told by a loss once it works again.
@@ -25,6 +28,11 @@ pub fn spawn(
         let mut events: Vec<Arc<Event>> = Vec::with_capacity(BATCH);
         let mut unstored: Option<pb::Loss> = None;
         while runtime.block_on(subscriber.recv(&mut events, BATCH)) {
+            if events.len() < BATCH {
+                std::thread::sleep(LINGER);
+                let room = BATCH - events.len();
+                subscriber.try_recv(&mut events, room);
+            }
             let mut batch: Vec<Event> = Vec::with_capacity(events.len() + 1);
             batch.extend(unstored.clone().map(|loss| Event {
                 seq: loss.last_seq,

@@ -21,6 +21,8 @@ use tonic::{Code, Request, Response, Status};
 
 /// Requests are small; only `argv` of Launch has some length.
 const MAX_REQUEST: usize = 256 << 10;
+/// Of an error: it travels in a header, and clients limit those.
+const MAX_MESSAGE: usize = 4096;
 /// Events in one message.
 const CHUNK: usize = 256;
 /// Buffer of one reader of events, of each class.
@@ -42,7 +44,8 @@ pub async fn serve(
     let (health, health_service) = tonic_health::server::health_reporter();
     health.set_serving::<ControlServer<Service>>().await;
     let at_request = gate.clone();
-    let service = Service { agent, readers: AtomicU64::new(0).into() };
+    let (end, ending) = watch::channel(false);
+    let service = Service { agent, readers: AtomicU64::new(0).into(), ending: ending.clone() };
     let control = ControlServer::new(service)
         .max_decoding_message_size(MAX_REQUEST)
         .accept_compressed(CompressionEncoding::Gzip)
@@ -58,9 +61,8 @@ pub async fn serve(
         .add_service(reflection_v1()?)
         .add_service(reflection_v1alpha()?);
     let accepting = accept(listener, gate, Places::new(limits), connections);
-    let (end, mut ending) = watch::channel(false);
-    let ended = async move { drop(ending.wait_for(|end| *end).await) };
-    let mut serving = Box::pin(router.serve_with_incoming_shutdown(ReceiverStream::new(incoming), ended));
+    let mut serving =
+        Box::pin(router.serve_with_incoming_shutdown(ReceiverStream::new(incoming), ended(ending)));
     tokio::select! {
         served = &mut serving => return Ok(served?),
         () = accepting => (),
@@ -73,6 +75,11 @@ pub async fn serve(
         Err(_) => tracing::debug!("calls were still open on the control socket"),
     }
     Ok(())
+}
+
+async fn ended(mut ending: watch::Receiver<bool>) {
+    // An error: the sender is gone, which is the end too.
+    let _ = ending.wait_for(|end| *end).await;
 }
 
 async fn accept(
@@ -163,6 +170,7 @@ impl Refusals {
 struct Service {
     agent: Arc<dyn Agent>,
     readers: Arc<AtomicU64>,
+    ending: watch::Receiver<bool>,
 }
 
 impl From<ControlError> for Status {
@@ -175,7 +183,12 @@ impl From<ControlError> for Status {
             ControlError::Exhausted(_) => Code::ResourceExhausted,
             ControlError::Internal(_) => Code::Internal,
         };
-        Status::new(code, error.to_string())
+        let mut text = error.to_string();
+        if text.len() > MAX_MESSAGE {
+            text.truncate(text.floor_char_boundary(MAX_MESSAGE));
+            text.push('…');
+        }
+        Status::new(code, text)
     }
 }
 
@@ -259,7 +272,7 @@ impl Control for Service {
         }
         // A client that does not read holds two messages and one buffer.
         let (to_client, stream) = mpsc::channel(2);
-        let agent = self.agent.clone();
+        let (agent, ending) = (self.agent.clone(), self.ending.clone());
         tokio::spawn(async move {
             for events in past.chunks(CHUNK) {
                 if to_client.send(Ok(message(events))).await.is_err() {
@@ -269,10 +282,13 @@ impl Control for Service {
             drop(past);
             let Some(mut reader) = follow else { return };
             let mut events = Vec::with_capacity(CHUNK);
+            let mut ending = Box::pin(ended(ending));
             loop {
                 let more = tokio::select! {
+                    biased;
                     more = reader.recv(&mut events, CHUNK) => more,
                     () = to_client.closed() => return,
+                    () = &mut ending => return,
                 };
                 // The caller may have been labelled, or have ended, since.
                 if agent.is_labelled(peer.pid) || !peer.is_alive() {

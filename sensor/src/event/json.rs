@@ -372,6 +372,7 @@ impl Serialize for Hook<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
     use serde_json::json;
 
     fn decision() -> pb::Decision {
@@ -449,6 +450,22 @@ mod tests {
         assert_eq!(value["where"], "kernel");
         assert_eq!(value["reason"], "verdict_ring_full");
         assert_eq!(value["count"], 3);
+    }
+
+    proptest! {
+        /// Whatever a server puts into its names: one line, which reads back.
+        #[test]
+        fn any_text_stays_within_one_line(text in any::<String>(), path in any::<String>(), time in any::<i64>()) {
+            let actor = pb::Actor { comm: text.clone(), server: text.clone(), ..Default::default() };
+            let body = pb::UnixConnection { actor: Some(actor), path: path.clone(), ..Default::default() };
+            let event = Event { time_unix_ns: time, body: Some(Body::UnixConnection(body)), ..Default::default() };
+            let mut line = Vec::new();
+            write_line(&event, &mut line).unwrap();
+            prop_assert_eq!(line.iter().position(|b| *b == b'\n'), Some(line.len() - 1));
+            let value: serde_json::Value = serde_json::from_slice(&line).unwrap();
+            prop_assert_eq!(value["path"].as_str(), Some(path.as_str()));
+            prop_assert_eq!(value["server"].as_str(), Some(text.as_str()));
+        }
     }
 
     #[test]

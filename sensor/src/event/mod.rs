@@ -76,3 +76,7 @@ pub fn now() -> i64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
 }
+
+// Buffers are bounded by their number of events: this times the bound, and what
+// the strings hold, is their memory.
+const _: () = assert!(size_of::<Event>() <= 1024);

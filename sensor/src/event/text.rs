@@ -32,6 +32,16 @@ impl Row {
     }
 }
 
+/// Characters of a command line that are shown; JSON has all that is recorded.
+const MAX_COMMAND: usize = 120;
+
+fn cut(text: &str, most: usize) -> String {
+    match text.char_indices().nth(most) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text.to_owned(),
+    }
+}
+
 /// Control characters, line breaks and direction marks become visible.
 pub fn escape(text: &str) -> String {
     let plain = |c: char| {
@@ -76,7 +86,8 @@ fn describe(body: &Body, row: &mut Row) {
     match body {
         Body::Exec(e) => {
             row.what = "exec".to_owned();
-            row.detail = escape(&e.argv.join(" "));
+            row.detail = cut(&escape(&e.argv.join(" ")), MAX_COMMAND);
+            who(body, &mut row.detail);
         }
         Body::InstanceStarted(i) => {
             row.what = "started".to_owned();
@@ -92,7 +103,7 @@ fn describe(body: &Body, row: &mut Row) {
         Body::Loss(l) => {
             row.what = "LOSS".to_owned();
             row.tone = Tone::Bad;
-            row.detail = format!("{} events: {} ({})", l.count, escape(&l.reason), escape(&l.r#where));
+            row.detail = format!("{} × {} ({})", l.count, escape(&l.reason), escape(&l.r#where));
         }
         Body::PolicyChange(p) => {
             row.what = "policy".to_owned();
@@ -223,6 +234,18 @@ mod tests {
             ]
         );
         assert_eq!(row.tone, Tone::Bad);
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn nothing_that_moves_a_cursor_survives(text in proptest::prelude::any::<String>()) {
+            proptest::prop_assert!(!escape(&text).chars().any(char::is_control));
+        }
+    }
+
+    #[test]
+    fn a_long_command_is_cut_between_characters() {
+        assert_eq!((cut("äöü", 3).as_str(), cut("äöü", 2).as_str()), ("äöü", "äö…"));
     }
 
     #[test]

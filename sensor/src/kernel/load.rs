@@ -68,10 +68,15 @@ struct Core {
     without: &'static str,
 }
 
-const TRACEPOINTS: [(&str, &str, &str); 3] = [
+const TRACEPOINTS: [(&str, &str, &str); 4] = [
     ("fork", "sched_process_fork", "children of a server are not labelled"),
     ("exit", "sched_process_exit", "labels are not removed"),
     ("exec", "sched_process_exec", "servers are not recognised at exec"),
+    (
+        "moved",
+        "cgroup_attach_task",
+        "processes moved into a unit or container are labelled only by the agent",
+    ),
 ];
 
 const CGROUP: [Core; 10] = [
@@ -126,7 +131,12 @@ impl Attached {
     pub fn detach(self) -> io::Result<()> {
         let pins = self.pins.clone();
         drop(self);
-        remove_pins(&pins)
+        remove_pins(&pins)?;
+        // Only if no other version left something there.
+        if let Some(parent) = pins.parent() {
+            let _ = fs::remove_dir(parent);
+        }
+        Ok(())
     }
 }
 
@@ -347,29 +357,4 @@ pub(super) fn map_fd(map: &aya::maps::Map) -> Option<BorrowedFd<'_>> {
         _ => return None,
     };
     Some(data.fd().as_fd())
-}
-
-#[cfg(test)]
-mod tests {
-    #[test]
-    #[ignore = "scratch"]
-    fn load_here() {
-        let cg = super::super::cgroup::root().unwrap().join("lead_scratch");
-        std::fs::create_dir_all(&cg).unwrap();
-        let r = super::load(&super::Options {
-            cgroup: cg,
-            pins: "/sys/fs/bpf/lead_scratch".into(),
-            label_capacity: 32768,
-            allow_degraded: true,
-        });
-        match r {
-            Ok(l) => {
-                for h in &l.hooks {
-                    println!("{h:?}");
-                }
-                l.attached.detach().unwrap();
-            }
-            Err(e) => println!("ERR {e}"),
-        }
-    }
 }
