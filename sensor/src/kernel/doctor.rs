@@ -4,7 +4,9 @@
 use super::load::{self, HookState, LoadError, Options};
 use super::{OBJECT, btf, cgroup};
 use crate::event::pb::HookStatus;
+use std::collections::HashMap;
 use std::fs;
+use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 
 /// One prerequisite, or one hook.
@@ -48,6 +50,9 @@ pub fn report(root: Option<&Path>) -> anyhow::Result<Vec<Check>> {
         check("cgroup v2", true, cgroup_at(&mount)),
         check("bpffs", true, bpffs()),
     ];
+    if let Ok(path) = &mount {
+        checks.push(check("programs of others that rewrite addresses", false, rewriters(path)));
+    }
     match mount {
         Ok(path) if checks.iter().all(|c| !c.required || c.status == HookStatus::Attached) => {
             checks.extend(hooks(&path));
@@ -118,6 +123,37 @@ fn cgroup_at(mount: &Result<PathBuf, String>) -> Found {
 fn bpffs() -> Found {
     let fix = "mount -t bpf bpf /sys/fs/bpf";
     load::ensure_bpffs().map(|()| load::BPFFS.to_owned()).map_err(|e| (e.to_string(), fix))
+}
+
+/// Programs of others on the hooks that may change an address after it was
+/// judged (linux/bpf.h): every one of them must allow, and packets are judged
+/// again, but a destination that one of them rewrites is approved as it was
+/// before.
+const REWRITING: [(&str, u32); 6] =
+    [("connect4", 10), ("connect6", 11), ("sendmsg4", 14), ("sendmsg6", 15), ("bind4", 8), ("bind6", 9)];
+
+fn rewriters(cgroup: &Path) -> Found {
+    let root = fs::File::open(cgroup).map_err(|e| (e.to_string(), "run as root"))?;
+    let names: HashMap<u32, String> = aya::programs::loaded_programs()
+        .flatten()
+        .map(|p| (p.id(), p.name_as_str().unwrap_or("?").to_owned()))
+        .collect();
+    let mut others = Vec::new();
+    for (hook, attach_type) in REWRITING {
+        let ids = super::sys::attached(root.as_fd(), attach_type)
+            .map_err(|e| (format!("cannot be asked for: {e}"), "run as root"))?;
+        for id in ids {
+            let name = names.get(&id).map_or("?", String::as_str);
+            if name != hook {
+                others.push(format!("{name} (id {id}, {hook})"));
+            }
+        }
+    }
+    if others.is_empty() {
+        return Ok(format!("none at {}", cgroup.display()));
+    }
+    let fix = "see that what they rewrite to is meant; `bpftool prog show id ID` tells whose they are";
+    Err((others.join(", "), fix))
 }
 
 /// A cgroup without processes; removed when dropped.

@@ -11,6 +11,7 @@ const BPF_PROG_LOAD: i64 = 5;
 const BPF_OBJ_PIN: i64 = 6;
 const BPF_RAW_TRACEPOINT_OPEN: i64 = 17;
 const BPF_LINK_CREATE: i64 = 28;
+const BPF_PROG_QUERY: i64 = 16;
 
 /// Every command reads at most this much of `union bpf_attr`; the rest is zero.
 #[repr(C)]
@@ -92,6 +93,21 @@ pub(super) fn raw_tracepoint_open(program: BorrowedFd<'_>, tracepoint: &str) -> 
     let fd = bpf(BPF_RAW_TRACEPOINT_OPEN, &mut attr)?;
     // SAFETY: a descriptor that the kernel just made for us.
     Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+}
+
+/// Ids of the programs of one type that are attached to a cgroup itself.
+pub(super) fn attached(cgroup: BorrowedFd<'_>, attach_type: u32) -> io::Result<Vec<u32>> {
+    const MOST: usize = 64; // BPF_CGROUP_MAX_PROGS
+    let mut ids = [0u32; MOST];
+    let mut attr = words(&[
+        (0, pair(cgroup.as_raw_fd() as u32, attach_type)),
+        // word 1: query flags (0: attached here), attach flags out
+        (2, ids.as_mut_ptr() as u64),
+        (3, pair(MOST as u32, 0)),
+    ]);
+    bpf(BPF_PROG_QUERY, &mut attr)?;
+    let count = (attr.0[3] as u32 as usize).min(MOST);
+    Ok(ids[..count].to_vec())
 }
 
 pub(super) fn pin(object: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
