@@ -1,7 +1,7 @@
 //! The policies that verdicts may refer to: the one in force and a few before
 //! it, since a record may have been written just before a switch.
 
-use crate::policy::compile::{Compiled, UNKNOWN};
+use crate::policy::compile::{Compiled, RuleInfo, UNKNOWN};
 use crate::policy::load::Loaded;
 use sensor_common::policy::SERVER_UNKNOWN;
 use std::collections::{HashMap, VecDeque};
@@ -28,12 +28,20 @@ impl InForce {
     }
 }
 
+/// What a record may still ask of a policy that was replaced.
+struct Past {
+    generation: u32,
+    hash: String,
+    rules: Vec<RuleInfo>,
+}
+
 /// Names of servers outlive the policy that declared them: labels hold ids.
 #[derive(Default)]
 pub struct Policies {
-    recent: VecDeque<Arc<InForce>>,
+    current: Option<Arc<InForce>>,
     /// Being written; records under it may come before the switch is noted.
     pending: Option<Arc<InForce>>,
+    past: VecDeque<Past>,
     names: HashMap<u16, String>,
 }
 
@@ -52,16 +60,25 @@ impl Policies {
         for (id, name, _) in &policy.compiled().servers {
             self.names.insert(*id, name.clone());
         }
-        self.recent.push_front(policy);
-        self.recent.truncate(KEPT);
+        if let Some(before) = self.current.replace(policy) {
+            let rules = before.compiled().rules.clone();
+            self.past.push_front(Past { generation: before.generation, hash: before.hash.clone(), rules });
+            self.past.truncate(KEPT);
+        }
     }
 
     pub fn current(&self) -> Option<&Arc<InForce>> {
-        self.recent.front()
+        self.current.as_ref()
     }
 
-    pub fn of(&self, generation: u32) -> Option<&Arc<InForce>> {
-        self.pending.iter().chain(&self.recent).find(|p| p.generation == generation)
+    /// Hash of the policy of a generation, and a rule of it.
+    pub fn rule(&self, generation: u32, rule: u32) -> (Option<&str>, Option<&RuleInfo>) {
+        let known = self.pending.iter().chain(&self.current).find(|p| p.generation == generation);
+        if let Some(policy) = known {
+            return (Some(&policy.hash), policy.compiled().rule(rule));
+        }
+        let Some(past) = self.past.iter().find(|p| p.generation == generation) else { return (None, None) };
+        (Some(&past.hash), (rule as usize).checked_sub(1).and_then(|i| past.rules.get(i)))
     }
 
     pub fn server_name(&self, id: u16) -> &str {

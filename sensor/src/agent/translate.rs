@@ -62,8 +62,7 @@ pub struct Context<'a> {
 
 impl Context<'_> {
     fn decision(&self, key: &VerdictKey, rule: u32, generation: u32) -> pb::Decision {
-        let policy = self.policies.of(generation);
-        let info = policy.and_then(|p| p.compiled().rule(rule));
+        let (hash, info) = self.policies.rule(generation, rule);
         let mut decision = pb::Decision {
             reason: Reason::from_code(key.reason)
                 .map_or_else(|| key.reason.to_string(), |r| r.name().to_owned()),
@@ -72,7 +71,7 @@ impl Context<'_> {
             hook: Hook::from_code(key.hook).map_or_else(|| key.hook.to_string(), |h| h.name().to_owned()),
             count: 1,
             generation: generation.into(),
-            policy: policy.map(|p| p.hash.clone()).unwrap_or_default(),
+            policy: hash.unwrap_or_default().to_owned(),
             ..Default::default()
         };
         decision.set_verdict(verdict(key.verdict));

@@ -220,6 +220,7 @@ pub fn load(options: &Options) -> Result<Loaded, LoadError> {
         hooks.push(hook);
         Ok(())
     };
+    let started = std::time::Instant::now();
     for (name, tracepoint, without) in TRACEPOINTS {
         let link = attach_tracepoint(&mut ebpf, name, tracepoint);
         keep(Hook { name, core: true, without, state: HookState::Attached }, link)?;
@@ -236,6 +237,7 @@ pub fn load(options: &Options) -> Result<Loaded, LoadError> {
         let without = "unix sockets are not judged (unix: open)";
         keep(Hook { name, core: false, without, state: HookState::Attached }, link)?;
     }
+    debug!(elapsed_ms = started.elapsed().as_millis(), "programs verified and attached");
     // The new links judge; the old may go.
     for path in old {
         debug!(path = %path.display(), "dropping the link of an earlier agent");
