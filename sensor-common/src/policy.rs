@@ -132,6 +132,29 @@ impl Default for PortSet {
     }
 }
 
+impl PortSet {
+    /// The first range that covers the flow; `group`: only ranges that open
+    /// groups count.
+    #[inline(always)]
+    fn rule_for(&self, flow: &Flow, group: bool) -> Option<u32> {
+        let mut i = 0;
+        while i < MAX_RANGES {
+            if i as u32 >= self.count {
+                break;
+            }
+            let r = &self.ranges[i];
+            i += 1;
+            if group && r.flags & RANGE_GROUP == 0 {
+                continue;
+            }
+            if flow.any_port || (r.protocol == flow.protocol && r.low <= flow.port && flow.port <= r.high) {
+                return Some(r.rule);
+            }
+        }
+        None
+    }
+}
+
 /// `from` may start `to` as an instance of its own (`may_launch`).
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
@@ -323,7 +346,15 @@ pub fn decide<T: Tables>(tables: &T, generation: u32, profile_id: u16, flow: &Fl
     }
     let addr = flow.addr.normalise();
     let group = addr.is_multicast() || addr.is_broadcast();
-    let denied = if addr.is_multicast() {
+    let key = CidrKey::new(generation, profile_id, flow.direction, addr, 128);
+    if let Some(set) = tables.ports(generation, &key)
+        && let Some(rule) = set.rule_for(flow, group)
+    {
+        let reason = if flow.any_port { Reason::NoTraffic } else { Reason::Rule };
+        return Decision { reason, rule };
+    }
+    // Only now, so that the search above is one path to the kernel's verifier.
+    Decision::because(if addr.is_multicast() {
         Reason::Multicast
     } else if addr.is_broadcast() {
         Reason::Broadcast
@@ -331,29 +362,7 @@ pub fn decide<T: Tables>(tables: &T, generation: u32, profile_id: u16, flow: &Fl
         Reason::NoInboundRule
     } else {
         Reason::NoRule
-    };
-    let key = CidrKey::new(generation, profile_id, flow.direction, addr, 128);
-    let Some(set) = tables.ports(generation, &key) else {
-        return Decision::because(denied);
-    };
-    let mut i = 0;
-    while i < MAX_RANGES {
-        if i as u32 >= set.count {
-            break;
-        }
-        let r = &set.ranges[i];
-        i += 1;
-        if group && r.flags & RANGE_GROUP == 0 {
-            continue;
-        }
-        if flow.any_port {
-            return Decision { reason: Reason::NoTraffic, rule: r.rule };
-        }
-        if r.protocol == flow.protocol && r.low <= flow.port && flow.port <= r.high {
-            return Decision { reason: Reason::Rule, rule: r.rule };
-        }
-    }
-    Decision::because(denied)
+    })
 }
 
 const _: () = {
