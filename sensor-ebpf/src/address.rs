@@ -151,26 +151,18 @@ fn conclude(ctx: *mut bpf_sock_addr, flow: &Flow, judged: &Judged, netns: u64, h
 
 /// `self` needs a look at the other end, so it is asked only when no rule
 /// allows.
-#[inline(never)]
+#[inline(always)]
 fn judge_with_self(ctx: *mut bpf_sock_addr, flow: &Flow, label: Label) -> Judged {
     let mut judged = judge(label, flow);
-    if !matches!(judged.decision.reason, Reason::NoRule) || !flow.addr.normalise().is_loopback() {
-        return judged;
-    }
-    if let Some(rule) = self_rule(label) {
-        let own = flow.any_port
-            || packet::listener_is_own(ctx.cast(), flow.addr.normalise(), flow.port, flow.protocol, label);
-        if own {
-            judged.decision.reason = Reason::SelfInstance;
-            judged.decision.rule = rule;
-        }
+    if judged.self_rule != 0 && (flow.any_port || packet::destination_is_own(ctx.cast(), flow, label)) {
+        judged.decision = Decision { reason: Reason::SelfInstance, rule: judged.self_rule };
     }
     judged
 }
 
 /// The rule that `to: [self]` stands in, if the label's profile has one.
 #[inline(always)]
-pub(crate) fn self_rule(label: Label) -> Option<u32> {
+fn self_rule(label: Label) -> Option<u32> {
     let generation = kernel::generation();
     let server = policy::server(generation, label.server())?;
     let profile = policy::profile(generation, policy::profile_of(server, label))?;

@@ -1,7 +1,6 @@
 //! Every packet of a labelled socket, both ways: the authority that nothing IP
 //! gets past. Runs in softirq too, so it knows the socket, never the task.
 
-use crate::address::self_rule;
 use crate::kernel;
 use crate::record::Task;
 use crate::socket::{self, storage};
@@ -173,7 +172,7 @@ fn judge_packet(skb: *mut __sk_buff, sk: *mut bpf_sock, stored: *mut Socket, hoo
     let mut packet = EMPTY;
     let mut reason = Reason::Malformed;
     if !parse(skb, &mut packet, &mut reason) {
-        let judged = Judged { decision: Decision::because(reason), label, audit: verdict::in_audit(label) };
+        let judged = Judged::flat(label, reason, verdict::in_audit(label));
         return conclude(skb, s, &packet, &judged, outbound as u32 | OUTSIDE);
     }
     // The far end and our own port, whichever way the packet goes.
@@ -208,12 +207,9 @@ fn judge_packet(skb: *mut __sk_buff, sk: *mut bpf_sock, stored: *mut Socket, hoo
     if !inbound && outbound {
         translated(sk, s, &mut judged, &packet);
     }
-    if matches!(judged.decision.reason, Reason::NoRule | Reason::NoInboundRule)
-        && peer.normalise().is_loopback()
-        && let Some(rule) = self_rule(label)
-        && peer_is_own(skb.cast(), &packet, outbound, label)
+    if judged.self_rule != 0 && !judged.decision.allows() && peer_is_own(skb.cast(), &packet, outbound, label)
     {
-        judged.decision = Decision { reason: Reason::SelfInstance, rule };
+        judged.decision = Decision { reason: Reason::SelfInstance, rule: judged.self_rule };
     }
 
     if judged.decision.allows() {
@@ -337,7 +333,7 @@ fn translated(sk: *mut bpf_sock, s: &Socket, judged: &mut Judged, packet: &Packe
     } else {
         return;
     };
-    if addr.normalise() == packet.destination.normalise() && port == packet.destination_port {
+    if addr == packet.destination && port == packet.destination_port {
         return;
     }
     if dst_port == 0 && judged.decision.allows() {
@@ -352,15 +348,17 @@ fn translated(sk: *mut bpf_sock, s: &Socket, judged: &mut Judged, packet: &Packe
     }
 }
 
-/// At connect(): does a socket of the same instance listen there?
-#[inline(always)]
-pub(crate) fn listener_is_own(ctx: *mut c_void, addr: Addr, port: u16, protocol: u8, label: Label) -> bool {
+/// At connect() and sendmsg(): does a socket of the same instance take what is
+/// sent there?
+#[inline(never)]
+pub(crate) fn destination_is_own(ctx: *mut c_void, flow: &Flow, label: Label) -> bool {
+    let addr = flow.addr.normalise();
     let packet = Packet {
         source: addr,
         destination: addr,
         source_port: 0,
-        destination_port: port,
-        protocol,
+        destination_port: flow.port,
+        protocol: flow.protocol,
         v6: !addr.is_v4(),
         opens: false,
     };

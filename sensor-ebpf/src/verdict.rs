@@ -9,7 +9,7 @@ use aya_ebpf::maps::HashMap;
 use sensor_common::addr::Addr;
 use sensor_common::kernel::Denial;
 use sensor_common::label::Label;
-use sensor_common::policy::{Decision, Flow, MODE_AUDIT, Reason, decide};
+use sensor_common::policy::{Decision, Flow, MODE_AUDIT, PROFILE_SELF, Reason, decide};
 use sensor_common::record::{
     COMM_BYTES, Hook, KIND_VERDICT, Loss, RING_TELEMETRY, RING_VERDICTS, VERDICT_ALLOW, VERDICT_DENY,
     VERDICT_WOULD_DENY, Verdict, VerdictKey,
@@ -74,9 +74,19 @@ pub(crate) struct Judged {
     pub decision: Decision,
     pub label: Label,
     pub audit: bool,
+    /// The far end is loopback and the profile has `to: [self]`, in this rule;
+    /// 0: no. Whether the socket there is the instance's own is for the caller
+    /// to find out.
+    pub self_rule: u32,
 }
 
 impl Judged {
+    /// A denial that no rule can lift.
+    #[inline(always)]
+    pub(crate) fn flat(label: Label, reason: Reason, audit: bool) -> Judged {
+        Judged { decision: Decision::because(reason), label, audit, self_rule: 0 }
+    }
+
     #[inline(always)]
     pub(crate) fn denies(&self) -> bool {
         !self.decision.allows() && !self.audit
@@ -96,12 +106,23 @@ pub(crate) fn judge(label: Label, flow: &Flow) -> Judged {
         unsafe { judge_flow(label.0, a as u64 | (b as u64) << 32, c as u64 | (d as u64) << 32, rest) };
     // SAFETY: the low byte is a `Reason`, put there by `judge_flow`.
     let reason = unsafe { core::mem::transmute::<u8, Reason>(packed as u8) };
-    Judged { decision: Decision { reason, rule: (packed >> 32) as u32 }, label, audit: packed >> 8 & 1 != 0 }
+    let rule = (packed >> 32) as u32;
+    let ask_self = packed & ASK_SELF != 0;
+    Judged {
+        decision: Decision { reason, rule: if ask_self { 0 } else { rule } },
+        label,
+        audit: packed & IN_AUDIT != 0,
+        self_rule: if ask_self { rule } else { 0 },
+    }
 }
+
+const IN_AUDIT: u64 = 1 << 8;
+/// The rule is that of `to: [self]`, and the denial may be lifted by it.
+const ASK_SELF: u64 = 1 << 9;
 
 /// [`judge`] as a global function of integers: the verifier looks at the walk
 /// over the port ranges once, not once per caller and path. Returns the reason
-/// in bits 0..8, audit in bit 8, the rule in bits 32..64.
+/// in bits 0..8, [`IN_AUDIT`], [`ASK_SELF`], and the rule in bits 32..64.
 ///
 /// Without a policy entry it says no, in enforce mode: a label nobody knows is
 /// not a free pass.
@@ -123,9 +144,17 @@ pub unsafe extern "C" fn judge_flow(label: u64, high: u64, low: u64, rest: u64) 
     let Some(server) = policy::server(generation, label.server()) else {
         return Reason::NoPolicy as u64;
     };
-    let audit = (server.mode == MODE_AUDIT) as u64;
-    let decision = decide(&policy::Maps, generation, policy::profile_of(server, label), &flow);
-    decision.reason as u64 | audit << 8 | (decision.rule as u64) << 32
+    let audit = if server.mode == MODE_AUDIT { IN_AUDIT } else { 0 };
+    let profile = policy::profile_of(server, label);
+    let decision = decide(&policy::Maps, generation, profile, &flow);
+    if matches!(decision.reason, Reason::NoRule | Reason::NoInboundRule)
+        && flow.addr.normalise().is_loopback()
+        && let Some(profile) = policy::profile(generation, profile)
+        && profile.flags & PROFILE_SELF != 0
+    {
+        return decision.reason as u64 | audit | ASK_SELF | (profile.self_rule as u64) << 32;
+    }
+    decision.reason as u64 | audit | (decision.rule as u64) << 32
 }
 
 /// Denied for a reason that no rule can lift, unless in audit. Returns what a
@@ -133,7 +162,7 @@ pub unsafe extern "C" fn judge_flow(label: u64, high: u64, low: u64, rest: u64) 
 #[inline(always)]
 pub(crate) fn refuse(facts: &mut Facts, reason: Reason) -> i32 {
     let audit = in_audit(facts.label);
-    conclude(facts, &Judged { decision: Decision::because(reason), label: facts.label, audit })
+    conclude(facts, &Judged::flat(facts.label, reason, audit))
 }
 
 /// The label's server is in audit; no when nothing is known of it.

@@ -141,7 +141,9 @@ pub(crate) fn apt(packages: &[&str]) -> Result<()> {
     };
     let list = packages.join(" ");
     // Lists of packages may be missing (images) or older than the archive.
-    if Path::new("/var/lib/apt/lists").read_dir().is_ok_and(|mut dir| dir.any(|e| e.is_ok_and(is_list)))
+    if Path::new("/var/lib/apt/lists")
+        .read_dir()
+        .is_ok_and(|mut dir| dir.any(|e| e.is_ok_and(|e| is_list(&e))))
         && step::run(&format!("apt-get install {list}"), &mut install()).is_ok()
     {
         return Ok(());
@@ -150,7 +152,7 @@ pub(crate) fn apt(packages: &[&str]) -> Result<()> {
     step::run(&format!("apt-get install {list}"), &mut install())
 }
 
-fn is_list(entry: fs::DirEntry) -> bool {
+fn is_list(entry: &fs::DirEntry) -> bool {
     entry.file_name().to_string_lossy().ends_with("Packages")
         || entry.file_name().to_string_lossy().ends_with("Packages.lz4")
 }

@@ -3,13 +3,20 @@
 use std::{
     fs,
     io::{BufRead, BufReader},
+    os::unix::process::CommandExt,
     path::Path,
     process::{Command, Stdio},
+    sync::mpsc,
+    thread,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, bail};
-use nix::mount::{MsFlags, mount};
+use nix::{
+    mount::{MsFlags, mount},
+    sys::signal::{Signal, killpg},
+    unistd::Pid,
+};
 
 use crate::{
     build, fuzz, setup,
@@ -121,12 +128,29 @@ fn end_to_end(options: &Options) -> Result<Tally> {
     run(&mut command)
 }
 
+/// A runner that takes longer hangs; without this, so would whoever waits.
+const LIMIT: Duration = Duration::from_secs(40 * 60);
+
 /// Runs a test runner, shows its output and counts what it reports.
 fn run(command: &mut Command) -> Result<Tally> {
     // nextest reports on stderr, libtest on stdout: one pipe for both.
     let (reader, writer) = std::io::pipe()?;
-    let mut child =
-        command.stdin(Stdio::null()).stdout(writer.try_clone()?).stderr(writer).spawn().context("cargo")?;
+    let mut child = command
+        .process_group(0)
+        .stdin(Stdio::null())
+        .stdout(writer.try_clone()?)
+        .stderr(writer)
+        .spawn()
+        .context("cargo")?;
+    let group = Pid::from_raw(child.id() as i32);
+    let (done, waits) = mpsc::channel::<()>();
+    let watchdog = thread::spawn(move || {
+        let expired = waits.recv_timeout(LIMIT) == Err(mpsc::RecvTimeoutError::Timeout);
+        if expired {
+            let _ = killpg(group, Signal::SIGKILL);
+        }
+        expired
+    });
     // The command holds the write ends; the pipe must end with the child.
     command.stdout(Stdio::null()).stderr(Stdio::null());
     let mut tally = Tally::default();
@@ -136,6 +160,10 @@ fn run(command: &mut Command) -> Result<Tally> {
         println!("{line}");
     }
     let status = child.wait()?;
+    drop(done);
+    if watchdog.join().unwrap_or(false) {
+        bail!("no end within {}: killed; so far {tally}", step::seconds(LIMIT));
+    }
     if !status.success() && tally.failed == 0 {
         bail!("the test runner ended with {status} before it could report");
     }
