@@ -40,7 +40,7 @@ attempts! {
     udp_msg_more: "udp-more", Udp, Passes, [v4 v6];
     udp_spliced: "udp-splice", Udp, Passes, [v4 v6];
     udp_larger_than_the_link: "udp-large", Fragments, Passes, [v4 v6];
-    udp_with_broadcast_option: "udp-broadcast", Udp, NeverLeaves, [v4 v6];
+    udp_with_broadcast_option: "udp-broadcast", Udp, Passes, [v4 v6];
     udp_bound_to_a_device: "udp-bindtodevice", Udp, Passes, [v4 v6];
     udp_lite_connect_send: "udplite-connect-send", UdpLite, NeverLeaves, [v4 v6];
     udp_lite_sendto: "udplite-sendto", UdpLite, NeverLeaves, [v4 v6];

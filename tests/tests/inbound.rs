@@ -1,6 +1,6 @@
 //! Others connect to the server: inbound rules, and what happens without one.
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use mcp_sensor_tests::bed::{Bed, LIMIT};
 use mcp_sensor_tests::frame::{Frame, L4};
 use mcp_sensor_tests::network::Family;
@@ -106,7 +106,9 @@ fn rule_lets_the_named_peer_in(ask: Ask, family: Family) -> Result<()> {
     ensure!(!ask.by_peer(&bed, family.denied(), served.address)?, "a stranger got an answer");
     let frames = bed.frames()?;
     ensure!(frames.is_empty(), "to a stranger: {frames:?}");
-    ensure!(ask.by_peer(&bed, family.allowed(), served.address)?, "the named peer gets no answer");
+    if !ask.by_peer(&bed, family.allowed(), served.address)? {
+        bail!("the named peer gets no answer: {:?}", sensor.events().denials_of(CALLED)?);
+    }
     let done = served.running.finish(LIMIT)?;
     ensure!(done.lines.iter().any(|l| l.contains("\"done\"")), "{:?}", done.lines);
     let astray: Vec<Frame> =
