@@ -25,11 +25,6 @@ const INSTRUMENT: &[&str] = &[
     "-Cllvm-args=-simplifycfg-branch-fold-threshold=0",
 ];
 
-/// Whose branches guide the fuzzer. Instrumenting all three hundred crates
-/// takes half an hour and guides it into tokio.
-const GUIDES: &[&str] =
-    &["mcp-sensor-fuzz", "mcp-sensor", "mcp-sensor-proto", "sensor-common", "serde-saphyr", "granit-parser"];
-
 /// Inputs beyond this say nothing that a shorter one does not.
 const MAX_LEN: usize = 64 * 1024;
 /// Of one process; a parser that eats more is a finding.
@@ -89,20 +84,16 @@ pub(crate) fn named(name: &str, time: Duration) -> Result<()> {
 fn build() -> Result<PathBuf> {
     let triple = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
     let target = workspace::target().join("fuzz");
-    let mut cargo = toolchain::cargo();
-    cargo
-        .current_dir(directory())
-        .args(["build", "--release", "--bins", "--target", &triple, "-Z", "profile-rustflags"])
-        .arg("--target-dir")
-        .arg(&target)
-        .env("RUSTC_BOOTSTRAP", "1")
-        .env_remove("CARGO_ENCODED_RUSTFLAGS")
-        .env_remove("RUSTFLAGS");
-    let flags = serde_json::to_string(INSTRUMENT)?;
-    for package in GUIDES {
-        cargo.args(["--config", &format!("profile.release.package.{package}.rustflags={flags}")]);
-    }
-    step::run_visible(&mut cargo)?;
+    step::run_visible(
+        toolchain::cargo()
+            .current_dir(directory())
+            // A triple keeps the flags away from build scripts and macros.
+            .args(["build", "--release", "--bins", "--target", &triple, "--target-dir"])
+            .arg(&target)
+            .env("RUSTC_BOOTSTRAP", "1")
+            .env("CARGO_ENCODED_RUSTFLAGS", INSTRUMENT.join("\u{1f}"))
+            .env_remove("RUSTFLAGS"),
+    )?;
     Ok(target.join(triple).join("release"))
 }
 
