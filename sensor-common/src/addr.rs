@@ -41,21 +41,15 @@ impl Addr {
     #[inline(always)]
     pub const fn normalise(self) -> Addr {
         let w = self.0;
-        if self.is_v4() {
-            return if w[3] == 0 { Addr::v4(LOOPBACK4) } else { self };
-        }
-        if w[0] == NAT64 && w[1] == 0 && w[2] == 0 {
-            return Addr::v4(w[3]);
-        }
         let top = u32::from_be(w[0]);
-        if top >> 16 == 0x2002 {
-            let v4 = (top << 16) | (u32::from_be(w[1]) >> 16);
-            return Addr::v4(v4.to_be());
-        }
-        if w[0] == 0 && w[1] == 0 && w[2] == 0 && w[3] == 0 {
-            return Addr::LOOPBACK6;
-        }
-        self
+        let inside = if self.is_v4() || (w[0] == NAT64 && w[1] == 0 && w[2] == 0) {
+            w[3]
+        } else if top >> 16 == 0x2002 {
+            ((top << 16) | (u32::from_be(w[1]) >> 16)).to_be()
+        } else {
+            return if w[0] == 0 && w[1] == 0 && w[2] == 0 && w[3] == 0 { Addr::LOOPBACK6 } else { self };
+        };
+        Addr::v4(if inside == 0 { LOOPBACK4 } else { inside })
     }
 
     #[inline(always)]
@@ -133,6 +127,8 @@ mod tests {
             ("::", "::1"),
             ("::ffff:0.0.0.0", "127.0.0.1"),
             ("64:ff9b:1::a01:203", "64:ff9b:1::a01:203"),
+            ("64:ff9b::", "127.0.0.1"),
+            ("2002::1", "127.0.0.1"),
             ("2001:db8::1", "2001:db8::1"),
         ] {
             assert_eq!(normal(spelling), meant.parse::<IpAddr>().unwrap(), "{spelling}");

@@ -66,6 +66,10 @@ pub const FLAG_INTERPRETER: u16 = 4;
 /// With [`FLAG_LAUNCHER_LIKE`]: only after a word of [`KIND_WORD`].
 pub const FLAG_NEEDS_WORD: u16 = 8;
 
+/// The sensor's own binary: `mcp-sensor exec` has the arguments of what it will
+/// launch, which are no evidence about itself.
+pub const FLAG_OWN: u16 = 16;
+
 /// Value of the exec trie.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
@@ -91,7 +95,9 @@ pub struct Match {
     pub launcher_like: u8,
     pub interpreter: u8,
     pub needs_word: u8,
-    pub _pad: [u8; 2],
+    /// 1: the sensor itself, never a server.
+    pub own: u8,
+    pub _pad: u8,
     pub exe: u32,
     pub priority: u32,
 }
@@ -103,7 +109,8 @@ impl Match {
         launcher_like: 0,
         interpreter: 0,
         needs_word: 0,
-        _pad: [0; 2],
+        own: 0,
+        _pad: 0,
         exe: 0,
         priority: u32::MAX,
     };
@@ -112,6 +119,7 @@ impl Match {
     #[inline(always)]
     pub fn exe(&mut self, rule: &ExecRule) {
         self.exe = rule.exe;
+        self.own = (rule.flags & FLAG_OWN != 0) as u8;
         self.context(rule.flags);
         if rule.flags & FLAG_LAUNCHER != 0 && rule.flags & FLAG_INTERPRETER == 0 {
             self.launcher_file = 1;
@@ -155,7 +163,7 @@ impl Match {
 
     #[inline(always)]
     fn take(&mut self, rule: &ExecRule) {
-        if rule.server != 0 && rule.priority < self.priority {
+        if rule.server != 0 && self.own == 0 && rule.priority < self.priority {
             self.server = rule.server;
             self.priority = rule.priority;
         }
@@ -219,6 +227,8 @@ impl Scan {
             self.base = at + 1;
             self.module = 0;
             self.progress = 0;
+            self.first = 0;
+            self.second = 0;
             return if argument { done } else { Step::Within };
         }
         if at == self.start {
@@ -294,6 +304,13 @@ mod tests {
     }
 
     #[test]
+    fn an_empty_argument_leaves_nothing_to_the_next() {
+        let seen = arguments(b"node\0-x\0\0/a/b.js\0");
+        assert!(!seen[0].3 && seen[1].3, "an empty argument is the first that is no option");
+        assert!(!seen[2].3);
+    }
+
+    #[test]
     fn near_misses_of_node_modules_do_not_confuse_the_walk() {
         let seen = arguments(b"node\0/node_module/node_modules//node_modules/z/q\0");
         assert_eq!(seen[0].2.as_deref(), Some("z/q"));
@@ -310,6 +327,14 @@ mod tests {
         m.other(&ExecRule { server: 9, flags: 0, exe: 0, priority: 2 });
         m.other(&ExecRule { server: 10, flags: 0, exe: 0, priority: 5 });
         assert_eq!((m.server, m.interpreter), (9, 1));
+    }
+
+    #[test]
+    fn the_sensor_itself_is_never_a_server() {
+        let mut m = Match::NONE;
+        m.exe(&ExecRule { server: 0, flags: FLAG_OWN, exe: 0, priority: 0 });
+        m.other(&ExecRule { server: 7, flags: 0, exe: 0, priority: 1 });
+        assert_eq!(m.server, 0);
     }
 
     #[test]

@@ -50,6 +50,9 @@ pub struct Offsets {
     pub socket_sk: u32,
     pub sock_family: u32,
     pub sock_cookie: u32,
+    /// `bpf_sock_addr_kern`; the length came with Linux 6.7 (0: not there).
+    pub sock_addr_uaddr: u32,
+    pub sock_addr_uaddrlen: u32,
 }
 
 /// The one entry of the state map.
@@ -65,6 +68,9 @@ pub struct State {
     pub overflow: u32,
     /// Inherited sockets that no packet has shown yet.
     pub inherited: u32,
+    /// Accepted connections that nobody has taken yet, see `socket::Tuple`.
+    pub queued: u32,
+    pub _pad: u32,
     /// Next instance number; the agent's own have the top bit set.
     pub next_instance: u64,
 }
@@ -85,6 +91,6 @@ pub struct Denial {
 }
 
 const _: () = {
-    assert!(size_of::<Offsets>() == 160);
-    assert!(size_of::<State>() == 24);
+    assert!(size_of::<Offsets>() == 168);
+    assert!(size_of::<State>() == 32);
 };

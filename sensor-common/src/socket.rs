@@ -51,7 +51,21 @@ pub struct Socket {
     pub cached: Peer,
 }
 
+/// A connection that waited in an accept queue when its listener was labelled:
+/// no descriptor leads to it, its ends name it. (The packet hooks cannot ask for
+/// the network namespace; entries live for seconds.)
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Tuple {
+    pub local: [u32; 4],
+    pub remote: [u32; 4],
+    /// Host byte order.
+    pub local_port: u32,
+    pub remote_port: u32,
+}
+
 const _: () = {
     assert!(size_of::<Peer>() == 20);
+    assert!(size_of::<Tuple>() == 40);
     assert!(size_of::<Socket>() == 80);
 };

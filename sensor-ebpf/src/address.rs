@@ -114,6 +114,13 @@ fn judge_outgoing(ctx: *mut bpf_sock_addr, hook: Hook, v6: bool, task_label: Lab
             judged = by_socket;
         }
     }
+    if matches!(hook, Hook::Sendmsg)
+        && matches!(judged.decision.reason, Reason::NoRule)
+        // SAFETY: `ctx` is the program's context.
+        && let Some(rule) = packet::answers(unsafe { bpf_get_socket_cookie(ctx.cast()) }, &flow)
+    {
+        judged.decision = Decision { reason: Reason::Reply, rule };
+    }
     if stored.is_null() {
         stored = socket::adopt(sk, first, netns, Task::current());
         if stored.is_null() {
@@ -123,7 +130,9 @@ fn judge_outgoing(ctx: *mut bpf_sock_addr, hook: Hook, v6: bool, task_label: Lab
     }
     if !judged.denies() {
         let known = approve(stored, &judged, &flow, netns, hook);
-        if judged.decision.allows() && (known || matches!(judged.decision.reason, Reason::NoTraffic)) {
+        if judged.decision.allows()
+            && (known || matches!(judged.decision.reason, Reason::NoTraffic | Reason::Reply))
+        {
             return 1; // recorded before, or nothing is sent
         }
     }

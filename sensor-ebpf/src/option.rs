@@ -4,12 +4,15 @@
 
 use crate::record::Task;
 use crate::socket::storage;
-use crate::verdict::{self, Facts};
+use crate::verdict::{self, Facts, judge};
 use crate::{label, policy};
+use aya_ebpf::bindings::bpf_sockopt;
 use aya_ebpf::macros::cgroup_sockopt;
 use aya_ebpf::programs::SockoptContext;
+use sensor_common::UDP;
+use sensor_common::addr::Addr;
 use sensor_common::label::Label;
-use sensor_common::policy::Reason;
+use sensor_common::policy::{EGRESS, Flow, Reason};
 use sensor_common::record::Hook;
 
 const SOL_IP: i32 = 0;
@@ -46,13 +49,64 @@ pub fn setsockopt(ctx: SockoptContext) -> i32 {
     if !party.is_some() || policy::unrestricted(party) {
         return 1;
     }
+    let wants = match reason {
+        Reason::GroupJoin => group(ctx, level, option),
+        Reason::Broadcast => Some(Addr::v4(u32::MAX)),
+        _ => None,
+    };
+    if let Some(addr) = wants {
+        let flow = Flow { direction: EGRESS, protocol: UDP, port: 0, addr, any_port: true };
+        let judged = judge(party, &flow);
+        if judged.decision.allows() {
+            return 1; // a rule names it
+        }
+        if matches!(reason, Reason::Broadcast) {
+            if judged.denies() {
+                // Go sets it on every UDP socket: the call succeeds and sets
+                // nothing, so that the kernel itself refuses to broadcast.
+                // SAFETY: a field of the context; -1 skips the kernel's handler.
+                unsafe { (*ctx).optlen = -1 };
+            }
+            return 1;
+        }
+    }
     let mut facts = Facts::of(party, Hook::Setsockopt, Task::current());
+    if let Some(addr) = wants {
+        facts.key.addr = addr.0;
+    }
     facts.kind = level as u16;
     facts.option = option as u16;
     // Repeats are told apart by what was asked for.
     facts.key.port = option as u16;
     facts.key.protocol = level as u8;
     verdict::refuse(&mut facts, reason)
+}
+
+/// The group that a join names; `None`: a form that no rule opens.
+#[inline(always)]
+fn group(ctx: *mut bpf_sockopt, level: i32, option: i32) -> Option<Addr> {
+    // SAFETY: fields of the context.
+    let (value, end) = unsafe {
+        ((*ctx).__bindgen_anon_2.optval.cast::<u8>(), (*ctx).__bindgen_anon_3.optval_end.cast::<u8>())
+    };
+    const WORDS: usize = 8;
+    // SAFETY: compared with the end before anything is read.
+    unsafe {
+        let word = |at: usize| value.add(at).cast::<u32>().read();
+        match (level, option) {
+            // struct ip_mreq, ip_mreqn, ip_mreq_source: the group is first.
+            (SOL_IP, 35 | 39) if value.add(4) <= end => Some(Addr::v4(word(0))),
+            // struct ipv6_mreq
+            (SOL_IPV6, 20) if value.add(16) <= end => Some(Addr::v6([word(0), word(4), word(8), word(12)])),
+            // struct group_req, group_source_req: an interface, then a sockaddr.
+            (SOL_IP | SOL_IPV6, 42 | 46) if value.add(4 * WORDS) <= end => match word(8) as u16 {
+                2 => Some(Addr::v4(word(12))),
+                10 => Some(Addr::v6([word(16), word(20), word(24), word(28)])),
+                _ => None,
+            },
+            _ => None,
+        }
+    }
 }
 
 /// linux/in.h, linux/in6.h, asm-generic/socket.h. The MCAST_* numbers are the
@@ -72,8 +126,9 @@ fn refused(level: i32, option: i32) -> Option<Reason> {
         | (SOL_IPV6, 3 | 4 | 5 | 6)
         // IPV6_HOPOPTS, RTHDRDSTOPTS, RTHDR, DSTOPTS
         | (SOL_IPV6, 54 | 55 | 57 | 59)
-        // SO_BROADCAST: a subnet's broadcast address looks like any other
-        | (SOL_SOCKET, 6) => Some(Reason::SocketOption),
+        => Some(Reason::SocketOption),
+        // SO_BROADCAST: a subnet's broadcast address looks like any other.
+        (SOL_SOCKET, 6) => Some(Reason::Broadcast),
         _ => None,
     }
 }

@@ -8,8 +8,8 @@ use crate::verdict::{self, Facts, Judged, judge};
 use aya_ebpf::EbpfContext as _;
 use aya_ebpf::bindings::{__sk_buff, bpf_sock, bpf_sock_tuple};
 use aya_ebpf::helpers::generated::{
-    bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_sk_fullsock, bpf_sk_lookup_tcp, bpf_sk_lookup_udp,
-    bpf_sk_release, bpf_skb_load_bytes,
+    bpf_get_socket_cookie, bpf_sk_fullsock, bpf_sk_lookup_tcp, bpf_sk_lookup_udp, bpf_sk_release,
+    bpf_skb_load_bytes,
 };
 use aya_ebpf::macros::{cgroup_skb, map};
 use aya_ebpf::maps::LruHashMap;
@@ -20,7 +20,7 @@ use sensor_common::addr::Addr;
 use sensor_common::label::Label;
 use sensor_common::policy::{Decision, EGRESS, Flow, INBOUND, Reason};
 use sensor_common::record::Hook;
-use sensor_common::socket::{Peer, SOCKET_INBOUND, SOCKET_NAT_TRUSTED, Socket};
+use sensor_common::socket::{Peer, SOCKET_INBOUND, SOCKET_NAT_TRUSTED, Socket, Tuple};
 use sensor_common::{TCP, UDP};
 
 /// A peer whose datagram an inbound rule let in may be answered. Losing an
@@ -150,14 +150,25 @@ fn labelled(skb: *mut __sk_buff, hook: Hook) -> i32 {
     }
     let mut stored = storage(sk);
     if stored.is_null() {
-        let Some(label) = socket::inherited(skb.cast()) else {
-            return ALLOW;
+        let mut from_queue = false;
+        let label = match socket::inherited(skb.cast()) {
+            Some(label) => label,
+            None => match queued(skb, matches!(hook, Hook::Egress)) {
+                Some(label) => {
+                    from_queue = true;
+                    label
+                }
+                None => return ALLOW,
+            },
         };
-        // SAFETY: `skb` is the program's context.
-        let netns = unsafe { bpf_get_netns_cookie(skb.cast()) };
-        stored = socket::adopt(sk, label, netns, Task { tgid: 0, tid: 0, uid: 0 });
+        // Its namespace: before Linux 6.13 this hook may not ask.
+        stored = socket::adopt(sk, label, 0, Task { tgid: 0, tid: 0, uid: 0 });
         if stored.is_null() {
             return 0;
+        }
+        if from_queue {
+            // SAFETY: not null; the value lives as long as the socket.
+            unsafe { (*stored).flags |= SOCKET_INBOUND };
         }
     }
     judge_packet(skb, sk, stored, hook)
@@ -202,7 +213,7 @@ fn judge_packet(skb: *mut __sk_buff, sk: *mut bpf_sock, stored: *mut Socket, hoo
     let mut record_allow = inbound && listening && packet.opens && !outbound;
 
     if !judged.decision.allows() && packet.protocol == UDP {
-        record_allow = inbound_datagram(skb, &mut judged, &packet, outbound);
+        record_allow = inbound_datagram(skb, sk, &mut judged, &packet, outbound);
     }
     if !inbound && outbound {
         translated(sk, s, &mut judged, &packet);
@@ -272,13 +283,52 @@ fn conclude(skb: *mut __sk_buff, s: &Socket, packet: &Packet, judged: &Judged, f
         facts.other_port = if own_side { peer_port } else { own_port };
         facts.family = if packet.v6 { 10 } else { 2 };
     }
-    verdict::conclude(&mut facts, judged)
+    verdict::conclude_packet(&mut facts, judged)
+}
+
+/// The label of a connection that waited in an accept queue when its listener
+/// was labelled.
+#[inline(always)]
+fn queued(skb: *mut __sk_buff, outbound: bool) -> Option<Label> {
+    if kernel::state()?.queued == 0 {
+        return None;
+    }
+    let mut packet = EMPTY;
+    let mut reason = Reason::Malformed;
+    if !parse(skb, &mut packet, &mut reason) || packet.protocol != TCP {
+        return None;
+    }
+    let (local, local_port, remote, remote_port) = if outbound {
+        (packet.source, packet.source_port, packet.destination, packet.destination_port)
+    } else {
+        (packet.destination, packet.destination_port, packet.source, packet.source_port)
+    };
+    socket::queued(&Tuple {
+        local: local.0,
+        remote: remote.0,
+        local_port: local_port as u32,
+        remote_port: remote_port as u32,
+    })
+}
+
+/// The inbound rule that let this peer in, if one did: it may be answered.
+#[inline(always)]
+pub(crate) fn answers(cookie: u64, flow: &Flow) -> Option<u32> {
+    let key = UdpPeer { cookie, addr: flow.addr, port: flow.port as u32, generation: kernel::generation() };
+    // SAFETY: the value is one word.
+    unsafe { UDP_PEERS.get(key) }.copied()
 }
 
 /// A datagram that no egress rule covers may be one that an inbound rule lets
 /// in, or the answer to such a one. True: the first from this peer.
 #[inline(never)]
-fn inbound_datagram(skb: *mut __sk_buff, judged: &mut Judged, packet: &Packet, outbound: bool) -> bool {
+fn inbound_datagram(
+    skb: *mut __sk_buff,
+    sk: *mut bpf_sock,
+    judged: &mut Judged,
+    packet: &Packet,
+    outbound: bool,
+) -> bool {
     let label = judged.label;
     // SAFETY: `skb` is the program's context.
     let cookie = unsafe { bpf_get_socket_cookie(skb.cast()) };
@@ -299,6 +349,10 @@ fn inbound_datagram(skb: *mut __sk_buff, judged: &mut Judged, packet: &Packet, o
     let flow = Flow { direction: INBOUND, protocol: UDP, port: own_port, addr, any_port: false };
     let by_rule = judge(label, &flow);
     if !by_rule.decision.allows() {
+        // SAFETY: a field of a full socket.
+        if unsafe { (&raw const (*sk).dst_port).read_volatile() } == 0 {
+            judged.decision = by_rule.decision; // a stranger, not an answer
+        }
         return false;
     }
     judged.decision = by_rule.decision;

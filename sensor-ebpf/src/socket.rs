@@ -15,7 +15,7 @@ use core::ptr;
 use sensor_common::label::Label;
 use sensor_common::policy::Reason;
 use sensor_common::record::{Hook, Loss};
-use sensor_common::socket::{SOCKET_ADOPTED, Socket};
+use sensor_common::socket::{SOCKET_ADOPTED, Socket, Tuple};
 use sensor_common::{TCP, UDP};
 
 const BPF_MAP_TYPE_SK_STORAGE: usize = 24;
@@ -111,6 +111,19 @@ pub(crate) fn inherited(ctx: *mut c_void) -> Option<Label> {
     // SAFETY: the value is one word.
     let label = unsafe { INHERITED.get(cookie) }.copied()?;
     let _ = INHERITED.remove(cookie);
+    Some(label)
+}
+
+/// Connections in the accept queues of listeners that were labelled after they
+/// came; the agent writes them and takes them out again.
+#[map]
+static QUEUED: HashMap<Tuple, Label> = HashMap::with_max_entries(16384, 0);
+
+#[inline(always)]
+pub(crate) fn queued(ends: &Tuple) -> Option<Label> {
+    // SAFETY: the value is one word.
+    let label = unsafe { QUEUED.get(ends) }.copied()?;
+    let _ = QUEUED.remove(ends);
     Some(label)
 }
 

@@ -2,6 +2,7 @@
 //! that is given. A name is not an inode: an alias of a refused socket passes
 //! the default list; `strict` names what may be reached and refuses the rest.
 
+use crate::kernel::offset;
 use crate::record::{self, Task};
 use crate::verdict::take_token;
 use crate::{kernel, label, policy};
@@ -50,7 +51,7 @@ fn judge_unix(ctx: &SockAddrContext, hook: Hook) -> i32 {
     let Some(server) = policy::server(generation, label.server()) else {
         return conclude(label, hook, Reason::NoPolicy, false, None);
     };
-    if server.unix == UNIX_OPEN {
+    if server.unix == UNIX_OPEN || (server.unix != UNIX_STRICT && policy::unrestricted(label)) {
         return 1;
     }
     let audit = server.mode == MODE_AUDIT;
@@ -75,11 +76,16 @@ fn judge_unix(ctx: &SockAddrContext, hook: Hook) -> i32 {
 /// `sun_path` of the address in the kernel's copy, zero padded.
 #[inline(always)]
 fn name(ctx: &SockAddrContext) -> Option<Key<UnixName>> {
-    // struct bpf_sock_addr_kern (linux/filter.h): sk, uaddr, … The context of
-    // these attach types shows the program no address of its own.
-    const UADDR: u64 = 8;
-    const SUN_PATH: u64 = 2;
-    let address = kernel::pointer(ctx.as_ptr() as u64, UADDR)?;
+    const SUN_PATH: u32 = 2;
+    // The context of these attach types shows the program no address of its
+    // own; the kernel's structure behind it does.
+    let kernel = ctx.as_ptr() as u64;
+    let address = kernel::pointer(kernel, offset!(sock_addr_uaddr))?;
+    let at = offset!(sock_addr_uaddrlen);
+    if at == 0 {
+        return None;
+    }
+    let len = kernel::read::<u32>(kernel, at)?.saturating_sub(SUN_PATH) as usize;
     let mut key = Key::new(
         UNIX_SCOPE_BITS + 8 * PATH_BYTES as u32,
         UnixName { generation: 0, profile: 0, path: [0; PATH_BYTES] },
@@ -89,10 +95,21 @@ fn name(ctx: &SockAddrContext) -> Option<Key<UnixName>> {
         bpf_probe_read_kernel(
             (&raw mut key.data.path).cast(),
             PATH_BYTES as u32,
-            (address + SUN_PATH) as *const _,
+            (address + SUN_PATH as u64) as *const _,
         )
     };
-    (failed == 0).then_some(key)
+    if failed != 0 {
+        return None;
+    }
+    // What lies beyond the length that was given is not part of the name.
+    let mut i = 0;
+    while i < PATH_BYTES {
+        if i >= len {
+            key.data.path[i] = 0;
+        }
+        i += 1;
+    }
+    Some(key)
 }
 
 #[inline(always)]

@@ -177,6 +177,18 @@ pub(crate) fn in_audit(label: Label) -> bool {
 /// The one place where a decision turns into a verdict and its record.
 #[inline(always)]
 pub(crate) fn conclude(facts: &mut Facts, judged: &Judged) -> i32 {
+    conclude_in::<true>(facts, judged)
+}
+
+/// [`conclude`] for packets, which belong to no task: before Linux 6.13 the
+/// packet hooks may not even ask for one.
+#[inline(always)]
+pub(crate) fn conclude_packet(facts: &mut Facts, judged: &Judged) -> i32 {
+    conclude_in::<false>(facts, judged)
+}
+
+#[inline(always)]
+fn conclude_in<const TASK: bool>(facts: &mut Facts, judged: &Judged) -> i32 {
     let verdict = match (judged.decision.allows(), judged.audit) {
         (true, _) => VERDICT_ALLOW,
         (false, true) => VERDICT_WOULD_DENY,
@@ -188,7 +200,7 @@ pub(crate) fn conclude(facts: &mut Facts, judged: &Judged) -> i32 {
     facts.key.instance = judged.label.instance();
     facts.key.reason = judged.decision.reason as u8;
     facts.key.verdict = verdict;
-    record(facts);
+    record::<TASK>(facts);
     match verdict {
         VERDICT_ALLOW | VERDICT_WOULD_DENY => 1,
         _ => 0,
@@ -196,11 +208,11 @@ pub(crate) fn conclude(facts: &mut Facts, judged: &Judged) -> i32 {
 }
 
 #[inline(never)]
-fn record(facts: &Facts) {
+fn record<const TASK: bool>(facts: &Facts) {
     let key = &facts.key;
     if key.verdict == VERDICT_ALLOW {
         if take_token(facts.label, false) {
-            emit(RING_TELEMETRY, facts);
+            emit::<TASK>(RING_TELEMETRY, facts);
         }
         return;
     }
@@ -215,7 +227,7 @@ fn record(facts: &Facts) {
     if DENIALS.insert(key, Denial { count: 1, sent: 0 }, 0).is_err() {
         record::lost(Loss::DenialsFull, 1);
     }
-    if emit(RING_VERDICTS, facts)
+    if emit::<TASK>(RING_VERDICTS, facts)
         && let Some(seen) = DENIALS.get_ptr_mut(key)
     {
         // SAFETY: as above. A denial that found the ring full stays unsent and
@@ -225,7 +237,7 @@ fn record(facts: &Facts) {
 }
 
 #[inline(always)]
-fn emit(ring: u8, facts: &Facts) -> bool {
+fn emit<const TASK: bool>(ring: u8, facts: &Facts) -> bool {
     record::emit_of::<Verdict>(ring, KIND_VERDICT, facts.label, facts.task, |r| {
         r.key = facts.key;
         r.rule = facts.rule;
@@ -236,7 +248,7 @@ fn emit(ring: u8, facts: &Facts) -> bool {
         r.kind = facts.kind;
         r.option = facts.option;
         r.comm = [0; COMM_BYTES];
-        if facts.task.tid != 0 {
+        if TASK {
             // SAFETY: 16 bytes are there.
             unsafe { bpf_get_current_comm(r.comm.as_mut_ptr().cast(), COMM_BYTES as u32) };
         }

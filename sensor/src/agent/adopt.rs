@@ -5,11 +5,13 @@ use super::process::{self, Stat};
 use crate::kernel::maps::{Maps, Shared};
 use crate::policy::recognise::Recogniser;
 use nix::sys::socket::{AddressFamily, SockaddrLike as _, SockaddrStorage, getsockname};
+use sensor_common::addr::Addr;
+use sensor_common::kernel::State;
 use sensor_common::label::{Label, ROLE_LAUNCHER, ROLE_SERVER, on_exec};
-use sensor_common::socket::{SOCKET_ADOPTED, SOCKET_INBOUND, Socket};
+use sensor_common::socket::{SOCKET_ADOPTED, SOCKET_INBOUND, Socket, Tuple};
 use std::collections::{HashMap, HashSet};
 use std::fs;
-use std::io;
+use std::io::{self, BufRead as _, Read as _};
 use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
 use std::time::Duration;
 
@@ -144,6 +146,7 @@ pub fn sockets(maps: &mut Maps, pid: u32, label: Label) -> usize {
     let listening: HashSet<u16> = described.iter().filter(|(_, k)| k.listens).map(|(_, k)| k.port).collect();
     let uid = process::uid(pid);
     let mut count = 0;
+    let mut relabelled = HashSet::new();
     for (fd, kind) in described {
         let mut flags = SOCKET_ADOPTED;
         if kind.listens || (kind.connected_tcp && listening.contains(&kind.port)) {
@@ -151,9 +154,82 @@ pub fn sockets(maps: &mut Maps, pid: u32, label: Label) -> usize {
         }
         let value = Socket { label, tgid: pid, uid, flags, netns: kind.netns, ..Socket::default() };
         const NO_EXIST: u64 = 1;
-        count += usize::from(maps.sockets.insert(&fd, Shared(value), NO_EXIST).is_ok());
+        let new = maps.sockets.insert(&fd, Shared(value), NO_EXIST).is_ok();
+        count += usize::from(new);
+        if new && kind.listens {
+            relabelled.insert(kind.port);
+        }
+    }
+    if !relabelled.is_empty() {
+        // From here on the listener hands its label on; these came before.
+        note_queued(maps, pid, label, &relabelled);
     }
     count
+}
+
+/// Connections that wait in the accept queues of these ports, of whichever
+/// process: /proc shows them without an inode. `None`: no such line.
+pub fn queued_ends(line: &str) -> Option<(Tuple, u16)> {
+    const ESTABLISHED: &str = "01";
+    let mut fields = line.split_ascii_whitespace();
+    let (local, remote, state) = (fields.nth(1)?, fields.next()?, fields.next()?);
+    let inode = fields.nth(5)?;
+    if state != ESTABLISHED || inode != "0" {
+        return None;
+    }
+    let (local, local_port) = end(local)?;
+    let (remote, remote_port) = end(remote)?;
+    let ends = Tuple { local, remote, local_port: local_port.into(), remote_port: remote_port.into() };
+    Some((ends, local_port))
+}
+
+/// `0100007F:1F90`, or the 32 digits of IPv6: words as they lie in memory.
+fn end(text: &str) -> Option<([u32; 4], u16)> {
+    let (address, port) = text.split_once(':')?;
+    let port = u16::from_str_radix(port, 16).ok()?;
+    let word = |at: usize| u32::from_str_radix(address.get(at..at + 8)?, 16).ok();
+    let words = match address.len() {
+        8 => Addr::v4(word(0)?).0,
+        32 => [word(0)?, word(8)?, word(16)?, word(24)?],
+        _ => return None,
+    };
+    Some((words, port))
+}
+
+/// Notes what waits in the queues of a process's listeners.
+fn note_queued(maps: &mut Maps, pid: u32, label: Label, listening: &HashSet<u16>) {
+    const LIMIT: u64 = 16 << 20;
+    let mut noted = false;
+    for table in ["tcp", "tcp6"] {
+        let Ok(file) = fs::File::open(format!("/proc/{pid}/net/{table}")) else { continue };
+        for line in io::BufReader::new(file.take(LIMIT)).lines().map_while(Result::ok) {
+            let Some((ends, port)) = queued_ends(&line) else { continue };
+            if listening.contains(&port) {
+                noted |= maps.queued.insert(Shared(ends), Shared(label), 0).is_ok();
+            }
+        }
+    }
+    if noted && let Ok(state) = maps.state.get(&0, 0) {
+        let state = State { queued: 1, ..state.0 };
+        let _ = maps.state.set(0, Shared(state), 0);
+    }
+}
+
+/// Entries that no packet has asked for within one round are of connections
+/// that ended; `before` are those of the round before.
+pub fn forget_queued(maps: &mut Maps, before: &mut HashSet<Tuple>) {
+    let now: HashSet<Tuple> = maps.queued.keys().flatten().map(|k| k.0).collect();
+    let (old, new): (HashSet<Tuple>, HashSet<Tuple>) = now.into_iter().partition(|t| before.contains(t));
+    for ends in old {
+        let _ = maps.queued.remove(&Shared(ends));
+    }
+    *before = new;
+    if before.is_empty()
+        && let Ok(state) = maps.state.get(&0, 0)
+        && state.0.queued != 0
+    {
+        let _ = maps.state.set(0, Shared(State { queued: 0, ..state.0 }), 0);
+    }
 }
 
 struct Kind {
@@ -242,4 +318,24 @@ pub fn home_netns(pid: u32) -> u64 {
     // SAFETY: no memory is passed.
     let fd = unsafe { libc::socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0) };
     owned(fd.into()).map_or(0, |fd| netns_cookie(&fd))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_of_proc_net_tcp_names_both_ends() {
+        let line = "   4: 0100007F:1F90 0202007F:C350 01 00000000:00000000 00:00000000 00000000     0        0 0 1 0";
+        let (ends, port) = queued_ends(line).expect("waiting");
+        assert_eq!((port, ends.local_port, ends.remote_port), (8080, 8080, 50000));
+        assert_eq!(std::net::IpAddr::from(Addr(ends.remote)).to_string(), "127.0.2.2");
+        let taken = line.replace("        0 0 1 0", "        0 4711 1 0");
+        assert_eq!(queued_ends(&taken), None, "accepted: a descriptor leads to it");
+        for garbage in
+            ["", "sl local_address", "1: x:y z:w 01 a b c d e 0", "1: 0100007F 0100007F 01 a b c d 0"]
+        {
+            assert_eq!(queued_ends(garbage), None);
+        }
+    }
 }

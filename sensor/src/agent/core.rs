@@ -14,7 +14,8 @@ use sensor_common::kernel::INSTANCE_BY_AGENT;
 use sensor_common::label::Label;
 use sensor_common::policy::MODE_ENFORCE;
 use sensor_common::record::{EXEC_MOVED, EXEC_NEW_INSTANCE, EXEC_ROLE_CHANGED, Exec, Verdict, VerdictKey};
-use std::collections::BTreeMap;
+use sensor_common::socket::Tuple;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -196,7 +197,8 @@ impl Core {
 
     /// Sockets that came to labelled processes unseen: passed to them, or out
     /// of an accept queue that is older than the label.
-    pub fn adopt_sockets(&self) {
+    pub fn adopt_sockets(&self, queued: &mut HashSet<Tuple>) {
+        adopt::forget_queued(&mut lock(&self.maps), queued);
         let labelled = adopt::labelled(&lock(&self.maps));
         for (pid, label) in labelled {
             adopt::sockets(&mut lock(&self.maps), pid, label);

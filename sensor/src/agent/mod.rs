@@ -26,8 +26,9 @@ use crate::outputs::Outputs;
 use crate::policy::load::LoadError as PolicyError;
 use anyhow::Context as _;
 use sensor_common::record::Loss;
+use sensor_common::socket::Tuple;
 use sha2::{Digest as _, Sha256};
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::fs;
 use std::io::{IsTerminal as _, Write as _};
 use std::os::unix::ffi::OsStrExt as _;
@@ -218,7 +219,7 @@ async fn events_loop(
     let mut counting = tokio::time::interval(COUNTERS);
     let mut beating = tokio::time::interval(HEARTBEAT);
     beating.reset();
-    let repeats = Arc::new(std::sync::Mutex::new(repeats::Repeats::default()));
+    let counted = Arc::new(std::sync::Mutex::new(Counted::default()));
     loop {
         let changed = async {
             let seen = match &mut watch {
@@ -243,8 +244,8 @@ async fn events_loop(
             }
             _ = beating.tick() => { heartbeat(); }
             _ = counting.tick() => {
-                let (core, repeats) = (core.clone(), repeats.clone());
-                let _ = tokio::task::spawn_blocking(move || counters(&core, &mut lock(&repeats))).await;
+                let (core, counted) = (core.clone(), counted.clone());
+                let _ = tokio::task::spawn_blocking(move || counters(&core, &mut lock(&counted))).await;
             }
         }
     }
@@ -266,11 +267,18 @@ async fn reload(core: &Arc<Core>, reloader: &Arc<Reloader>, trigger: &'static st
     .await;
 }
 
+/// What one look at the kernel's counters leaves for the next.
+#[derive(Default)]
+struct Counted {
+    repeats: repeats::Repeats,
+    queued: HashSet<Tuple>,
+}
+
 /// Repeats and losses, from the kernel's counters.
-fn counters(core: &Core, repeats: &mut repeats::Repeats) {
+fn counters(core: &Core, counted: &mut Counted) {
     let (again, lost) = {
         let mut maps = lock(&core.maps);
-        (repeats.round(&mut maps), repeats::losses(&mut maps))
+        (counted.repeats.round(&mut maps), repeats::losses(&mut maps))
     };
     for (key, count) in again {
         core.repeat(&key, count);
@@ -281,7 +289,7 @@ fn counters(core: &Core, repeats: &mut repeats::Repeats) {
             core.bus.publish_now(Body::Finding(overflow(count)));
         }
     }
-    core.adopt_sockets();
+    core.adopt_sockets(&mut counted.queued);
 }
 
 fn overflow(count: u64) -> pb::Finding {

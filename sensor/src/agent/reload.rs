@@ -5,7 +5,10 @@ use super::core::{Core, in_force, lock};
 use crate::event::{Body, pb};
 use crate::kernel::tables;
 use crate::policy::compile::Ids;
+use crate::policy::exec::ExecEntry;
 use crate::policy::load::{LoadError, Loaded, load};
+use crate::policy::matching::exe_key;
+use sensor_common::exec::{ExecRule, FLAG_OWN, KEY_BYTES, KIND_EXE};
 use sensor_common::policy::{MODE_AUDIT, MODE_ENFORCE};
 use sha2::{Digest as _, Sha256};
 use std::collections::{BTreeMap, BTreeSet};
@@ -90,7 +93,8 @@ impl Reloader {
     }
 
     /// Puts a policy that was read already in force.
-    pub fn start(&self, loaded: Loaded) -> Result<(), String> {
+    pub fn start(&self, mut loaded: Loaded) -> Result<(), String> {
+        exempt_own_binary(&mut loaded);
         let mut inner = lock(&self.inner);
         self.install(&mut inner, loaded, "start").map(drop)
     }
@@ -98,7 +102,7 @@ impl Reloader {
     /// Reads the file and, if it is good, switches to it.
     pub fn reload(&self, trigger: &str) -> Result<Reloaded, String> {
         let mut inner = lock(&self.inner);
-        let loaded = match load(&self.path, &mut inner.ids) {
+        let mut loaded = match load(&self.path, &mut inner.ids) {
             Ok(loaded) => loaded,
             Err(error) => {
                 let text = error.to_string();
@@ -111,6 +115,7 @@ impl Reloader {
                 return Err(text);
             }
         };
+        exempt_own_binary(&mut loaded);
         let same = self.core.in_force().is_some_and(|p| p.hash == hash(&loaded));
         if same && trigger == "file" {
             inner.error.clear();
@@ -215,6 +220,20 @@ impl Reloader {
         change.set_mode(mode);
         self.core.bus.publish_now(Body::PolicyChange(change));
         Ok(if before.mode == MODE_ENFORCE { pb::Mode::Enforce } else { pb::Mode::Audit })
+    }
+}
+
+/// `mcp-sensor exec -- CMD` has CMD's arguments, and is not CMD.
+fn exempt_own_binary(loaded: &mut Loaded) {
+    let Ok(own) = std::env::current_exe() else { return };
+    let text = exe_key(&own.to_string_lossy());
+    let rule = ExecRule { server: 0, flags: FLAG_OWN, exe: 0, priority: u32::MAX };
+    match loaded.compiled.exec.iter_mut().find(|e| e.kind == KIND_EXE && e.text == text) {
+        Some(entry) => entry.rule = rule,
+        None if text.len() <= KEY_BYTES => {
+            loaded.compiled.exec.push(ExecEntry { kind: KIND_EXE, text, rule })
+        }
+        None => {}
     }
 }
 

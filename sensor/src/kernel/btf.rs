@@ -72,6 +72,8 @@ fn offsets_of(path: &Path) -> Result<Offsets, BtfError> {
         // struct sock begins with struct sock_common.
         sock_family: at("sock_common", &["skc_family"])?,
         sock_cookie: at("sock_common", &["skc_cookie"])?,
+        sock_addr_uaddr: member(&btf, "bpf_sock_addr_kern", "uaddr").unwrap_or(0),
+        sock_addr_uaddrlen: member(&btf, "bpf_sock_addr_kern", "uaddrlen").unwrap_or(0),
     })
 }
 

@@ -7,7 +7,7 @@ use sensor_common::kernel::{Denial, State};
 use sensor_common::label::Label;
 use sensor_common::policy::{LaunchKey, PortSet, Profile, Server};
 use sensor_common::record::{Instance, VerdictKey};
-use sensor_common::socket::Socket;
+use sensor_common::socket::{Socket, Tuple};
 use sensor_common::unix::{PATH_BYTES, UnixRule};
 use std::os::fd::OwnedFd;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
@@ -50,6 +50,7 @@ pub struct Maps {
     pub instances: HashMap<MapData, u32, Shared<Instance>>,
     pub sockets: SkStorage<MapData, Shared<Socket>>,
     pub inherited: HashMap<MapData, u64, Shared<Label>>,
+    pub queued: HashMap<MapData, Shared<Tuple>, Shared<Label>>,
     pub servers: Array<MapData, Shared<Server>>,
     pub profiles: Array<MapData, Shared<Profile>>,
     pub port_sets: Array<MapData, Shared<PortSet>>,
@@ -85,19 +86,32 @@ fn duplicate(ebpf: &Ebpf, name: &'static str) -> Result<OwnedFd, MapsError> {
 
 /// The labels of tasks alone: look-ups that must not wait while a policy is
 /// being written.
-pub struct Labels(Array<MapData, Shared<Label>>);
+pub struct Labels {
+    tasks: Array<MapData, Shared<Label>>,
+    overflow: Array<MapData, u64>,
+}
 
 impl Labels {
     pub(super) fn open(ebpf: &Ebpf) -> Result<Labels, MapsError> {
-        let at = |source| MapsError::Kind { name: "TASKS", source };
-        let data = MapData::from_fd(duplicate(ebpf, "TASKS")?).map_err(at)?;
-        Array::try_from(Map::from_map_data(data).map_err(at)?).map(Labels).map_err(at)
+        Ok(Labels { tasks: second(ebpf, "TASKS")?, overflow: second(ebpf, "OVERFLOW")? })
     }
 
-    /// `None`: beyond the map, so nobody knows.
+    /// `None`: nobody knows.
     pub fn of(&self, tgid: u32) -> Option<Label> {
-        self.0.get(&tgid, 0).ok().map(|l| l.0)
+        if let Ok(label) = self.tasks.get(&tgid, 0) {
+            return Some(label.0);
+        }
+        // Beyond the map: marked if it is labelled, though not by what.
+        let marks = self.overflow.get(&(tgid / 64), 0).ok()?;
+        (marks & 1 << (tgid % 64) == 0).then_some(Label::NONE)
     }
+}
+
+/// A handle of its own on an array.
+fn second<V: Pod>(ebpf: &Ebpf, name: &'static str) -> Result<Array<MapData, V>, MapsError> {
+    let at = |source| MapsError::Kind { name, source };
+    let data = MapData::from_fd(duplicate(ebpf, name)?).map_err(at)?;
+    Array::try_from(Map::from_map_data(data).map_err(at)?).map_err(at)
 }
 
 impl Maps {
@@ -119,6 +133,7 @@ impl Maps {
             instances: take!("INSTANCES"),
             sockets: take!("SOCKETS"),
             inherited: take!("INHERITED"),
+            queued: take!("QUEUED"),
             servers: take!("SERVERS"),
             profiles: take!("PROFILES"),
             port_sets: take!("PORT_SETS"),
