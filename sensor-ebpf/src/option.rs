@@ -94,12 +94,14 @@ fn group(ctx: *mut bpf_sockopt, level: i32, option: i32) -> Option<Addr> {
     unsafe {
         let word = |at: usize| value.add(at).cast::<u32>().read();
         match (level, option) {
-            // struct ip_mreq, ip_mreqn, ip_mreq_source: the group is first.
-            (SOL_IP, 35 | 39) if value.add(4) <= end => Some(Addr::v4(word(0))),
+            // struct ip_mreq, ip_mreqn, ip_mreq_source, ip_msfilter: the group
+            // is first.
+            (SOL_IP, 35 | 39 | 41) if value.add(4) <= end => Some(Addr::v4(word(0))),
             // struct ipv6_mreq
             (SOL_IPV6, 20) if value.add(16) <= end => Some(Addr::v6([word(0), word(4), word(8), word(12)])),
-            // struct group_req, group_source_req: an interface, then a sockaddr.
-            (SOL_IP | SOL_IPV6, 42 | 46) if value.add(4 * WORDS) <= end => match word(8) as u16 {
+            // struct group_req, group_source_req, group_filter: an interface,
+            // then a sockaddr.
+            (SOL_IP | SOL_IPV6, 42 | 46 | 48) if value.add(4 * WORDS) <= end => match word(8) as u16 {
                 2 => Some(Addr::v4(word(12))),
                 10 => Some(Addr::v6([word(16), word(20), word(24), word(28)])),
                 _ => None,
