@@ -97,7 +97,8 @@ pub struct Match {
     pub needs_word: u8,
     /// 1: the sensor itself, never a server.
     pub own: u8,
-    pub _pad: u8,
+    /// 1: an interpreter by a launcher's full path: with a launcher's script it is one.
+    pub launcher_exe: u8,
     pub exe: u32,
     pub priority: u32,
 }
@@ -110,7 +111,7 @@ impl Match {
         interpreter: 0,
         needs_word: 0,
         own: 0,
-        _pad: 0,
+        launcher_exe: 0,
         exe: 0,
         priority: u32::MAX,
     };
@@ -121,8 +122,12 @@ impl Match {
         self.exe = rule.exe;
         self.own = (rule.flags & FLAG_OWN != 0) as u8;
         self.context(rule.flags);
-        if rule.flags & FLAG_LAUNCHER != 0 && rule.flags & FLAG_INTERPRETER == 0 {
-            self.launcher_file = 1;
+        if rule.flags & FLAG_LAUNCHER != 0 {
+            if rule.flags & FLAG_INTERPRETER == 0 {
+                self.launcher_file = 1;
+            } else {
+                self.launcher_exe = 1;
+            }
         }
         self.take(rule);
     }
@@ -145,7 +150,7 @@ impl Match {
     /// The script an interpreter runs, by its full path.
     #[inline(always)]
     pub fn script_path(&mut self, rule: &ExecRule) {
-        if rule.flags & FLAG_LAUNCHER != 0 {
+        if rule.flags & FLAG_LAUNCHER != 0 && self.launcher_exe != 0 {
             self.launcher_file = 1;
         }
     }
@@ -327,6 +332,17 @@ mod tests {
         m.other(&ExecRule { server: 9, flags: 0, exe: 0, priority: 2 });
         m.other(&ExecRule { server: 10, flags: 0, exe: 0, priority: 5 });
         assert_eq!((m.server, m.interpreter), (9, 1));
+    }
+
+    #[test]
+    fn a_launcher_s_script_under_another_node_is_no_launcher() {
+        let script = ExecRule { server: 0, flags: FLAG_LAUNCHER, exe: 0, priority: 0 };
+        for (flags, launcher) in [(FLAG_INTERPRETER, 0), (FLAG_INTERPRETER | FLAG_LAUNCHER, 1)] {
+            let mut m = Match::NONE;
+            m.exe(&ExecRule { server: 0, flags, exe: 0, priority: 0 });
+            m.script_path(&script);
+            assert_eq!(m.launcher_file, launcher);
+        }
     }
 
     #[test]

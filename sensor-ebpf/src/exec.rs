@@ -13,8 +13,8 @@ use aya_ebpf::maps::{LpmTrie, PerCpuArray, lpm_trie::Key};
 use aya_ebpf::programs::RawTracePointContext;
 use core::ffi::c_void;
 use sensor_common::exec::{
-    ARGV_BYTES, EXEC_SCOPE_BITS, ExecRule, FLAG_INTERPRETER, KEY_BYTES, KIND_ARG, KIND_CGROUP, KIND_EXE,
-    KIND_MODULE, KIND_PACKAGE, KIND_SCRIPT, KIND_SCRIPT_PATH, KIND_WORD, MAX_EXEC_KEYS, Match, Scan, Step,
+    ARGV_BYTES, EXEC_SCOPE_BITS, ExecRule, KEY_BYTES, KIND_ARG, KIND_CGROUP, KIND_EXE, KIND_MODULE,
+    KIND_PACKAGE, KIND_SCRIPT, KIND_SCRIPT_PATH, KIND_WORD, MAX_EXEC_KEYS, Match, Scan, Step,
 };
 use sensor_common::label::{Label, ROLE_LAUNCHER, ROLE_SERVER, on_exec};
 use sensor_common::record::{
@@ -48,8 +48,8 @@ pub struct Work {
     generation: u32,
     argv_len: u32,
     path_len: u32,
-    interpreter_launcher: u32,
     word_seen: u32,
+    _pad: u32,
     label: Label,
     dentry: u64,
     mount: u64,
@@ -214,11 +214,9 @@ fn recognise(work: &mut Work) {
     work.found = Match::NONE;
     work.scan = Scan::default();
     work.word_seen = 0;
-    work.interpreter_launcher = 0;
     let path = work.path.as_ptr();
     if let Some(rule) = lookup(work, KIND_EXE, path) {
         work.found.exe(rule);
-        work.interpreter_launcher = (rule.flags & FLAG_INTERPRETER != 0 && rule.exe != 0) as u32;
     }
     let len = work.argv_len;
     each(len, argv_step, work);
@@ -403,10 +401,11 @@ fn relabel(work: &mut Work, task: Task, current: Label) {
 #[inline(always)]
 fn next_instance() -> u32 {
     match kernel::state_mut() {
-        // SAFETY: an aligned word in a map value.
         // 0 is "not given yet".
         Some(state) => {
-            (atomic::fetch_add(unsafe { &raw mut (*state).next_instance }, 1) as u32 & 0x3fff_ffff) + 1
+            // SAFETY: an aligned word in a map value.
+            let word = unsafe { &raw mut (*state).next_instance };
+            (atomic::fetch_add(word, 1) as u32 & 0x3fff_ffff) + 1
         }
         None => 0,
     }

@@ -4,6 +4,7 @@
 //! its answer into a verdict in one place ([`verdict::conclude`]).
 #![no_std]
 #![no_main]
+#![allow(clippy::needless_pass_by_value, reason = "aya's macros hand contexts over by value")]
 #![feature(core_intrinsics)]
 #![allow(internal_features, reason = "the target's atomics are behind intrinsics only")]
 

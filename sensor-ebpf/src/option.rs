@@ -125,7 +125,7 @@ fn refused(level: i32, option: i32) -> Option<Reason> {
         // IP_OPTIONS
         (SOL_IP, 4)
         // IPV6_2292*: PKTOPTIONS, HOPOPTS, DSTOPTS, RTHDR
-        | (SOL_IPV6, 3 | 4 | 5 | 6)
+        | (SOL_IPV6, 3..=6)
         // IPV6_HOPOPTS, RTHDRDSTOPTS, RTHDR, DSTOPTS
         | (SOL_IPV6, 54 | 55 | 57 | 59)
         => Some(Reason::SocketOption),

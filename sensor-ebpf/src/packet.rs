@@ -63,7 +63,7 @@ fn parse(skb: *mut __sk_buff, packet: &mut Packet, reason: &mut Reason) -> bool 
     const ETH_P_IPV6: u32 = 0x86ddu16.to_be() as u32;
     let mut h = MaybeUninit::<[u32; 10]>::uninit();
     let words: *mut u32 = h.as_mut_ptr().cast();
-    // SAFETY (of the block): the helper writes as many bytes as it is told or
+    // SAFETY: the helper writes as many bytes as it is told or
     // fails; only those are read.
     unsafe {
         let load = |at: u32, len: u32| bpf_skb_load_bytes(skb.cast(), at, words.cast(), len) == 0;

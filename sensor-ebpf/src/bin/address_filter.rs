@@ -2,6 +2,7 @@
 //! with each packet of a unit: one look-up in the trie of allowed addresses,
 //! then one in the trie of denied ones (systemd's `bpf-firewall.c`).
 #![no_std]
+#![allow(clippy::needless_pass_by_value, reason = "aya's macros hand contexts over by value")]
 #![no_main]
 
 use aya_ebpf::{

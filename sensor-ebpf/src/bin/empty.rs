@@ -1,5 +1,6 @@
 //! Benchmark baseline: programs that say yes, on the hooks that the sensor uses.
 #![no_std]
+#![allow(clippy::needless_pass_by_value, reason = "aya's macros hand contexts over by value")]
 #![no_main]
 
 use aya_ebpf::{

@@ -105,8 +105,7 @@ impl Core {
     pub fn repeat(&self, key: &VerdictKey, count: u64) {
         let policies = lock(&self.policies);
         let mut instances = lock(&self.instances);
-        let mut r = Verdict::default();
-        r.key = *key;
+        let mut r = Verdict { key: *key, ..Default::default() };
         r.header.label = Label::new(key.server, 0, key.instance);
         r.header.generation = policies.current().map_or(0, |p| p.generation);
         if let Some(i) = instances.get(key.instance) {

@@ -231,7 +231,7 @@ fn exempt_own_binary(loaded: &mut Loaded) {
     match loaded.compiled.exec.iter_mut().find(|e| e.kind == KIND_EXE && e.text == text) {
         Some(entry) => entry.rule = rule,
         None if text.len() <= KEY_BYTES => {
-            loaded.compiled.exec.push(ExecEntry { kind: KIND_EXE, text, rule })
+            loaded.compiled.exec.push(ExecEntry { kind: KIND_EXE, text, rule });
         }
         None => {}
     }

@@ -1,0 +1,18 @@
+//! What the kernel's rings hand out, and what is read from it: any bytes are a
+//! record or an error.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use mcp_sensor::kernel::record::{self, Record};
+
+fuzz_target!(|data: &[u8]| {
+    match record::parse(data) {
+        Ok(Record::Exec(exec)) => {
+            let _ = (record::exe_path(&exec), record::argv(&exec), record::text(&exec.comm));
+        }
+        Ok(Record::Unix(unix)) => {
+            let _ = record::unix_path(&unix.path);
+        }
+        Ok(Record::Verdict(_) | Record::Exit(_)) | Err(_) => {}
+    }
+});
