@@ -162,13 +162,11 @@ fn reached(ip: IpAddr) -> IpAddr {
     if v6.to_ipv4_mapped().is_some() {
         return v4(12);
     }
-    // What is inside is taken as it is.
-    let inside = |at: usize| IpAddr::from([o[at], o[at + 1], o[at + 2], o[at + 3]]);
     if o[..12] == [0, 0x64, 0xff, 0x9b, 0, 0, 0, 0, 0, 0, 0, 0] {
-        return inside(12);
+        return v4(12);
     }
     if o[..2] == [0x20, 0x02] {
-        return inside(2);
+        return v4(2);
     }
     if v6.is_unspecified() { IpAddr::V6(Ipv6Addr::LOCALHOST) } else { ip }
 }
