@@ -247,10 +247,11 @@ fn emit<const TASK: bool>(ring: u8, facts: &Facts) -> bool {
         r.family = facts.family;
         r.kind = facts.kind;
         r.option = facts.option;
-        r.comm = [0; COMM_BYTES];
         if TASK {
-            // SAFETY: 16 bytes are there.
+            // SAFETY: 16 bytes are there, and all of them are written.
             unsafe { bpf_get_current_comm(r.comm.as_mut_ptr().cast(), COMM_BYTES as u32) };
+        } else {
+            r.comm = [0; COMM_BYTES];
         }
     })
 }
