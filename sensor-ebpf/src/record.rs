@@ -121,8 +121,18 @@ pub(crate) fn emit_of<T: Record>(
         generation: kernel::generation(),
     };
     fill(record);
-    entry.submit(0);
+    entry.submit(if ring == RING_VERDICTS { 0 } else { without_waking() });
     true
+}
+
+/// Waking the reader costs a server more than judging it. Telemetry waits for
+/// the reader's next round, unless there is much of it.
+#[inline(always)]
+fn without_waking() -> u64 {
+    const AVAILABLE: u64 = 0; // BPF_RB_AVAIL_DATA
+    const NO_WAKEUP: u64 = 1; // BPF_RB_NO_WAKEUP
+    const MUCH: u64 = 256 * 1024;
+    if TELEMETRY.query(AVAILABLE) < MUCH { NO_WAKEUP } else { 0 }
 }
 
 /// Of [`LOSSES`], how much the agent has reported: kept here so that the next

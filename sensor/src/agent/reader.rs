@@ -13,6 +13,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 /// Telemetry records between two looks at the verdicts.
 const TURN: usize = 256;
 
+/// Longest wait of telemetry, milliseconds.
+const ROUND_MS: u8 = 20;
+
 /// Reads until `stop`, then what is left.
 pub fn run(core: &Arc<Core>, mut rings: Rings, stop: &AtomicBool) {
     loop {
@@ -39,8 +42,10 @@ fn wait(rings: &Rings) {
         )
     };
     let mut fds = [PollFd::new(verdicts, PollFlags::POLLIN), PollFd::new(telemetry, PollFlags::POLLIN)];
-    // The time-out bounds how late `stop` is seen; an error is the same as one.
-    let _ = poll(&mut fds, PollTimeout::from(200u8));
+    // Verdicts wake this thread, telemetry does not (see `record::emit` in the
+    // kernel programs): the time-out bounds how late it is read. An error is the
+    // same as a time-out.
+    let _ = poll(&mut fds, PollTimeout::from(ROUND_MS));
 }
 
 fn drain(core: &Arc<Core>, ring: &mut RingBuf<MapData>, offset: i64, limit: usize) -> usize {
