@@ -98,6 +98,10 @@ const NEEDED: &[Needed] = &[
         packages: &["nodejs", "npm"],
         there: || on_path("node") && on_path("npm"),
     },
+    // Address translation, and an answer to the benchmarks' question.
+    Needed { what: "nft", packages: &["nftables"], there: || on_path("nft") },
+    // Go's own resolver and dialler.
+    Needed { what: "go", packages: &["golang-go"], there: || on_path("go") },
 ];
 
 /// Namespaces, Python and node for tests and the demo. What is missing and
