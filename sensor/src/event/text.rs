@@ -75,6 +75,9 @@ pub fn row(event: &Event) -> Row {
     if let Some(body) = &event.body {
         describe(body, &mut row);
     }
+    // Whatever a field held: a sensor may be as hostile as a server.
+    row.what = escape(&row.what);
+    row.detail = escape(&row.detail);
     row
 }
 
@@ -241,6 +244,14 @@ mod tests {
         fn nothing_that_moves_a_cursor_survives(text in proptest::prelude::any::<String>()) {
             proptest::prop_assert!(!escape(&text).chars().any(char::is_control));
         }
+    }
+
+    #[test]
+    fn an_address_of_a_hostile_sensor_cannot_drive_the_terminal() {
+        let dst = Some(pb::Endpoint { ip: "10.0.\u{10}.1".to_owned(), port: 443 });
+        let connection = pb::Connection { dst, ..Default::default() };
+        let event = Event { body: Some(Body::Connection(connection)), ..Default::default() };
+        assert!(row(&event).cells().iter().all(|cell| !cell.chars().any(char::is_control)));
     }
 
     #[test]
