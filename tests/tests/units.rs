@@ -43,7 +43,7 @@ fn moved(below: &str, connect: &str) -> Result<()> {
     })?;
     ensure!(started.text("evidence").contains(UNIT), "evidence: {}", started.text("evidence"));
     drop(sensor);
-    for dir in [inside.clone(), bed.cgroup.path().join(UNIT), beside] {
+    for dir in [inside, bed.cgroup.path().join(UNIT), beside] {
         let _ = fs::remove_dir(dir);
     }
     Ok(())
