@@ -63,14 +63,10 @@ pub struct State {
     pub generation: u32,
     /// 1: the policy matches by cgroup, so that exec looks at it.
     pub cgroup_rules: u32,
-    /// Labels that had no place since the agent started; while not 0, thread
-    /// groups beyond the label map are looked up in the overflow bitmap.
-    pub overflow: u32,
     /// Inherited sockets that no packet has shown yet.
     pub inherited: u32,
     /// Accepted connections that nobody has taken yet, see `socket::Tuple`.
     pub queued: u32,
-    pub _pad: u32,
     /// Next instance number; the agent's own have the top bit set.
     pub next_instance: u64,
 }
@@ -92,5 +88,5 @@ pub struct Denial {
 
 const _: () = {
     assert!(size_of::<Offsets>() == 168);
-    assert!(size_of::<State>() == 32);
+    assert!(size_of::<State>() == 24);
 };

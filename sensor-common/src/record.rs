@@ -251,8 +251,6 @@ pub struct Instance {
     pub refilled: u64,
     pub verdict_tokens: i64,
     pub telemetry_tokens: i64,
-    /// Denials beyond the quota.
-    pub suppressed: u64,
     pub tasks: u64,
     /// [`INSTANCE_NET_ADMIN`].
     pub flags: u64,
@@ -268,6 +266,6 @@ const _: () = {
     assert!(size_of::<UnixVerdict>() == 48 + 8 + 108 + 4 + 16);
     assert!(size_of::<Exec>() == 48 + 32 + 16 + 256 + 512);
     assert!(size_of::<Exit>() == 56);
-    assert!(size_of::<Instance>() == 56);
+    assert!(size_of::<Instance>() == 48);
     assert!(size_of::<Addr>() == 16);
 };

@@ -12,11 +12,6 @@ pub const SOCKET_INBOUND: u32 = 1;
 pub const SOCKET_NAT_TRUSTED: u32 = 2;
 /// Labelled after it existed (found by the agent, or inherited).
 pub const SOCKET_ADOPTED: u32 = 4;
-/// Judged by `self`: both ends belong to one instance.
-pub const SOCKET_SELF: u32 = 8;
-
-/// `cached` holds a verdict.
-pub const CACHE_VALID: u8 = 1;
 
 /// One remote end.
 #[repr(C)]
@@ -44,11 +39,11 @@ pub struct Socket {
     pub approved_generation: u32,
     /// Last destination allowed at connect or sendmsg, before translation.
     pub approved: Peer,
-    /// The generation under which `cached` was allowed, and by which rule.
-    pub cached_generation: u32,
-    pub cached_rule: u32,
     /// Last packet destination allowed.
     pub cached: Peer,
+    /// The generation under which it was.
+    pub cached_generation: u32,
+    pub _pad: u32,
 }
 
 /// A connection that waited in an accept queue when its listener was labelled:

@@ -14,7 +14,7 @@ use sensor_common::addr::Addr;
 use sensor_common::label::Label;
 use sensor_common::policy::{BIND, Decision, EGRESS, Flow, PROFILE_SELF, Reason};
 use sensor_common::record::{Hook, INSTANCE_NET_ADMIN};
-use sensor_common::socket::{Peer, SOCKET_INBOUND, SOCKET_NAT_TRUSTED, SOCKET_SELF, Socket};
+use sensor_common::socket::{Peer, SOCKET_INBOUND, SOCKET_NAT_TRUSTED, Socket};
 
 #[cgroup_sock_addr(connect4)]
 pub fn connect4(ctx: SockAddrContext) -> i32 {
@@ -191,12 +191,9 @@ fn approve(stored: *mut Socket, judged: &Judged, flow: &Flow, netns: u64, hook: 
     // socket may interleave; whoever uses `approved` judges it again.
     unsafe {
         let s = &mut *stored;
-        let mut flags = s.flags & !(SOCKET_SELF | SOCKET_NAT_TRUSTED);
+        let mut flags = s.flags & !SOCKET_NAT_TRUSTED;
         if matches!(hook, Hook::Connect) {
             flags &= !SOCKET_INBOUND; // a listener reused for connect
-        }
-        if matches!(judged.decision.reason, Reason::SelfInstance) {
-            flags |= SOCKET_SELF;
         }
         if translation_is_trusted(judged.label, netns) {
             flags |= SOCKET_NAT_TRUSTED;

@@ -434,15 +434,7 @@ fn begin(work: &mut Work, label: Label, netns: u64, task: u64) {
 
 #[inline(always)]
 const fn instance_zeroed() -> Instance {
-    Instance {
-        netns: 0,
-        refilled: 0,
-        verdict_tokens: 0,
-        telemetry_tokens: 0,
-        suppressed: 0,
-        tasks: 0,
-        flags: 0,
-    }
+    Instance { netns: 0, refilled: 0, verdict_tokens: 0, telemetry_tokens: 0, tasks: 0, flags: 0 }
 }
 
 extern "C" fn fd_step(index: u32, work: *mut *mut Work) -> i64 {

@@ -2,7 +2,7 @@
 //! of the thread group.
 
 use crate::atomic;
-use crate::kernel::{self, offset, pointer, read};
+use crate::kernel::{offset, pointer, read};
 use crate::record;
 use aya_ebpf::helpers::bpf_get_current_pid_tgid;
 use aya_ebpf::macros::{map, raw_tracepoint};
@@ -63,10 +63,6 @@ pub(crate) fn set(tgid: u32, label: Label) {
     if label.is_some() {
         atomic::or(word, bit);
         record::lost(Loss::LabelOverflow, 1);
-        if let Some(state) = kernel::state_mut() {
-            // SAFETY: a flag; every writer writes the same.
-            unsafe { (*state).overflow = 1 };
-        }
     } else {
         atomic::and(word, !bit);
     }

@@ -232,7 +232,6 @@ fn judge_packet(skb: *mut __sk_buff, sk: *mut bpf_sock, stored: *mut Socket, hoo
             // One peer for the life of the connection; a datagram socket's
             // could be torn by two senders.
             s.cached_generation = generation;
-            s.cached_rule = judged.decision.rule;
             s.cached = now;
         }
         if !record_allow {

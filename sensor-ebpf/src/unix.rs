@@ -85,29 +85,19 @@ fn name(ctx: &SockAddrContext) -> Option<Key<UnixName>> {
     if at == 0 {
         return None;
     }
-    let len = kernel::read::<u32>(kernel, at)?.saturating_sub(SUN_PATH) as usize;
+    let given = kernel::read::<u32>(kernel, at)?.saturating_sub(SUN_PATH);
+    // What lies beyond the length that was given is not part of the name.
+    let len = given.min(PATH_BYTES as u32);
     let mut key = Key::new(
         UNIX_SCOPE_BITS + 8 * PATH_BYTES as u32,
         UnixName { generation: 0, profile: 0, path: [0; PATH_BYTES] },
     );
     // SAFETY: PATH_BYTES bytes are there; the kernel's sockaddr_storage is longer.
     let failed = unsafe {
-        bpf_probe_read_kernel(
-            (&raw mut key.data.path).cast(),
-            PATH_BYTES as u32,
-            (address + SUN_PATH as u64) as *const _,
-        )
+        bpf_probe_read_kernel((&raw mut key.data.path).cast(), len, (address + SUN_PATH as u64) as *const _)
     };
     if failed != 0 {
         return None;
-    }
-    // What lies beyond the length that was given is not part of the name.
-    let mut i = 0;
-    while i < PATH_BYTES {
-        if i >= len {
-            key.data.path[i] = 0;
-        }
-        i += 1;
     }
     Some(key)
 }

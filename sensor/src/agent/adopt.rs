@@ -4,6 +4,7 @@
 use super::process::{self, Stat};
 use crate::kernel::maps::{Maps, Shared};
 use crate::policy::recognise::Recogniser;
+use aya::maps::MapError;
 use nix::sys::socket::{AddressFamily, SockaddrLike as _, SockaddrStorage, getsockname};
 use sensor_common::addr::Addr;
 use sensor_common::kernel::State;
@@ -35,23 +36,26 @@ pub struct Found {
     pub matched: u32,
 }
 
-/// Labels every process that the policy recognises. Returns the new instances;
-/// `number` gives out their numbers.
+/// Labels every process that the policy recognises. Returns the new instances,
+/// whose numbers `number` gives out, and how many processes are beyond the label
+/// map.
 pub fn processes(
     maps: &mut Maps,
     recogniser: &Recogniser<'_>,
     mut number: impl FnMut() -> u32,
-) -> Vec<Found> {
+) -> (Vec<Found>, u64) {
     const PASSES: usize = 8;
     let mut found = Vec::new();
+    let mut missed = 0;
     let mut seen: HashMap<u32, (u64, Seen)> = HashMap::new();
     for _ in 0..PASSES {
         let mut new = 0;
+        missed = 0;
         let mut parents: HashMap<u32, Vec<u32>> = HashMap::new();
         let mut roots = Vec::new();
         let mut alive = HashSet::new();
         for pid in process::all() {
-            let Some(Stat { ppid, start_time }) = process::stat(pid) else { continue };
+            let Some(Stat { ppid, start_time, .. }) = process::stat(pid) else { continue };
             alive.insert(pid);
             if seen.get(&pid).is_none_or(|(start, _)| *start != start_time) {
                 seen.insert(pid, (start_time, look(pid, ppid)));
@@ -71,7 +75,7 @@ pub fn processes(
             if !visited.insert(pid) {
                 continue;
             }
-            let Some((_, process)) = seen.get(&pid) else { continue };
+            let Some((start_time, process)) = seen.get(&pid) else { continue };
             let own = maps.tasks.get(&pid, 0).map_or(Label::NONE, |l| l.0);
             let label = if own.is_some() {
                 own
@@ -94,8 +98,12 @@ pub fn processes(
                         matched: recognised.priority,
                     });
                 }
-                if label.is_some() && maps.tasks.set(pid, Shared(label), 0).is_ok() {
-                    new += 1;
+                if label.is_some() {
+                    if mark(maps, pid, *start_time, label) {
+                        new += 1;
+                    } else {
+                        missed += 1;
+                    }
                 }
                 label
             };
@@ -107,11 +115,22 @@ pub fn processes(
             break;
         }
     }
-    found
+    (found, missed)
+}
+
+/// Labels a process that was looked at. False: it has no place in the label map.
+fn mark(maps: &mut Maps, pid: u32, start_time: u64, label: Label) -> bool {
+    if maps.tasks.set(pid, Shared(label), 0).is_err() {
+        return false;
+    }
+    if process::stat(pid).is_none_or(|s| s.start_time != start_time) {
+        // It ended, and its number may be another's by now.
+        let _ = maps.tasks.set(pid, Shared(Label::NONE), 0);
+    }
+    true
 }
 
 fn look(pid: u32, ppid: u32) -> Seen {
-    // One thread reads argv of all processes; one that hangs is passed over.
     let argv = process::within(Duration::from_millis(100), move || process::cmdline(pid)).unwrap_or_default();
     let cgroups = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
     Seen { ppid, exe: process::exe(pid), argv, cgroups: process::cgroup_names(&cgroups) }
@@ -129,23 +148,29 @@ pub fn labelled(maps: &Maps) -> Vec<(u32, Label)> {
 }
 
 /// Gives the process's IP sockets its label, those that have one excepted.
-/// Returns how many were labelled.
-pub fn sockets(maps: &mut Maps, pid: u32, label: Label) -> usize {
-    let Ok(pidfd) = pidfd_open(pid) else { return 0 };
-    let Ok(entries) = fs::read_dir(format!("/proc/{pid}/fd")) else { return 0 };
+/// Returns how many could not be given it: sockets that nothing judges.
+pub fn sockets(maps: &mut Maps, pid: u32, label: Label) -> u64 {
+    let Ok(pidfd) = pidfd_open(pid) else { return u64::from(is_alive(pid)) };
+    let Ok(entries) = fs::read_dir(format!("/proc/{pid}/fd")) else { return u64::from(is_alive(pid)) };
     let mut open = Vec::new();
+    let mut missed = 0;
     for entry in entries.flatten() {
         let is_socket = fs::read_link(entry.path()).is_ok_and(|t| t.to_string_lossy().starts_with("socket:"));
         let Some(number) = entry.file_name().to_str().and_then(|n| n.parse().ok()) else { continue };
-        if is_socket && let Ok(fd) = pidfd_getfd(&pidfd, number) {
-            open.push(fd);
+        if !is_socket {
+            continue;
+        }
+        match pidfd_getfd(&pidfd, number) {
+            Ok(fd) => open.push(fd),
+            // Closed, or gone, since it was listed.
+            Err(e) if matches!(e.raw_os_error(), Some(libc::EBADF | libc::ESRCH)) => {}
+            Err(_) => missed += 1,
         }
     }
     let described: Vec<(OwnedFd, Kind)> =
         open.into_iter().filter_map(|fd| kind(&fd).map(|kind| (fd, kind))).collect();
     let listening: HashSet<u16> = described.iter().filter(|(_, k)| k.listens).map(|(_, k)| k.port).collect();
     let uid = process::uid(pid);
-    let mut count = 0;
     let mut relabelled = HashSet::new();
     for (fd, kind) in described {
         let mut flags = SOCKET_ADOPTED;
@@ -154,17 +179,28 @@ pub fn sockets(maps: &mut Maps, pid: u32, label: Label) -> usize {
         }
         let value = Socket { label, tgid: pid, uid, flags, netns: kind.netns, ..Socket::default() };
         const NO_EXIST: u64 = 1;
-        let new = maps.sockets.insert(&fd, Shared(value), NO_EXIST).is_ok();
-        count += usize::from(new);
-        if new && kind.listens {
-            relabelled.insert(kind.port);
+        match maps.sockets.insert(&fd, Shared(value), NO_EXIST) {
+            Ok(()) if kind.listens => {
+                relabelled.insert(kind.port);
+            }
+            Ok(()) => {}
+            Err(error) if has_one(&error) => {}
+            Err(_) => missed += 1,
         }
     }
     if !relabelled.is_empty() {
         // From here on the listener hands its label on; these came before.
-        note_queued(maps, pid, label, &relabelled);
+        missed += note_queued(maps, pid, label, &relabelled);
     }
-    count
+    missed
+}
+
+fn is_alive(pid: u32) -> bool {
+    process::stat(pid).is_some_and(|s| !s.zombie)
+}
+
+fn has_one(error: &MapError) -> bool {
+    matches!(error, MapError::SyscallError(e) if e.io_error.raw_os_error() == Some(libc::EEXIST))
 }
 
 /// Connections that wait in the accept queues of these ports, of whichever
@@ -196,16 +232,20 @@ fn end(text: &str) -> Option<([u32; 4], u16)> {
     Some((words, port))
 }
 
-/// Notes what waits in the queues of a process's listeners.
-fn note_queued(maps: &mut Maps, pid: u32, label: Label, listening: &HashSet<u16>) {
+/// Notes what waits in the queues of a process's listeners. Returns how many
+/// connections found no place.
+fn note_queued(maps: &mut Maps, pid: u32, label: Label, listening: &HashSet<u16>) -> u64 {
     const LIMIT: u64 = 16 << 20;
-    let mut noted = false;
+    let (mut noted, mut missed) = (false, 0);
     for table in ["tcp", "tcp6"] {
         let Ok(file) = fs::File::open(format!("/proc/{pid}/net/{table}")) else { continue };
         for line in io::BufReader::new(file.take(LIMIT)).lines().map_while(Result::ok) {
             let Some((ends, port)) = queued_ends(&line) else { continue };
             if listening.contains(&port) {
-                noted |= maps.queued.insert(Shared(ends), Shared(label), 0).is_ok();
+                match maps.queued.insert(Shared(ends), Shared(label), 0) {
+                    Ok(()) => noted = true,
+                    Err(_) => missed += 1,
+                }
             }
         }
     }
@@ -213,6 +253,7 @@ fn note_queued(maps: &mut Maps, pid: u32, label: Label, listening: &HashSet<u16>
         let state = State { queued: 1, ..state.0 };
         let _ = maps.state.set(0, Shared(state), 0);
     }
+    missed
 }
 
 /// Entries that no packet has asked for within one round are of connections

@@ -16,7 +16,7 @@ use sensor_common::policy::MODE_ENFORCE;
 use sensor_common::record::{EXEC_MOVED, EXEC_NEW_INSTANCE, EXEC_ROLE_CHANGED, Exec, Verdict, VerdictKey};
 use sensor_common::socket::Tuple;
 use std::collections::{BTreeMap, HashSet};
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -31,8 +31,6 @@ pub struct Core {
     pub instances: Mutex<Instances>,
     /// Losses since the start, for `status`.
     pub losses: Mutex<BTreeMap<(String, String), u64>>,
-    /// Records that could not be read.
-    pub unreadable: AtomicU64,
     next_instance: AtomicU32,
 }
 
@@ -53,7 +51,6 @@ impl Core {
             policies: Mutex::default(),
             instances: Mutex::default(),
             losses: Mutex::default(),
-            unreadable: AtomicU64::new(0),
             next_instance: AtomicU32::new(INSTANCE_BY_AGENT | seed << 4),
         }
     }
@@ -150,7 +147,7 @@ impl Core {
             );
             // What it inherited; the kernel notes the same sockets, so that
             // nothing is open meanwhile.
-            adopt::sockets(&mut lock(&self.maps), r.header.tgid, label);
+            self.label_sockets(r.header.tgid, label);
         }
         let policies = lock(&self.policies);
         let mut instances = lock(&self.instances);
@@ -191,7 +188,19 @@ impl Core {
             r.netns,
             true,
         );
-        adopt::sockets(&mut lock(&self.maps), pid, label);
+        self.label_sockets(pid, label);
+    }
+
+    /// Labels a process's sockets. Those that cannot be are losses.
+    fn label_sockets(&self, pid: u32, label: Label) {
+        let missed = adopt::sockets(&mut lock(&self.maps), pid, label);
+        self.unlabelled_sockets(missed);
+    }
+
+    pub fn unlabelled_sockets(&self, missed: u64) {
+        if missed > 0 {
+            self.lose("agent", "socket_label", missed);
+        }
     }
 
     /// Sockets that came to labelled processes unseen: passed to them, or out
@@ -200,7 +209,7 @@ impl Core {
         adopt::forget_queued(&mut lock(&self.maps), queued);
         let labelled = adopt::labelled(&lock(&self.maps));
         for (pid, label) in labelled {
-            adopt::sockets(&mut lock(&self.maps), pid, label);
+            self.label_sockets(pid, label);
         }
     }
 
@@ -356,19 +365,22 @@ impl Core {
     /// Labels what runs already. Returns how many instances were found.
     pub fn adopt_running(&self) -> usize {
         let Some(policy) = lock(&self.policies).current().cloned() else { return 0 };
-        let found = {
+        let (found, unmarked, missed) = {
             let mut maps = lock(&self.maps);
-            let found = adopt::processes(&mut maps, &Recogniser::new(policy.compiled()), || self.number());
+            let recogniser = Recogniser::new(policy.compiled());
+            let (found, unmarked) = adopt::processes(&mut maps, &recogniser, || self.number());
             let labelled = adopt::labelled(&maps);
             for f in &found {
                 let tasks = labelled.iter().filter(|(_, l)| l.instance() == f.label.instance()).count();
                 add_instance(&mut maps, f.label, f.pid, tasks as u64);
             }
-            for (pid, label) in &labelled {
-                adopt::sockets(&mut maps, *pid, *label);
-            }
-            found
+            let missed = labelled.iter().map(|(pid, label)| adopt::sockets(&mut maps, *pid, *label)).sum();
+            (found, unmarked, missed)
         };
+        self.unlabelled_sockets(missed);
+        if unmarked > 0 {
+            self.lose("agent", "label_overflow", unmarked);
+        }
         let count = found.len();
         for f in found {
             let parent = process::stat(f.pid).map_or(0, |s| s.ppid);

@@ -23,7 +23,7 @@ use crate::control::{self, ControlSocket};
 use crate::event::{Body, Bus, Identity, Limits, now, pb};
 use crate::kernel::{self, LoadError, Options};
 use crate::outputs::Outputs;
-use crate::policy::load::LoadError as PolicyError;
+use crate::policy::load::{LoadError as PolicyError, load as load_policy};
 use anyhow::Context as _;
 use sensor_common::record::Loss;
 use sensor_common::socket::Tuple;
@@ -92,7 +92,13 @@ async fn serve(args: RunArgs) -> anyhow::Result<ExitCode> {
     let pins = pin_directory(&args.state_dir);
     let ids_file = args.state_dir.join("servers.json");
     let before = pins.exists();
-    let (loaded, ids, names) = reload::first(&args.policy, &ids_file, before).map_err(|error| {
+    let (mut ids, names) = reload::known_ids(&ids_file, before).map_err(|error| {
+        Failure::new(Exit::Failure, format!("{}: {error}", ids_file.display())).hint(format!(
+            "it names the servers whose labels are in the kernel; bring it back, or give up what is enforced: rm -r {}",
+            pins.display()
+        ))
+    })?;
+    let loaded = load_policy(&args.policy, &mut ids).map_err(|error| {
         let text = match &error {
             PolicyError::Read { .. } => error.to_string(),
             PolicyError::Invalid { .. } => error.render(std::io::stderr().is_terminal()),

@@ -15,15 +15,18 @@ pub struct Stat {
     pub ppid: u32,
     /// Clock ticks since boot.
     pub start_time: u64,
+    /// Ended, and not waited for.
+    pub zombie: bool,
 }
 
 /// Fields of /proc/PID/stat; the command's name may hold anything.
 pub fn parse_stat(text: &str) -> Option<Stat> {
     let rest = &text[text.rfind(')')? + 1..];
     let mut fields = rest.split_ascii_whitespace();
-    let ppid = fields.nth(1)?.parse().ok()?;
+    let zombie = matches!(fields.next()?, "Z" | "X");
+    let ppid = fields.next()?.parse().ok()?;
     let start_time = fields.nth(17)?.parse().ok()?;
-    Some(Stat { ppid, start_time })
+    Some(Stat { ppid, start_time, zombie })
 }
 
 pub fn stat(pid: u32) -> Option<Stat> {
@@ -191,7 +194,7 @@ mod tests {
     #[test]
     fn a_hostile_command_name_does_not_move_the_fields() {
         let text = "77 (a) S 1 (b) R 42 1 1 0 -1 0 0 0 0 0 0 0 0 0 20 0 1 0 9876 0 0";
-        assert_eq!(parse_stat(text), Some(Stat { ppid: 42, start_time: 9876 }));
+        assert_eq!(parse_stat(text), Some(Stat { ppid: 42, start_time: 9876, zombie: false }));
         assert_eq!(parse_stat("77 (x"), None);
     }
 

@@ -61,7 +61,6 @@ fn drain(core: &Arc<Core>, ring: &mut RingBuf<MapData>, offset: i64, limit: usiz
             }
             Err(error) => {
                 tracing::error!(%error, "a record of the kernel's cannot be read");
-                core.unreadable.fetch_add(1, Ordering::Relaxed);
                 core.lose("kernel", "unreadable_record", 1);
             }
         }

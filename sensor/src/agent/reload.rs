@@ -4,9 +4,9 @@
 use super::core::{Core, in_force, lock};
 use crate::event::{Body, pb};
 use crate::kernel::tables;
-use crate::policy::compile::Ids;
+use crate::policy::compile::{Ids, UNKNOWN};
 use crate::policy::exec::ExecEntry;
-use crate::policy::load::{LoadError, Loaded, load};
+use crate::policy::load::{Loaded, load};
 use crate::policy::matching::exe_key;
 use sensor_common::exec::{ExecRule, FLAG_OWN, KEY_BYTES, KIND_EXE};
 use sensor_common::policy::{MODE_AUDIT, MODE_ENFORCE};
@@ -39,21 +39,21 @@ pub struct Reloaded {
     pub changed: bool,
 }
 
-/// Reads the policy for a start. `adopted`: labels of an earlier agent are in
-/// the kernel, so its ids hold.
-pub fn first(
-    path: &Path,
-    ids_file: &Path,
-    adopted: bool,
-) -> Result<(Loaded, Ids, BTreeMap<String, u16>), LoadError> {
+/// The ids of servers at a start. `adopted`: an earlier agent's labels may be in
+/// the kernel, and they mean what its file says. Without that file a label could
+/// come to mean another server, with another profile: no start.
+pub fn known_ids(ids_file: &Path, adopted: bool) -> Result<(Ids, BTreeMap<String, u16>), String> {
     let mut ids = Ids::default();
-    let mut names = BTreeMap::new();
-    if adopted {
-        names = read_ids(ids_file).unwrap_or_default();
-        names.retain(|name, id| ids.restore(name, *id));
+    if !adopted {
+        // Before anything is pinned, so that pins without this file are an error.
+        write_ids(ids_file, &BTreeMap::new()).map_err(|e| e.to_string())?;
+        return Ok((ids, BTreeMap::new()));
     }
-    let loaded = load(path, &mut ids)?;
-    Ok((loaded, ids, names))
+    let names = read_ids(ids_file).map_err(|e| e.to_string())?;
+    match names.iter().find(|(name, id)| !ids.restore(name, **id)) {
+        Some((name, id)) => Err(format!("the id {id} of server `{name}` cannot be, or stands there twice")),
+        None => Ok((ids, names)),
+    }
 }
 
 fn read_ids(path: &Path) -> io::Result<BTreeMap<String, u16>> {
@@ -131,6 +131,20 @@ impl Reloader {
         }
     }
 
+    /// Writes down what the labels of this policy will mean, before any task can
+    /// bear one.
+    fn keep_ids(&self, inner: &mut Inner, loaded: &Loaded) -> Result<(), String> {
+        let mut names = inner.names.clone();
+        names.extend(loaded.compiled.servers.iter().map(|(id, name, _)| (name.clone(), *id)));
+        names.remove(UNKNOWN);
+        if names != inner.names {
+            write_ids(&self.ids_file, &names)
+                .map_err(|e| format!("{}: {e}; the old policy stays in force", self.ids_file.display()))?;
+            inner.names = names;
+        }
+        Ok(())
+    }
+
     fn refused(&self, trigger: &str, error: &str) {
         let current = self.core.in_force();
         self.core.bus.publish_now(Body::PolicyChange(pb::PolicyChange {
@@ -148,6 +162,7 @@ impl Reloader {
         let hash = hash(&loaded);
         let warnings: Vec<String> =
             loaded.warnings.iter().map(|w| w.line(&self.path.display().to_string())).collect();
+        self.keep_ids(inner, &loaded)?;
         let before = tables::generation(&lock(&self.core.maps));
         let generation = tables::next_generation(before);
         let policy = Arc::new(in_force(loaded, generation, hash.clone()));
@@ -162,12 +177,6 @@ impl Reloader {
             }
         }
         lock(&self.core.policies).push(policy.clone());
-        for (id, name, _) in &policy.compiled().servers {
-            inner.names.insert(name.clone(), *id);
-        }
-        if let Err(error) = write_ids(&self.ids_file, &inner.names) {
-            tracing::warn!(path = %self.ids_file.display(), %error, "server ids cannot be kept for the next start");
-        }
         inner.error.clear();
         tracing::info!(generation, %hash, trigger, servers = policy.compiled().servers.len(), "policy in force");
         self.core.bus.publish_now(Body::PolicyChange(pb::PolicyChange {
@@ -281,4 +290,25 @@ fn write_ids(path: &Path, names: &BTreeMap<String, u16>) -> io::Result<()> {
     file.write_all(&serde_json::to_vec(names).map_err(io::Error::other)?)?;
     file.sync_all()?;
     fs::rename(new, path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn labels_in_the_kernel_without_their_names_are_no_start() {
+        let dir = tempfile::tempdir().expect("dir");
+        let file = dir.path().join("servers.json");
+        assert!(known_ids(&file, true).is_err(), "nothing says what the labels mean");
+        known_ids(&file, false).expect("a first start");
+        known_ids(&file, true).expect("a start after a crash before the first policy");
+        write_ids(&file, &BTreeMap::from([("a".into(), 2), ("b".into(), 3)])).expect("write");
+        let (ids, names) = known_ids(&file, true).expect("a start after a crash");
+        assert_eq!((ids.get("a"), ids.get("b"), names.len()), (Some(2), Some(3), 2));
+        for bad in ["", "{", "{\"a\":2,\"b\":2}", "{\"a\":0}", "{\"a\":70000}"] {
+            fs::write(&file, bad).expect("write");
+            assert!(known_ids(&file, true).is_err(), "{bad}");
+        }
+    }
 }

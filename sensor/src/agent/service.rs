@@ -219,7 +219,7 @@ fn launch(
     argv: Vec<String>,
 ) -> Result<pb::LaunchResponse, ControlError> {
     let label = Label::new(id, ROLE_LAUNCHER, core.number());
-    {
+    let missed = {
         let mut maps = lock(&core.maps);
         add_instance(&mut maps, label, caller.pid, 1);
         maps.tasks.set(caller.pid, Shared(label), 0).map_err(|_| {
@@ -228,13 +228,15 @@ fn launch(
                 caller.pid
             ))
         })?;
-        adopt::sockets(&mut maps, caller.pid, label);
+        let missed = adopt::sockets(&mut maps, caller.pid, label);
         if !caller.is_alive() {
             let _ = maps.tasks.set(caller.pid, Shared(Label::NONE), 0);
             let _ = maps.instances.remove(&label.instance());
             return Err(ControlError::Refused("the caller ended before it was labelled".into()));
         }
-    }
+        missed
+    };
+    core.unlabelled_sockets(missed);
     let parent = process::stat(caller.pid).map_or(0, |s| s.ppid);
     let exe = process::exe(caller.pid);
     core.begin(now(), label, caller.pid, caller.uid, parent, &exe, argv, "launch".to_owned(), 0, false);

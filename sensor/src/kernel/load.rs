@@ -11,11 +11,12 @@ use aya::programs::Program;
 use aya::{EbpfError, EbpfLoader};
 use aya_obj::Object;
 use sensor_common::ABI;
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 use tracing::{debug, info};
 use zerocopy::IntoBytes as _;
 
@@ -221,12 +222,21 @@ pub fn load(options: &Options) -> Result<Loaded, LoadError> {
         Ok(())
     };
     let started = std::time::Instant::now();
+    let refused = verify(&mut ebpf);
+    let program = |name: &str| match refused.get(name) {
+        Some(reason) => Err(reason.clone()),
+        None => program_fd(&ebpf, name),
+    };
     for (name, tracepoint, without) in TRACEPOINTS {
-        let link = attach_tracepoint(&mut ebpf, name, tracepoint);
+        let link = program(name).and_then(|fd| {
+            sys::raw_tracepoint_open(fd, tracepoint).map_err(|e| format!("cannot attach: {e}"))
+        });
         keep(Hook { name, core: true, without, state: HookState::Attached }, link)?;
     }
     for core in CGROUP {
-        let link = attach_cgroup(&mut ebpf, &core, &cgroup);
+        let link = program(core.program).and_then(|fd| {
+            sys::link_create(fd, cgroup.as_fd(), core.attach_type).map_err(|e| format!("cannot attach: {e}"))
+        });
         keep(
             Hook { name: core.program, core: true, without: core.without, state: HookState::Attached },
             link,
@@ -297,27 +307,49 @@ fn chain(e: &dyn std::error::Error) -> String {
     text
 }
 
-fn attach_tracepoint(ebpf: &mut aya::Ebpf, name: &str, tracepoint: &str) -> Result<OwnedFd, String> {
-    let Some(Program::RawTracePoint(program)) = ebpf.program_mut(name) else {
-        return Err("not in the kernel object".into());
-    };
-    program.load().map_err(|e| chain(&e))?;
-    let fd = program.fd().map_err(|e| chain(&e))?;
-    sys::raw_tracepoint_open(fd.as_fd(), tracepoint).map_err(|e| format!("cannot attach: {e}"))
+/// Hands every program to the verifier, on all CPUs: that is nearly all of what
+/// a start costs. Returns, by name, why one was refused.
+fn verify(ebpf: &mut aya::Ebpf) -> HashMap<String, String> {
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let by_hand = |name: &str| UNIX.iter().any(|(unix, _)| *unix == name);
+    let programs: Vec<_> = ebpf.programs_mut().filter(|(name, _)| !by_hand(name)).collect();
+    let queue = Mutex::new(programs.into_iter());
+    let refused = Mutex::new(HashMap::new());
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                loop {
+                    let next = queue.lock().unwrap_or_else(PoisonError::into_inner).next();
+                    let Some((name, program)) = next else { break };
+                    let loaded = match program {
+                        Program::RawTracePoint(p) => p.load(),
+                        Program::CgroupSock(p) => p.load(),
+                        Program::CgroupSockAddr(p) => p.load(),
+                        Program::CgroupSockopt(p) => p.load(),
+                        Program::CgroupSkb(p) => p.load(),
+                        _ => continue,
+                    };
+                    if let Err(e) = loaded {
+                        let mut refused = refused.lock().unwrap_or_else(PoisonError::into_inner);
+                        refused.insert(name.to_owned(), chain(&e));
+                    }
+                }
+            });
+        }
+    });
+    refused.into_inner().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn attach_cgroup(ebpf: &mut aya::Ebpf, hook: &Core, cgroup: &File) -> Result<OwnedFd, String> {
-    let program = ebpf.program_mut(hook.program).ok_or("not in the kernel object")?;
-    match program {
-        Program::CgroupSock(p) => p.load(),
-        Program::CgroupSockAddr(p) => p.load(),
-        Program::CgroupSockopt(p) => p.load(),
-        Program::CgroupSkb(p) => p.load(),
+fn program_fd<'a>(ebpf: &'a aya::Ebpf, name: &str) -> Result<BorrowedFd<'a>, String> {
+    let fd = match ebpf.program(name).ok_or("not in the kernel object")? {
+        Program::RawTracePoint(p) => p.fd(),
+        Program::CgroupSock(p) => p.fd(),
+        Program::CgroupSockAddr(p) => p.fd(),
+        Program::CgroupSockopt(p) => p.fd(),
+        Program::CgroupSkb(p) => p.fd(),
         _ => return Err("of another type in the kernel object".into()),
-    }
-    .map_err(|e| chain(&e))?;
-    let fd = program.fd().map_err(|e| chain(&e))?;
-    sys::link_create(fd.as_fd(), cgroup.as_fd(), hook.attach_type).map_err(|e| format!("cannot attach: {e}"))
+    };
+    fd.map(|fd| fd.as_fd()).map_err(|e| chain(&e))
 }
 
 /// Loads a program by hand, over the maps that are loaded already.
