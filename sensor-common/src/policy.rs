@@ -5,6 +5,7 @@
 //! arrays have two halves, tries carry the generation in their keys.
 
 use crate::addr::Addr;
+use crate::name::{NAMES_PER_ADDRESS, NO_SET};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// Servers that one policy may declare; id 0 is "unlabelled", id 1 `unknown`.
@@ -50,13 +51,15 @@ pub const PROFILE_RULES: u8 = 2;
 pub const PROFILE_UNRESTRICTED: u8 = 3;
 
 pub const PROFILE_SELF: u8 = 1;
+/// Some rule of it names hosts.
+pub const PROFILE_NAMES: u8 = 2;
 
 /// One profile under one generation; a zeroed entry (`kind` 0) denies.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct Profile {
     pub kind: u8,
-    /// [`PROFILE_SELF`].
+    /// [`PROFILE_SELF`], [`PROFILE_NAMES`].
     pub flags: u8,
     pub _pad: [u8; 2],
     /// The rule that `to: [self]` stands in.
@@ -100,6 +103,11 @@ impl CidrKey {
 /// The range comes from a rule whose CIDR lies within the multicast (or is the
 /// broadcast) address: only such a rule opens them.
 pub const RANGE_GROUP: u8 = 1;
+/// A pinned resolver's port 53: what is sent there is looked into. First in its
+/// set, so that no wider rule of the operator's opens it.
+pub const RANGE_DNS: u8 = 2;
+/// By name, TCP: the TLS ClientHello must name it (`sni: require`).
+pub const RANGE_SNI: u8 = 4;
 
 /// One `ports` entry of one rule.
 #[repr(C)]
@@ -110,7 +118,7 @@ pub struct PortRange {
     pub high: u16,
     /// [`crate::TCP`] or [`crate::UDP`].
     pub protocol: u8,
-    /// [`RANGE_GROUP`].
+    /// [`RANGE_GROUP`], [`RANGE_DNS`], [`RANGE_SNI`].
     pub flags: u8,
     pub _pad: u16,
     /// Index of the rule in the compiled policy, never 0.
@@ -132,11 +140,19 @@ impl Default for PortSet {
     }
 }
 
+/// The range that covers a flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Match {
+    pub rule: u32,
+    /// Of the range.
+    pub flags: u8,
+}
+
 impl PortSet {
     /// The first range that covers the flow; `group`: only ranges that open
     /// groups count.
     #[inline(always)]
-    fn rule_for(&self, flow: &Flow, group: bool) -> Option<u32> {
+    pub fn covering(&self, flow: &Flow, group: bool) -> Option<Match> {
         let mut i = 0;
         while i < MAX_RANGES {
             if i as u32 >= self.count {
@@ -148,7 +164,7 @@ impl PortSet {
                 continue;
             }
             if flow.any_port || (r.protocol == flow.protocol && r.low <= flow.port && flow.port <= r.high) {
-                return Some(r.rule);
+                return Some(Match { rule: r.rule, flags: r.flags });
             }
         }
         None
@@ -186,6 +202,18 @@ pub enum Reason {
     Reply = 5,
     /// UDP connect() to a covered address, or AF_UNSPEC: sends nothing.
     NoTraffic = 6,
+    /// DNS to a pinned resolver: the query decides.
+    Resolver = 7,
+    /// A name that a rule covers, asked of a pinned resolver.
+    Name = 8,
+    /// A pinned resolver's answer that cannot be read, or answers no question:
+    /// passed on, nothing learned.
+    AnswerUnread = 9,
+    /// An answer led into loopback, a private or a metadata address: passed on,
+    /// not learned.
+    Rebinding = 10,
+    /// An address of an answer found no place: passed on, not learned.
+    NotLearned = 11,
     /// The profile is `none`.
     ProfileNone = 32,
     /// No rule covers the destination.
@@ -217,6 +245,20 @@ pub enum Reason {
     NoPolicy = 48,
     /// The socket could not take its label.
     SocketLabel = 49,
+    /// DNS: no rule covers the name.
+    NameNoRule = 50,
+    /// DNS: neither A nor AAAA, or not of class IN.
+    QueryType = 51,
+    /// DNS: the query cannot be read, or is more than one question.
+    QueryUnread = 52,
+    /// DNS to a resolver that is not pinned.
+    ForeignResolver = 53,
+    /// TLS: another name than the address was learned by, or none at all.
+    Sni = 54,
+    /// TLS: encrypted ClientHello.
+    Ech = 55,
+    /// The address was learned by a name, and its time is over.
+    NameExpired = 56,
 }
 
 impl Reason {
@@ -225,13 +267,18 @@ impl Reason {
         (self as u8) < 32
     }
 
-    pub const ALL: [Reason; 24] = [
+    pub const ALL: [Reason; 36] = [
         Reason::Rule,
         Reason::Unrestricted,
         Reason::SelfInstance,
         Reason::Translated,
         Reason::Reply,
         Reason::NoTraffic,
+        Reason::Resolver,
+        Reason::Name,
+        Reason::AnswerUnread,
+        Reason::Rebinding,
+        Reason::NotLearned,
         Reason::ProfileNone,
         Reason::NoRule,
         Reason::NoInboundRule,
@@ -250,6 +297,13 @@ impl Reason {
         Reason::LabelOverflow,
         Reason::NoPolicy,
         Reason::SocketLabel,
+        Reason::NameNoRule,
+        Reason::QueryType,
+        Reason::QueryUnread,
+        Reason::ForeignResolver,
+        Reason::Sni,
+        Reason::Ech,
+        Reason::NameExpired,
     ];
 
     /// The name in events and in `explain`.
@@ -261,6 +315,11 @@ impl Reason {
             Reason::Translated => "translated",
             Reason::Reply => "reply",
             Reason::NoTraffic => "no_traffic",
+            Reason::Resolver => "resolver",
+            Reason::Name => "name",
+            Reason::AnswerUnread => "answer_unread",
+            Reason::Rebinding => "rebinding",
+            Reason::NotLearned => "not_learned",
             Reason::ProfileNone => "profile_none",
             Reason::NoRule => "no_rule",
             Reason::NoInboundRule => "no_inbound_rule",
@@ -279,6 +338,13 @@ impl Reason {
             Reason::LabelOverflow => "label_overflow",
             Reason::NoPolicy => "no_policy",
             Reason::SocketLabel => "socket_label",
+            Reason::NameNoRule => "name_no_rule",
+            Reason::QueryType => "query_type",
+            Reason::QueryUnread => "query_unread",
+            Reason::ForeignResolver => "foreign_resolver",
+            Reason::Sni => "sni",
+            Reason::Ech => "ech",
+            Reason::NameExpired => "name_expired",
         }
     }
 
@@ -293,12 +359,20 @@ impl Reason {
 pub struct Decision {
     pub reason: Reason,
     pub rule: u32,
+    /// The connection's first bytes must be a TLS ClientHello that names a name
+    /// which the address was learned by.
+    pub sni: bool,
 }
 
 impl Decision {
     #[inline(always)]
     pub const fn because(reason: Reason) -> Decision {
-        Decision { reason, rule: 0 }
+        Decision { reason, rule: 0, sni: false }
+    }
+
+    #[inline(always)]
+    pub const fn by_rule(reason: Reason, rule: u32) -> Decision {
+        Decision { reason, rule, sni: false }
     }
 
     #[inline(always)]
@@ -322,19 +396,44 @@ pub struct Flow {
     pub any_port: bool,
 }
 
+/// One name that an address was learned by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Named {
+    /// Port set of the rules that cover the name; [`NO_SET`]: none does.
+    pub set: u32,
+    /// No connection may begin any more.
+    pub expired: bool,
+}
+
 /// Where the compiled policy is kept: BPF maps in the kernel, plain vectors in
 /// `policy explain`.
 pub trait Tables {
     fn profile(&self, generation: u32, profile: u16) -> Option<Profile>;
     /// The port set of the longest CIDR that covers `key.addr` (`prefix_len` is
     /// the full length).
-    fn ports(&self, generation: u32, key: &CidrKey) -> Option<&PortSet>;
+    fn set(&self, key: &CidrKey) -> Option<u32>;
+    /// [`PortSet::covering`] of a set.
+    fn covering(&self, generation: u32, set: u32, flow: &Flow, group: bool) -> Option<Match>;
+    /// The name in one slot of an address, below [`NAMES_PER_ADDRESS`]. `None`
+    /// in a namespace other than the server's own, and beyond the last.
+    fn named(&self, generation: u32, profile: u16, addr: &Addr, slot: u16) -> Option<Named>;
+    /// The flow is in the network namespace that the server was labelled in:
+    /// only there is a resolver's address the resolver's.
+    fn at_home(&self) -> bool;
 }
 
 /// The verdict of one profile on one flow. `self` is not decided here, it needs
 /// a socket look-up: a caller asks for it when this says [`Reason::NoRule`].
+pub fn decide<T: Tables>(tables: &T, generation: u32, profile: u16, flow: &Flow) -> Decision {
+    match by_address(tables, generation, profile, flow) {
+        Decision { reason: Reason::NoRule, .. } => by_name(tables, generation, profile, flow),
+        decision => decision,
+    }
+}
+
+/// The verdict by the address alone; [`Reason::NoRule`] leaves it to the names.
 #[inline(always)]
-pub fn decide<T: Tables>(tables: &T, generation: u32, profile_id: u16, flow: &Flow) -> Decision {
+pub fn by_address<T: Tables>(tables: &T, generation: u32, profile_id: u16, flow: &Flow) -> Decision {
     let Some(profile) = tables.profile(generation, profile_id) else {
         return Decision::because(Reason::NoPolicy);
     };
@@ -347,22 +446,86 @@ pub fn decide<T: Tables>(tables: &T, generation: u32, profile_id: u16, flow: &Fl
     let addr = flow.addr.normalise();
     let group = addr.is_multicast() || addr.is_broadcast();
     let key = CidrKey::new(generation, profile_id, flow.direction, addr, 128);
-    if let Some(set) = tables.ports(generation, &key)
-        && let Some(rule) = set.rule_for(flow, group)
+    if let Some(set) = tables.set(&key)
+        && let Some(m) = tables.covering(generation, set, flow, group)
+        && (m.flags & RANGE_DNS == 0 || tables.at_home())
     {
-        let reason = if flow.any_port { Reason::NoTraffic } else { Reason::Rule };
-        return Decision { reason, rule };
+        return Decision::by_rule(
+            if flow.any_port {
+                Reason::NoTraffic
+            } else if m.flags & RANGE_DNS != 0 {
+                Reason::Resolver
+            } else {
+                Reason::Rule
+            },
+            m.rule,
+        );
     }
     // Only now, so that the search above is one path to the kernel's verifier.
-    Decision::because(if addr.is_multicast() {
-        Reason::Multicast
-    } else if addr.is_broadcast() {
-        Reason::Broadcast
-    } else if flow.direction != EGRESS {
-        Reason::NoInboundRule
+    if group || flow.direction != EGRESS {
+        return Decision::because(if addr.is_multicast() {
+            Reason::Multicast
+        } else if group {
+            Reason::Broadcast
+        } else {
+            Reason::NoInboundRule
+        });
+    }
+    Decision::because(Reason::NoRule)
+}
+
+/// What one name of an address says, so that the greatest decides: a name that
+/// asks for no SNI before one that does, a live one before one that has expired.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Ranked(pub u64);
+
+impl Ranked {
+    /// No rule covers the name.
+    pub const NONE: Ranked = Ranked(0);
+    const EXPIRED: u64 = 1 << 32;
+    const SNI: u64 = 2 << 32;
+    /// Nothing is greater.
+    pub const PLAIN: Ranked = Ranked(3 << 32);
+
+    #[inline(always)]
+    pub const fn decision(self, any_port: bool) -> Decision {
+        let rule = self.0 as u32;
+        let allowed = if any_port { Reason::NoTraffic } else { Reason::Rule };
+        match self.0 >> 32 {
+            0 => Decision::because(Reason::NoRule),
+            1 => Decision::by_rule(Reason::NameExpired, rule),
+            2 => Decision { reason: allowed, rule, sni: true },
+            _ => Decision::by_rule(allowed, rule),
+        }
+    }
+}
+
+/// What a name says of a flow.
+#[inline(always)]
+pub fn rank<T: Tables>(tables: &T, generation: u32, named: Named, flow: &Flow) -> Ranked {
+    if named.set == NO_SET {
+        return Ranked::NONE;
+    }
+    let Some(m) = tables.covering(generation, named.set, flow, false) else { return Ranked::NONE };
+    let rank = if named.expired {
+        Ranked::EXPIRED
+    } else if m.flags & RANGE_SNI != 0 {
+        Ranked::SNI
     } else {
-        Reason::NoRule
-    })
+        Ranked::PLAIN.0
+    };
+    Ranked(rank | m.rule as u64)
+}
+
+/// The verdict by all names that the address was learned by.
+fn by_name<T: Tables>(tables: &T, generation: u32, profile: u16, flow: &Flow) -> Decision {
+    let addr = flow.addr.normalise();
+    (0..NAMES_PER_ADDRESS as u16)
+        .map_while(|slot| tables.named(generation, profile, &addr, slot))
+        .map(|named| rank(tables, generation, named, flow))
+        .max()
+        .unwrap_or(Ranked::NONE)
+        .decision(flow.any_port)
 }
 
 const _: () = {

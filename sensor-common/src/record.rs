@@ -3,6 +3,7 @@
 use crate::addr::Addr;
 use crate::exec::ARGV_BYTES;
 use crate::label::Label;
+use crate::name::NameText;
 use crate::unix::PATH_BYTES;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
@@ -17,6 +18,7 @@ pub const KIND_VERDICT: u16 = 1;
 pub const KIND_UNIX: u16 = 2;
 pub const KIND_EXEC: u16 = 3;
 pub const KIND_EXIT: u16 = 4;
+pub const KIND_NAME: u16 = 5;
 
 pub const RING_VERDICTS: u8 = 0;
 pub const RING_TELEMETRY: u8 = 1;
@@ -129,6 +131,25 @@ pub struct Verdict {
     pub comm: [u8; COMM_BYTES],
 }
 
+/// A decision about a name: in a DNS query or answer, or in a TLS ClientHello.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct NameVerdict {
+    pub header: Header,
+    /// The peer: the resolver, or who the hello goes to.
+    pub key: VerdictKey,
+    pub rule: u32,
+    pub netns: u64,
+    pub cookie: u64,
+    /// DNS: the address that an answer gave, where the reason is about one.
+    pub answer: Addr,
+    /// DNS: query type (IANA). TLS: 0.
+    pub qtype: u16,
+    pub other_port: u16,
+    /// Turned around; empty where none could be read.
+    pub text: NameText,
+}
+
 /// A decision about a unix socket.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
@@ -205,10 +226,15 @@ pub enum Loss {
     ArgvTruncated = 10,
     /// argv or a path could not be read at exec.
     ExecUnreadable = 11,
+    /// Messages that found no buffer to be read in: queries were dropped, answers
+    /// passed unlearned.
+    NameBuffer = 12,
+    /// Addresses that were not learned: the map of all servers is full.
+    LearnedFull = 13,
 }
 
 impl Loss {
-    pub const ALL: [Loss; 12] = [
+    pub const ALL: [Loss; 14] = [
         Loss::VerdictRingFull,
         Loss::TelemetryRingFull,
         Loss::VerdictQuota,
@@ -221,6 +247,8 @@ impl Loss {
         Loss::InheritedUnseen,
         Loss::ArgvTruncated,
         Loss::ExecUnreadable,
+        Loss::NameBuffer,
+        Loss::LearnedFull,
     ];
 
     pub const fn name(self) -> &'static str {
@@ -237,6 +265,8 @@ impl Loss {
             Loss::InheritedUnseen => "inherited_unseen",
             Loss::ArgvTruncated => "argv_truncated",
             Loss::ExecUnreadable => "exec_unreadable",
+            Loss::NameBuffer => "name_buffer",
+            Loss::LearnedFull => "learned_full",
         }
     }
 }
@@ -263,6 +293,7 @@ const _: () = {
     assert!(size_of::<Header>() == 48);
     assert!(size_of::<VerdictKey>() == 28);
     assert!(size_of::<Verdict>() == 120);
+    assert!(size_of::<NameVerdict>() == 48 + 28 + 4 + 32 + 4 + 252);
     assert!(size_of::<UnixVerdict>() == 48 + 8 + 108 + 4 + 16);
     assert!(size_of::<Exec>() == 48 + 32 + 16 + 256 + 512);
     assert!(size_of::<Exit>() == 56);

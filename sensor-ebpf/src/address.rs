@@ -3,7 +3,7 @@
 
 use crate::record::Task;
 use crate::socket::{self, storage};
-use crate::verdict::{self, Facts, Judged, judge};
+use crate::verdict::{self, Facts, Judged, judge, judge_by_address};
 use crate::{kernel, label, packet, policy};
 use aya_ebpf::bindings::{bpf_sock, bpf_sock_addr};
 use aya_ebpf::helpers::generated::{bpf_get_netns_cookie, bpf_get_socket_cookie};
@@ -107,9 +107,9 @@ fn judge_outgoing(ctx: *mut bpf_sock_addr, hook: Hook, v6: bool, task_label: Lab
     let hook_flags = hook as u32 | if v6 { V6 } else { 0 };
 
     // The stricter of the task's label and the socket's.
-    let mut judged = judge_with_self(ctx, &flow, first);
+    let mut judged = judge_with_self(ctx, &flow, first, netns);
     if !judged.denies() && socket_label.is_some() && socket_label != first {
-        let by_socket = judge_with_self(ctx, &flow, socket_label);
+        let by_socket = judge_with_self(ctx, &flow, socket_label, netns);
         if by_socket.denies() || judged.decision.allows() {
             judged = by_socket;
         }
@@ -119,7 +119,7 @@ fn judge_outgoing(ctx: *mut bpf_sock_addr, hook: Hook, v6: bool, task_label: Lab
         // SAFETY: `ctx` is the program's context.
         && let Some(rule) = packet::answers(unsafe { bpf_get_socket_cookie(ctx.cast()) }, &flow)
     {
-        judged.decision = Decision { reason: Reason::Reply, rule };
+        judged.decision = Decision::by_rule(Reason::Reply, rule);
     }
     if stored.is_null() {
         stored = socket::adopt(sk, first, netns, Task::current());
@@ -161,10 +161,10 @@ fn conclude(ctx: *mut bpf_sock_addr, flow: &Flow, judged: &Judged, netns: u64, h
 /// `self` needs a look at the other end, so it is asked only when no rule
 /// allows.
 #[inline(always)]
-fn judge_with_self(ctx: *mut bpf_sock_addr, flow: &Flow, label: Label) -> Judged {
-    let mut judged = judge(label, flow);
+fn judge_with_self(ctx: *mut bpf_sock_addr, flow: &Flow, label: Label, netns: u64) -> Judged {
+    let mut judged = judge(label, flow, netns);
     if judged.self_rule != 0 && (flow.any_port || packet::destination_is_own(ctx.cast(), flow, label)) {
-        judged.decision = Decision { reason: Reason::SelfInstance, rule: judged.self_rule };
+        judged.decision = Decision::by_rule(Reason::SelfInstance, judged.self_rule);
     }
     judged
 }
@@ -231,7 +231,7 @@ fn bind(ctx: *mut bpf_sock_addr, v6: bool) -> i32 {
         return 1;
     }
     let flow = Flow { direction: BIND, protocol, port, addr: Addr::LOOPBACK6, any_port: false };
-    let judged = judge(label, &flow);
+    let judged = judge_by_address(label, &flow);
     if judged.decision.allows() {
         return 1; // recorded when a peer comes
     }

@@ -21,6 +21,13 @@ pub(crate) fn add(word: *mut u64, n: u64) {
     unsafe { atomic_xadd::<u64, u64, RELAXED>(word, n) };
 }
 
+/// Sets bits and returns what was there.
+#[inline(always)]
+pub(crate) fn fetch_or(word: *mut u64, bits: u64) -> u64 {
+    // SAFETY: as above.
+    unsafe { atomic_or::<u64, u64, FETCHES>(word, bits) }
+}
+
 #[inline(always)]
 pub(crate) fn or(word: *mut u64, bits: u64) {
     // SAFETY: as above.

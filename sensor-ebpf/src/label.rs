@@ -73,6 +73,19 @@ pub(crate) fn instance(id: u32) -> Option<*mut Instance> {
     INSTANCES.get_ptr_mut(id)
 }
 
+/// `netns` if it is the one that the label's instance was labelled in, else 0.
+#[inline(always)]
+pub(crate) fn home(label: Label, netns: u64) -> u64 {
+    if netns == 0 {
+        return 0;
+    }
+    match instance(label.instance()) {
+        // SAFETY: map value.
+        Some(i) if unsafe { (*i).netns } == netns => netns,
+        _ => 0,
+    }
+}
+
 #[inline(always)]
 pub(crate) fn add_instance(id: u32, instance: &Instance) -> bool {
     INSTANCES.insert(id, instance, 0).is_ok()

@@ -4,7 +4,7 @@
 
 use crate::record::Task;
 use crate::socket::storage;
-use crate::verdict::{self, Facts, judge};
+use crate::verdict::{self, Facts, judge_by_address};
 use crate::{label, policy};
 use aya_ebpf::bindings::bpf_sockopt;
 use aya_ebpf::macros::cgroup_sockopt;
@@ -56,7 +56,7 @@ pub fn setsockopt(ctx: SockoptContext) -> i32 {
     };
     if let Some(addr) = wants {
         let flow = Flow { direction: EGRESS, protocol: UDP, port: 0, addr, any_port: true };
-        let judged = judge(party, &flow);
+        let judged = judge_by_address(party, &flow);
         if judged.decision.allows() {
             return 1; // a rule names it
         }

@@ -4,7 +4,7 @@
 use crate::kernel;
 use crate::record::Task;
 use crate::socket::{self, storage};
-use crate::verdict::{self, Facts, Judged, judge};
+use crate::verdict::{self, Facts, Judged, judge, judge_by_address};
 use aya_ebpf::EbpfContext as _;
 use aya_ebpf::bindings::{__sk_buff, bpf_sock, bpf_sock_tuple};
 use aya_ebpf::helpers::generated::{
@@ -209,7 +209,7 @@ fn judge_packet(skb: *mut __sk_buff, sk: *mut bpf_sock, stored: *mut Socket, hoo
         addr: peer,
         any_port: false,
     };
-    let mut judged = judge(label, &flow);
+    let mut judged = judge(label, &flow, s.netns);
     let mut record_allow = inbound && listening && packet.opens && !outbound;
 
     if !judged.decision.allows() && packet.protocol == UDP {
@@ -220,7 +220,7 @@ fn judge_packet(skb: *mut __sk_buff, sk: *mut bpf_sock, stored: *mut Socket, hoo
     }
     if judged.self_rule != 0 && !judged.decision.allows() && peer_is_own(skb.cast(), &packet, outbound, label)
     {
-        judged.decision = Decision { reason: Reason::SelfInstance, rule: judged.self_rule };
+        judged.decision = Decision::by_rule(Reason::SelfInstance, judged.self_rule);
     }
 
     if judged.decision.allows() {
@@ -341,12 +341,12 @@ fn inbound_datagram(
     let known = unsafe { UDP_PEERS.get(key) }.copied();
     if outbound {
         if let Some(rule) = known {
-            judged.decision = Decision { reason: Reason::Reply, rule };
+            judged.decision = Decision::by_rule(Reason::Reply, rule);
         }
         return false;
     }
     let flow = Flow { direction: INBOUND, protocol: UDP, port: own_port, addr, any_port: false };
-    let by_rule = judge(label, &flow);
+    let by_rule = judge_by_address(label, &flow);
     if !by_rule.decision.allows() {
         // SAFETY: a field of a full socket.
         if unsafe { (&raw const (*sk).dst_port).read_volatile() } == 0 {
@@ -393,11 +393,11 @@ fn translated(sk: *mut bpf_sock, s: &Socket, judged: &mut Judged, packet: &Packe
         return; // another thread's sendto in between: both were approved
     }
     let flow = Flow { direction: EGRESS, protocol: packet.protocol, port, addr, any_port: false };
-    let original = judge(judged.label, &flow);
+    let original = judge(judged.label, &flow, s.netns);
     if !original.decision.allows() {
         judged.decision = original.decision;
     } else if s.flags & SOCKET_NAT_TRUSTED != 0 && !judged.decision.allows() {
-        judged.decision = Decision { reason: Reason::Translated, rule: original.decision.rule };
+        judged.decision = Decision { reason: Reason::Translated, ..original.decision };
     }
 }
 
@@ -428,19 +428,19 @@ fn peer_is_own(ctx: *mut c_void, packet: &Packet, outbound: bool, label: Label) 
     } else {
         (&packet.destination, packet.destination_port, &packet.source, packet.source_port)
     };
-    // SAFETY: plain integers.
-    let mut tuple: bpf_sock_tuple = unsafe { MaybeUninit::zeroed().assume_init() };
-    // SAFETY: writing the variant that the size names.
+    let mut tuple = MaybeUninit::<bpf_sock_tuple>::uninit();
+    let tuple = tuple.as_mut_ptr();
+    // SAFETY: writing all of the variant that the size names.
     let size = unsafe {
         if packet.v6 {
-            let t = &mut tuple.__bindgen_anon_1.ipv6;
+            let t = &mut (*tuple).__bindgen_anon_1.ipv6;
             t.saddr = from.0;
             t.daddr = to.0;
             t.sport = from_port.to_be();
             t.dport = to_port.to_be();
             size_of_val(t) as u32
         } else {
-            let t = &mut tuple.__bindgen_anon_1.ipv4;
+            let t = &mut (*tuple).__bindgen_anon_1.ipv4;
             t.saddr = from.0[3];
             t.daddr = to.0[3];
             t.sport = from_port.to_be();
@@ -451,9 +451,9 @@ fn peer_is_own(ctx: *mut c_void, packet: &Packet, outbound: bool, label: Label) 
     // SAFETY: the tuple is on the stack; the reference is released below.
     unsafe {
         let other = if packet.protocol == TCP {
-            bpf_sk_lookup_tcp(ctx, &raw mut tuple, size, CURRENT_NETNS, 0)
+            bpf_sk_lookup_tcp(ctx, tuple, size, CURRENT_NETNS, 0)
         } else {
-            bpf_sk_lookup_udp(ctx, &raw mut tuple, size, CURRENT_NETNS, 0)
+            bpf_sk_lookup_udp(ctx, tuple, size, CURRENT_NETNS, 0)
         };
         if other.is_null() {
             return false;

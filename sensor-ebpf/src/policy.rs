@@ -1,13 +1,14 @@
 //! The compiled policy in maps; the decision itself is `sensor_common::policy`.
 
-use crate::kernel;
+use crate::{kernel, name};
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, LpmTrie, lpm_trie::Key};
 use sensor_common::addr::Addr;
 use sensor_common::label::Label;
+use sensor_common::name::LearnedKey;
 use sensor_common::policy::{
-    self, CidrKey, LaunchKey, MAX_CIDRS, MAX_PORT_SETS, MAX_PROFILES, MAX_SERVERS, PROFILE_UNRESTRICTED,
-    PortSet, Profile, Server, slot,
+    self, CidrKey, Flow, LaunchKey, MAX_CIDRS, MAX_PORT_SETS, MAX_PROFILES, MAX_SERVERS, Match, Named,
+    PROFILE_UNRESTRICTED, PortSet, Profile, Server, slot,
 };
 
 #[map]
@@ -31,7 +32,12 @@ pub struct CidrBits {
     addr: Addr,
 }
 
-pub(crate) struct Maps;
+/// The tables as one server sees them.
+pub(crate) struct Maps {
+    pub server: u16,
+    /// Network namespace, if it is the one the server was labelled in; else 0.
+    pub netns: u64,
+}
 
 impl policy::Tables for Maps {
     #[inline(always)]
@@ -40,10 +46,66 @@ impl policy::Tables for Maps {
     }
 
     #[inline(always)]
-    fn ports(&self, generation: u32, key: &CidrKey) -> Option<&PortSet> {
+    fn set(&self, key: &CidrKey) -> Option<u32> {
         let bits = CidrBits { scope: key.scope, direction: key.direction, addr: key.addr };
-        let set = *CIDRS.get(Key::new(key.prefix_len, bits))?;
-        PORT_SETS.get(slot(generation, set, MAX_PORT_SETS))
+        CIDRS.get(Key::new(key.prefix_len, bits)).copied()
+    }
+
+    #[inline(always)]
+    fn covering(&self, generation: u32, set: u32, flow: &Flow, group: bool) -> Option<Match> {
+        // SAFETY: plain integers, both ways.
+        let found = unsafe { covering_range(generation, set, pack(flow, group)) };
+        if found == 0 {
+            return None;
+        }
+        Some(Match { rule: found as u32, flags: (found >> 32) as u8 })
+    }
+
+    #[inline(always)]
+    fn named(&self, generation: u32, profile: u16, addr: &Addr, slot: u16) -> Option<Named> {
+        if self.netns == 0 {
+            return None;
+        }
+        let key = LearnedKey { netns: self.netns, addr: addr.0, server: self.server, slot, _pad: 0 };
+        name::named(&key, generation, profile)
+    }
+
+    #[inline(always)]
+    fn at_home(&self) -> bool {
+        self.netns != 0
+    }
+}
+
+/// A flow without its address as one word.
+#[inline(always)]
+pub(crate) const fn pack(flow: &Flow, group: bool) -> u64 {
+    flow.port as u64
+        | (flow.protocol as u64) << 16
+        | (flow.direction as u64) << 24
+        | (flow.any_port as u64) << 32
+        | (group as u64) << 33
+}
+
+#[inline(always)]
+pub(crate) const fn unpack(word: u64) -> Flow {
+    Flow {
+        direction: (word >> 24) as u8,
+        protocol: (word >> 16) as u8,
+        port: word as u16,
+        addr: Addr([0; 4]),
+        any_port: word >> 32 & 1 != 0,
+    }
+}
+
+/// [`PortSet::covering`] as a global function of integers, for the verifier's
+/// sake. Returns the rule, and the range's flags in bits 32..40; 0: none.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub unsafe extern "C" fn covering_range(generation: u32, set: u32, flow: u64) -> u64 {
+    let Some(set) = PORT_SETS.get(slot(generation, set, MAX_PORT_SETS)) else { return 0 };
+    match set.covering(&unpack(flow), flow >> 33 & 1 != 0) {
+        Some(m) => m.rule as u64 | (m.flags as u64) << 32,
+        None => 0,
     }
 }
 

@@ -9,7 +9,10 @@ use aya_ebpf::maps::HashMap;
 use sensor_common::addr::Addr;
 use sensor_common::kernel::Denial;
 use sensor_common::label::Label;
-use sensor_common::policy::{Decision, Flow, MODE_AUDIT, PROFILE_SELF, Reason, decide};
+use sensor_common::name::NAMES_PER_ADDRESS;
+use sensor_common::policy::{
+    Decision, Flow, MODE_AUDIT, PROFILE_NAMES, PROFILE_SELF, Ranked, Reason, Tables as _, by_address, rank,
+};
 use sensor_common::record::{
     COMM_BYTES, Hook, KIND_VERDICT, Loss, RING_TELEMETRY, RING_VERDICTS, VERDICT_ALLOW, VERDICT_DENY,
     VERDICT_WOULD_DENY, Verdict, VerdictKey,
@@ -93,50 +96,66 @@ impl Judged {
     }
 }
 
-/// What the policy in force says of `label` and `flow`.
+/// What the policy in force says of `label` and `flow` in a network namespace
+/// (0: not known, where names do not count).
 #[inline(always)]
-pub(crate) fn judge(label: Label, flow: &Flow) -> Judged {
+pub(crate) fn judge(label: Label, flow: &Flow, netns: u64) -> Judged {
+    let (mut judged, ask_names) = ask(label, flow, netns);
+    if ask_names {
+        let [a, b, c, d] = flow.addr.0;
+        let (high, low) = (a as u64 | (b as u64) << 32, c as u64 | (d as u64) << 32);
+        // SAFETY: plain integers, both ways.
+        let best = unsafe { judge_names(label.0, high, low, policy::pack(flow, false), netns) };
+        judged.decision = Ranked(best).decision(flow.any_port);
+    }
+    judged
+}
+
+/// [`judge`] where names do not count: what comes in, and groups.
+#[inline(always)]
+pub(crate) fn judge_by_address(label: Label, flow: &Flow) -> Judged {
+    ask(label, flow, 0).0
+}
+
+#[inline(always)]
+fn ask(label: Label, flow: &Flow, netns: u64) -> (Judged, bool) {
     let [a, b, c, d] = flow.addr.0;
-    let rest = flow.port as u64
-        | (flow.protocol as u64) << 16
-        | (flow.direction as u64) << 24
-        | (flow.any_port as u64) << 32;
+    let (high, low) = (a as u64 | (b as u64) << 32, c as u64 | (d as u64) << 32);
     // SAFETY: plain integers, both ways.
-    let packed =
-        unsafe { judge_flow(label.0, a as u64 | (b as u64) << 32, c as u64 | (d as u64) << 32, rest) };
+    let packed = unsafe { judge_flow(label.0, high, low, policy::pack(flow, false), netns) };
     // SAFETY: the low byte is a `Reason`, put there by `judge_flow`.
     let reason = unsafe { core::mem::transmute::<u8, Reason>(packed as u8) };
     let rule = (packed >> 32) as u32;
     let ask_self = packed & ASK_SELF != 0;
-    Judged {
-        decision: Decision { reason, rule: if ask_self { 0 } else { rule } },
+    let judged = Judged {
+        decision: Decision::by_rule(reason, if ask_self { 0 } else { rule }),
         label,
         audit: packed & IN_AUDIT != 0,
         self_rule: if ask_self { rule } else { 0 },
-    }
+    };
+    (judged, packed & ASK_NAMES != 0)
 }
 
 const IN_AUDIT: u64 = 1 << 8;
 /// The rule is that of `to: [self]`, and the denial may be lifted by it.
 const ASK_SELF: u64 = 1 << 9;
 
-/// [`judge`] as a global function of integers: the verifier looks at the walk
-/// over the port ranges once, not once per caller and path. Returns the reason
-/// in bits 0..8, [`IN_AUDIT`], [`ASK_SELF`], and the rule in bits 32..64.
+/// No rule covers the address, but the profile has names.
+const ASK_NAMES: u64 = 1 << 10;
+
+/// [`judge`] by address, as a global function of integers: the verifier looks at
+/// it once, not once per caller and path. Returns the reason in bits 0..8,
+/// [`IN_AUDIT`], [`ASK_SELF`], [`ASK_NAMES`], and the rule in bits
+/// 32..64.
 ///
 /// Without a policy entry it says no, in enforce mode: a label nobody knows is
 /// not a free pass.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub unsafe extern "C" fn judge_flow(label: u64, high: u64, low: u64, rest: u64) -> u64 {
+pub unsafe extern "C" fn judge_flow(label: u64, high: u64, low: u64, rest: u64, netns: u64) -> u64 {
     let label = Label(label);
-    let flow = Flow {
-        direction: (rest >> 24) as u8,
-        protocol: (rest >> 16) as u8,
-        port: rest as u16,
-        addr: Addr([high as u32, (high >> 32) as u32, low as u32, (low >> 32) as u32]),
-        any_port: rest >> 32 & 1 != 0,
-    };
+    let addr = Addr([high as u32, (high >> 32) as u32, low as u32, (low >> 32) as u32]);
+    let flow = Flow { addr, ..policy::unpack(rest) };
     if label == label::OVERFLOWED {
         return Reason::LabelOverflow as u64;
     }
@@ -145,16 +164,59 @@ pub unsafe extern "C" fn judge_flow(label: u64, high: u64, low: u64, rest: u64) 
         return Reason::NoPolicy as u64;
     };
     let audit = if server.mode == MODE_AUDIT { IN_AUDIT } else { 0 };
-    let profile = policy::profile_of(server, label);
-    let decision = decide(&policy::Maps, generation, profile, &flow);
+    let profile_id = policy::profile_of(server, label);
+    let tables = policy::Maps { server: label.server(), netns: label::home(label, netns) };
+    let decision = by_address(&tables, generation, profile_id, &flow);
     if matches!(decision.reason, Reason::NoRule | Reason::NoInboundRule)
-        && flow.addr.normalise().is_loopback()
-        && let Some(profile) = policy::profile(generation, profile)
-        && profile.flags & PROFILE_SELF != 0
+        && let Some(profile) = policy::profile(generation, profile_id)
     {
-        return decision.reason as u64 | audit | ASK_SELF | (profile.self_rule as u64) << 32;
+        if profile.flags & PROFILE_SELF != 0 && addr.normalise().is_loopback() {
+            return decision.reason as u64 | audit | ASK_SELF | (profile.self_rule as u64) << 32;
+        }
+        let names = matches!(decision.reason, Reason::NoRule) && profile.flags & PROFILE_NAMES != 0;
+        return decision.reason as u64 | audit | if names { ASK_NAMES } else { 0 };
     }
     decision.reason as u64 | audit | (decision.rule as u64) << 32
+}
+
+/// The best [`Ranked`] of what the names of an address say; as [`judge_flow`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub unsafe extern "C" fn judge_names(label: u64, high: u64, low: u64, rest: u64, netns: u64) -> u64 {
+    let addr = Addr([high as u32, (high >> 32) as u32, low as u32, (low >> 32) as u32]);
+    let [a, b, c, d] = addr.normalise().0;
+    let (high, low) = (a as u64 | (b as u64) << 32, c as u64 | (d as u64) << 32);
+    let mut best = Ranked::NONE.0;
+    let mut slot = 0;
+    while slot < NAMES_PER_ADDRESS as u64 {
+        // SAFETY: plain integers, both ways.
+        let ranked = unsafe { judge_name(label, high, low, rest | slot << 48, netns) };
+        if ranked == NO_NAME {
+            break;
+        }
+        best = if ranked > best { ranked } else { best };
+        slot += 1;
+    }
+    best
+}
+
+/// There is no name in this slot, nor in any after it.
+const NO_NAME: u64 = u64::MAX;
+
+/// [`policy::rank`] of the name in one slot (the upper 16 bits of `rest`) of a
+/// normalised address; as [`judge_flow`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub unsafe extern "C" fn judge_name(label: u64, high: u64, low: u64, rest: u64, netns: u64) -> u64 {
+    let label = Label(label);
+    let generation = kernel::generation();
+    let Some(server) = policy::server(generation, label.server()) else { return NO_NAME };
+    let tables = policy::Maps { server: label.server(), netns: label::home(label, netns) };
+    let addr = Addr([high as u32, (high >> 32) as u32, low as u32, (low >> 32) as u32]);
+    match tables.named(generation, policy::profile_of(server, label), &addr, (rest >> 48) as u16) {
+        Some(named) => rank(&tables, generation, named, &policy::unpack(rest)).0,
+        None => NO_NAME,
+    }
 }
 
 /// Denied for a reason that no rule can lift, unless in audit. Returns what a

@@ -76,6 +76,7 @@ impl Core {
                 let body = self.verdict(r);
                 self.bus.publish(time, body);
             }
+            Record::Name(_) => {}
             Record::Unix(r) => {
                 let policies = lock(&self.policies);
                 let mut instances = lock(&self.instances);

@@ -5,6 +5,7 @@ use aya::{Ebpf, Pod};
 use sensor_common::exec::{ExecRule, KEY_BYTES};
 use sensor_common::kernel::{Denial, State};
 use sensor_common::label::Label;
+use sensor_common::name::{Learned, LearnedKey, NameRule, NameText};
 use sensor_common::policy::{LaunchKey, PortSet, Profile, Server};
 use sensor_common::record::{Instance, VerdictKey};
 use sensor_common::socket::{Socket, Tuple};
@@ -40,6 +41,14 @@ pub struct UnixBits {
     pub path: [u8; PATH_BYTES],
 }
 
+/// A name key without its prefix length.
+#[repr(C)]
+#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable)]
+pub struct NameBits {
+    pub scope: u32,
+    pub text: NameText,
+}
+
 pub type LpmKey<T> = lpm_trie::Key<Shared<T>>;
 
 /// All maps. Taken out of the loader, so that each has one owner.
@@ -58,6 +67,8 @@ pub struct Maps {
     pub launches: HashMap<MapData, Shared<LaunchKey>, u8>,
     pub exec_rules: LpmTrie<MapData, Shared<ExecBits>, Shared<ExecRule>>,
     pub unix: LpmTrie<MapData, Shared<UnixBits>, Shared<UnixRule>>,
+    pub names: LpmTrie<MapData, Shared<NameBits>, Shared<NameRule>>,
+    pub learned: HashMap<MapData, Shared<LearnedKey>, Shared<Learned>>,
     pub denials: HashMap<MapData, Shared<VerdictKey>, Shared<Denial>>,
     pub losses: PerCpuArray<MapData, u64>,
     pub reported: Array<MapData, u64>,
@@ -141,6 +152,8 @@ impl Maps {
             launches: take!("LAUNCHES"),
             exec_rules: take!("EXEC_RULES"),
             unix: take!("UNIX"),
+            names: take!("NAMES"),
+            learned: take!("LEARNED"),
             denials: take!("DENIALS"),
             losses: take!("LOSSES"),
             reported: take!("REPORTED"),

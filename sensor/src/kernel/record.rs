@@ -2,13 +2,15 @@
 //! an unknown kind or of another size is an error, never undefined behaviour.
 
 use sensor_common::record::{
-    Exec, Exit, Header, KIND_EXEC, KIND_EXIT, KIND_UNIX, KIND_VERDICT, UnixVerdict, Verdict,
+    Exec, Exit, Header, KIND_EXEC, KIND_EXIT, KIND_NAME, KIND_UNIX, KIND_VERDICT, NameVerdict, UnixVerdict,
+    Verdict,
 };
 use zerocopy::FromBytes;
 
 #[derive(Clone, Debug, PartialEq)]
 pub enum Record {
     Verdict(Verdict),
+    Name(Box<NameVerdict>),
     Unix(Box<UnixVerdict>),
     Exec(Box<Exec>),
     Exit(Exit),
@@ -37,6 +39,7 @@ pub fn parse(bytes: &[u8]) -> Result<Record, RecordError> {
     }
     Ok(match header.kind {
         KIND_VERDICT => Record::Verdict(whole(bytes, &header)?),
+        KIND_NAME => Record::Name(Box::new(whole(bytes, &header)?)),
         KIND_UNIX => Record::Unix(Box::new(whole(bytes, &header)?)),
         KIND_EXEC => Record::Exec(Box::new(whole(bytes, &header)?)),
         KIND_EXIT => Record::Exit(whole(bytes, &header)?),
@@ -48,6 +51,7 @@ impl Record {
     pub fn header(&self) -> &Header {
         match self {
             Record::Verdict(r) => &r.header,
+            Record::Name(r) => &r.header,
             Record::Unix(r) => &r.header,
             Record::Exec(r) => &r.header,
             Record::Exit(r) => &r.header,

@@ -1,10 +1,11 @@
 //! Writing a compiled policy beside the one in force, and switching to it.
 
-use super::maps::{CidrBits, ExecBits, LpmKey, Maps, Shared, UnixBits};
+use super::maps::{CidrBits, ExecBits, LpmKey, Maps, NameBits, Shared, UnixBits};
 use crate::policy::compile::Compiled;
 use aya::maps::MapError;
 use sensor_common::addr::Addr;
 use sensor_common::exec::{ExecKey, KIND_CGROUP};
+use sensor_common::name::NameKey;
 use sensor_common::policy::{
     BIND, CidrKey, INBOUND, LaunchKey, MAX_PORT_SETS, MAX_PROFILES, MAX_RANGES, MAX_SERVERS, PortRange,
     PortSet, Profile, SERVER_UNKNOWN, Server, slot,
@@ -97,6 +98,13 @@ pub fn install(maps: &mut Maps, generation: u32, compiled: &Compiled) -> Result<
             .insert(&LpmKey::new(key.prefix_len, Shared(bits)), Shared(entry.rule), 0)
             .map_err(at("UNIX"))?;
     }
+    for entry in &compiled.names {
+        let key = NameKey::new(generation, entry.profile, &entry.text).ok_or(InstallError::Key("NAMES"))?;
+        let bits = NameBits { scope: key.scope, text: key.text };
+        maps.names
+            .insert(&LpmKey::new(key.prefix_len, Shared(bits)), Shared(entry.rule), 0)
+            .map_err(at("NAMES"))?;
+    }
     for (from, to) in &compiled.launches {
         let key = LaunchKey { generation, from: *from, to: *to };
         maps.launches.insert(Shared(key), 1, 0).map_err(at("LAUNCHES"))?;
@@ -154,6 +162,15 @@ pub fn sweep(maps: &mut Maps, keep: u32) -> usize {
         maps.unix.keys().flatten().filter(|k| u32::from_be({ k.data() }.0.generation) != keep).collect();
     for key in stale {
         removed += usize::from(maps.unix.remove(&key).is_ok());
+    }
+    let stale: Vec<_> = maps
+        .names
+        .keys()
+        .flatten()
+        .filter(|k| u32::from_be({ k.data() }.0.scope) >> 16 != keep & 0xffff)
+        .collect();
+    for key in stale {
+        removed += usize::from(maps.names.remove(&key).is_ok());
     }
     let stale: Vec<_> = maps.launches.keys().flatten().filter(|k| k.0.generation != keep).collect();
     for key in stale {

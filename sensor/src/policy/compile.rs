@@ -78,6 +78,7 @@ pub struct Compiled {
     pub port_sets: Vec<PortSet>,
     pub exec: Vec<ExecEntry>,
     pub unix: Vec<UnixEntry>,
+    pub names: Vec<NameEntry>,
     /// What each `match` entry is, by its place in the file: index is
     /// `ExecRule::priority`.
     pub matchers: Vec<MatcherInfo>,
@@ -94,6 +95,15 @@ pub struct UnixEntry {
     pub profile: u32,
     pub text: Vec<u8>,
     pub rule: UnixRule,
+}
+
+/// One key of the trie of names.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NameEntry {
+    pub profile: u16,
+    /// As `sensor_common::name::turned` makes it.
+    pub text: Vec<u8>,
+    pub rule: sensor_common::name::NameRule,
 }
 
 /// What a server was recognised by.

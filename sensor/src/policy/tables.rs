@@ -4,7 +4,7 @@
 use super::cidr::Cidr;
 use super::compile::Compiled;
 use sensor_common::addr::Addr;
-use sensor_common::policy::{CidrKey, PortSet, Profile, Tables};
+use sensor_common::policy::{CidrKey, Flow, Match, Named, Profile, Tables};
 use std::collections::HashMap;
 
 /// In memory; the generation is ignored, since there is one only.
@@ -26,15 +26,26 @@ impl Tables for MemoryTables<'_> {
         self.compiled.profiles.get(usize::from(profile)).copied()
     }
 
-    fn ports(&self, _generation: u32, key: &CidrKey) -> Option<&PortSet> {
+    fn set(&self, key: &CidrKey) -> Option<u32> {
         let profile = u32::from_be(key.scope) as u16;
         let direction = u32::from_be(key.direction) as u8;
         let address = number(key.addr);
-        let longest = (0..=128u32).rev().find_map(|bits| {
+        (0..=128u32).rev().find_map(|bits| {
             let mask = if bits == 0 { 0 } else { u128::MAX << (128 - bits) };
-            self.cidrs.get(&(profile, direction, bits, address & mask))
-        })?;
-        self.compiled.port_sets.get(*longest as usize)
+            self.cidrs.get(&(profile, direction, bits, address & mask)).copied()
+        })
+    }
+
+    fn covering(&self, _generation: u32, set: u32, flow: &Flow, group: bool) -> Option<Match> {
+        self.compiled.port_sets.get(set as usize)?.covering(flow, group)
+    }
+
+    fn named(&self, _generation: u32, _profile: u16, _addr: &Addr, _slot: u16) -> Option<Named> {
+        None
+    }
+
+    fn at_home(&self) -> bool {
+        true
     }
 }
 
