@@ -69,6 +69,23 @@ impl Addr {
         u32::from_be(self.0[0]) >> 24 == 0xff
     }
 
+    /// An address of the host or its own network: loopback, private (RFC 1918,
+    /// RFC 4193), link-local with the clouds' metadata addresses (RFC 3927), shared
+    /// (RFC 6598), site-local, "this network". A name that leads there is
+    /// rebinding. `self` is normalised.
+    #[inline(always)]
+    pub const fn is_local(&self) -> bool {
+        let top = u32::from_be(self.0[if self.is_v4() { 3 } else { 0 }]);
+        if self.is_v4() {
+            return matches!(top >> 24, 0 | 10 | 127)
+                || top >> 20 == 0xac1
+                || top >> 16 == 0xc0a8
+                || top >> 16 == 0xa9fe
+                || top >> 22 == 0x6440_0000 >> 22;
+        }
+        self.is_loopback() || top >> 25 == 0xfc00_0000 >> 25 || top >> 23 == 0xfe80_0000 >> 23
+    }
+
     /// 255.255.255.255. A subnet's own broadcast address cannot be told from
     /// the address alone; `SO_BROADCAST` is refused instead.
     #[inline(always)]
@@ -138,6 +155,36 @@ mod tests {
     #[test]
     fn classes() {
         let a = |t: &str| Addr::from(t.parse::<IpAddr>().unwrap());
+        for local in [
+            "127.0.0.1",
+            "10.1.2.3",
+            "172.16.0.1",
+            "172.31.255.255",
+            "192.168.9.9",
+            "169.254.169.254",
+            "100.64.0.1",
+            "100.127.255.255",
+            "0.1.2.3",
+            "::1",
+            "fd00::1",
+            "fc00::1",
+            "fe80::1",
+            "fec0::1",
+        ] {
+            assert!(a(local).is_local(), "{local}");
+        }
+        for public in [
+            "8.8.8.8",
+            "172.15.0.1",
+            "172.32.0.1",
+            "100.63.0.1",
+            "100.128.0.1",
+            "203.0.113.1",
+            "2001:db8::1",
+            "fb00::1",
+        ] {
+            assert!(!a(public).is_local(), "{public}");
+        }
         assert!(a("127.9.9.9").is_loopback() && a("::1").is_loopback() && !a("128.0.0.1").is_loopback());
         assert!(a("224.0.0.251").is_multicast() && a("ff02::fb").is_multicast());
         assert!(!a("223.255.255.255").is_multicast() && !a("fe80::1").is_multicast());

@@ -7,6 +7,7 @@
 #![cfg_attr(not(any(test, feature = "user")), no_std)]
 
 pub mod addr;
+pub mod dns;
 pub mod exec;
 pub mod kernel;
 pub mod label;
@@ -14,6 +15,7 @@ pub mod name;
 pub mod policy;
 pub mod record;
 pub mod socket;
+pub mod tls;
 pub mod unix;
 
 /// Version of every layout in this crate; part of the name of the pin

@@ -93,6 +93,8 @@ pub struct Learned {
     pub expires: u64,
     /// CLOCK_BOOTTIME, nanoseconds.
     pub learned: u64,
+    /// Of the name (`dns::Reader::hash`), to find it among an address's names.
+    pub hash: u64,
     /// The resolver that said so.
     pub resolver: Addr,
     /// [`scope`] that `set` was looked up under; 0: not yet.
@@ -102,7 +104,14 @@ pub struct Learned {
     pub text: NameText,
     /// Seconds, as the answer said.
     pub ttl: u32,
+    /// [`LEARNED_TRUSTED`].
+    pub flags: u32,
+    pub _pad: u32,
 }
+
+/// A pinned resolver said so of a name that a rule covered: it opens what the
+/// rules say. Else it only names the address in events.
+pub const LEARNED_TRUSTED: u32 = 1;
 
 pub const NO_SET: u32 = u32::MAX;
 
@@ -148,7 +157,7 @@ pub fn readable(text: &[u8]) -> String {
 const _: () = {
     assert!(size_of::<NameKey>() == 260);
     assert!(size_of::<LearnedKey>() == 32);
-    assert!(size_of::<Learned>() == 296);
+    assert!(size_of::<Learned>() == 312);
 };
 
 #[cfg(test)]

@@ -12,6 +12,10 @@ pub const SOCKET_INBOUND: u32 = 1;
 pub const SOCKET_NAT_TRUSTED: u32 = 2;
 /// Labelled after it existed (found by the agent, or inherited).
 pub const SOCKET_ADOPTED: u32 = 4;
+/// Allowed by a name whose rule asks for the TLS server name.
+pub const SOCKET_SNI: u32 = 8;
+/// Its ClientHello was right.
+pub const SOCKET_HELLO: u32 = 16;
 
 /// One remote end.
 #[repr(C)]

@@ -128,6 +128,9 @@ fn judge_outgoing(ctx: *mut bpf_sock_addr, hook: Hook, v6: bool, task_label: Lab
             return conclude(ctx, &flow, &judged, netns, hook_flags);
         }
     }
+    if matches!(judged.decision.reason, Reason::ForeignResolver) && !judged.audit {
+        return 1; // a datagram: refused as a packet, which says what was asked
+    }
     if !judged.denies() {
         let known = approve(stored, &judged, &flow, netns, hook);
         if judged.decision.allows()

@@ -5,11 +5,12 @@
 #![no_std]
 #![no_main]
 #![allow(clippy::needless_pass_by_value, reason = "aya's macros hand contexts over by value")]
-#![feature(core_intrinsics)]
+#![feature(core_intrinsics, asm_experimental_arch)]
 #![allow(internal_features, reason = "the target's atomics are behind intrinsics only")]
 
 mod address;
 mod atomic;
+mod dns;
 mod exec;
 mod kernel;
 mod label;
@@ -20,6 +21,7 @@ mod policy;
 mod record;
 mod scratch;
 mod socket;
+mod tls;
 mod unix;
 mod verdict;
 

@@ -1,16 +1,27 @@
 //! Names that servers learned, and what they open. Learning is `dns.rs`,
 //! holding TLS to it `tls.rs`.
 
-use crate::{record, scratch};
-use aya_ebpf::helpers::generated::bpf_ktime_get_boot_ns;
+use crate::packet::{Note, Packet};
+use crate::record::Task;
+use crate::scratch::{About, Scratch};
+use crate::verdict::{NO_NAME, judge_name, take_token};
+use crate::{atomic, kernel, label, policy, record, scratch};
+use aya_ebpf::bindings::__sk_buff;
+use aya_ebpf::helpers::generated::{bpf_get_socket_cookie, bpf_ktime_get_boot_ns};
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, LpmTrie, lpm_trie::Key};
+use sensor_common::dns::ASKED_TRUSTED;
 use sensor_common::name::{
-    Learned, LearnedKey, MAX_LEARNED, MAX_NAMES, NAME_ASK_ONLY, NAME_BYTES, NAME_SCOPE_BITS, NO_SET,
-    NameRule, NameText, OrderKey, scope,
+    LEARNED_PER_SERVER, LEARNED_TRUSTED, Learned, LearnedKey, MAX_LEARNED, MAX_NAMES, NAME_ASK_ONLY,
+    NAME_BYTES, NAME_SCOPE_BITS, NAMES_PER_ADDRESS, NO_SET, NameRule, NameText, OrderKey, TTL_CEILING,
+    TTL_FLOOR, TTL_GRACE, scope,
 };
-use sensor_common::policy::{MAX_SERVERS, Named};
-use sensor_common::record::Loss;
+use sensor_common::policy::{CidrKey, EGRESS, Flow, MAX_SERVERS, Named, Ranked, Reason, Tables as _};
+use sensor_common::record::{
+    KIND_NAME, Loss, NameVerdict, RING_TELEMETRY, RING_VERDICTS, VERDICT_ALLOW, VERDICT_DENY,
+    VERDICT_WOULD_DENY,
+};
+use sensor_common::socket::Socket;
 
 const NO_PREALLOC: u32 = 1;
 
@@ -45,8 +56,15 @@ pub(crate) fn named(key: &LearnedKey, generation: u32, profile: u16) -> Option<N
     let learned = LEARNED.get_ptr_mut(key)?;
     let wanted = scope(generation, profile);
     // SAFETY: map value.
-    let (of, set, expires) = unsafe { ((*learned).scope, (*learned).set, (*learned).expires) };
-    let set = if of == wanted { set } else { set_of(learned, wanted) };
+    let (of, set, expires, flags) =
+        unsafe { ((*learned).scope, (*learned).set, (*learned).expires, (*learned).flags) };
+    let set = if flags & LEARNED_TRUSTED == 0 {
+        NO_SET
+    } else if of == wanted {
+        set
+    } else {
+        set_of(learned, wanted)
+    };
     Some(Named { set, expired: now() > expires })
 }
 
@@ -61,7 +79,10 @@ fn set_of(learned: *mut Learned, wanted: u32) -> u32 {
     let set = unsafe {
         let name = &mut (*scratch).name;
         name.data.text = (*learned).text;
-        let set = look_up(name, wanted).map_or(NO_SET, |rule| rule.port_set);
+        let set = match look_up(name, wanted) {
+            Some(rule) if rule.flags & NAME_ASK_ONLY == 0 => rule.port_set,
+            _ => NO_SET,
+        };
         // Readers that meet a half of this look it up themselves: scope 0 is
         // nobody's.
         (&raw mut (*learned).scope).write_volatile(0);
@@ -73,12 +94,237 @@ fn set_of(learned: *mut Learned, wanted: u32) -> u32 {
     set
 }
 
-/// The rule for the name in `key`, NUL-padded. An entry for the search list
-/// counts as none.
+/// The rule for the name in `key`, NUL-padded.
 #[inline(always)]
 pub(crate) fn look_up(key: &mut Key<NameBits>, scope: u32) -> Option<NameRule> {
     key.prefix_len = NAME_SCOPE_BITS + 8 * NAME_BYTES as u32;
     key.data.scope = scope;
-    let rule = *NAMES.get(&*key)?;
-    if rule.flags & NAME_ASK_ONLY != 0 { None } else { Some(rule) }
+    NAMES.get(&*key).copied()
+}
+
+/// Notes in a buffer what the names of a packet are judged by.
+#[inline(always)]
+pub(crate) fn about(about: &mut About, skb: *mut __sk_buff, s: &Socket, note: &Note, packet: &Packet) {
+    about.label = s.label;
+    about.netns = label::home(s.label, s.netns);
+    // SAFETY: `skb` is the program's context.
+    about.cookie = unsafe { bpf_get_socket_cookie(skb.cast()) };
+    about.now = now();
+    about.task = Task { tgid: s.tgid, tid: 0, uid: s.uid };
+    about.generation = kernel::generation();
+    about.scope = match policy::server(about.generation, s.label.server()) {
+        Some(server) => scope(about.generation, policy::profile_of(server, s.label)),
+        None => 0,
+    };
+    about.peer = note.peer;
+    about.protocol = packet.protocol;
+    about.rule = 0;
+    about.reason = note.reason;
+    about.audit = note.audit as u8;
+    about.done = 0;
+    about.asked = 0;
+    about.questions = 0;
+}
+
+/// Says what became of the name in a buffer, about its `reason`. Returns the
+/// verdict. A global function of integers, as those below: the verifier looks at
+/// each once, not once per path that leads there.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub unsafe extern "C" fn conclude_name(number: u32, hook: u32, qtype: u32) -> u32 {
+    let Some(scratch) = scratch::at(number) else { return VERDICT_DENY as u32 };
+    // SAFETY: the caller's buffer.
+    let scratch = unsafe { &*scratch };
+    let about = &scratch.about;
+    let allows = about.reason < Reason::ProfileNone as u8;
+    let verdict = if allows {
+        VERDICT_ALLOW
+    } else if about.audit != 0 {
+        VERDICT_WOULD_DENY
+    } else {
+        VERDICT_DENY
+    };
+    let ring = if allows { RING_TELEMETRY } else { RING_VERDICTS };
+    if take_token(about.label, !allows) {
+        record::emit_of::<NameVerdict>(ring, KIND_NAME, about.label, about.task, |r| {
+            r.key.instance = about.label.instance();
+            r.key.server = about.label.server();
+            r.key.port = about.port;
+            r.key.addr = about.peer.0;
+            r.key.protocol = about.protocol;
+            r.key.reason = about.reason;
+            r.key.verdict = verdict;
+            r.key.hook = hook as u8;
+            r.rule = about.rule;
+            r.netns = about.netns;
+            r.cookie = about.cookie;
+            r.answer = scratch.dns.addr;
+            r.qtype = qtype as u16;
+            r.other_port = about.own_port;
+            r.text = scratch.name.data.text;
+        });
+    }
+    verdict as u32
+}
+
+/// Learns that the name in a buffer is at its `dns.addr`. Returns a [`Reason`];
+/// `Name`: learned.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub unsafe extern "C" fn learn_name(number: u32) -> u32 {
+    match scratch::at(number) {
+        // SAFETY: the caller's buffer.
+        Some(scratch) => learn(unsafe { &mut *scratch }) as u32,
+        None => Reason::NotLearned as u32,
+    }
+}
+
+#[inline(always)]
+fn learn(scratch: &mut Scratch) -> Reason {
+    let trusted = scratch.about.asked & ASKED_TRUSTED != 0;
+    let addr = scratch.dns.addr.normalise();
+    let about = &scratch.about;
+    let server = about.label.server();
+    if trusted && (addr.is_local() || addr.is_multicast() || addr.is_broadcast()) {
+        let profile = u32::from_be(about.scope) as u16;
+        let tables = policy::Maps { server, netns: about.netns };
+        if tables.set(&CidrKey::new(about.generation, profile, EGRESS, addr, 128)).is_none() {
+            return Reason::Rebinding;
+        }
+    }
+    let ttl = scratch.dns.ttl;
+    let seconds = if ttl < TTL_FLOOR {
+        TTL_FLOOR
+    } else if ttl > TTL_CEILING {
+        TTL_CEILING
+    } else {
+        ttl
+    };
+    let new = &mut scratch.learned;
+    new.expires = about.now + (seconds + TTL_GRACE) as u64 * 1_000_000_000;
+    new.learned = about.now;
+    new.hash = scratch.dns.hash;
+    new.resolver = about.peer;
+    new.scope = 0;
+    new.set = NO_SET;
+    new.text = scratch.name.data.text;
+    new.ttl = ttl;
+    new.flags = if trusted { LEARNED_TRUSTED } else { 0 };
+    let key = &mut scratch.key;
+    *key = LearnedKey { netns: about.netns, addr: addr.0, server, slot: 0, _pad: 0 };
+    // The slot that has the name, else the first that is free, else the one that
+    // ends first.
+    let (mut slot, mut least, mut free) = (0, u64::MAX, false);
+    let mut i = 0;
+    while i < NAMES_PER_ADDRESS as u16 {
+        key.slot = i;
+        let Some(known) = LEARNED.get_ptr_mut(&*key) else {
+            (slot, free) = (i, true);
+            break;
+        };
+        // SAFETY: map value; a torn read makes two entries of one name.
+        let known = unsafe { &*known };
+        if known.hash == new.hash {
+            slot = i;
+            // What a pinned resolver said is not taken back by another.
+            if !trusted && known.flags & LEARNED_TRUSTED != 0 {
+                return Reason::Name;
+            }
+            break;
+        }
+        if known.expires < least {
+            (slot, least) = (i, known.expires);
+        }
+        i += 1;
+    }
+    key.slot = slot;
+    if LEARNED.insert(&*key, &*new, 0).is_err() {
+        record::lost(Loss::LearnedFull, 1);
+        return Reason::NotLearned;
+    }
+    if free {
+        make_room(key);
+    }
+    Reason::Name
+}
+
+#[inline(always)]
+fn same(a: &NameText, b: &NameText) -> bool {
+    const WORDS: usize = NAME_BYTES / 4;
+    let (a, b): (*const u32, *const u32) = (a.as_ptr().cast(), b.as_ptr().cast());
+    let (mut i, mut difference) = (0, 0);
+    // Without leaving early: one path for the verifier.
+    while i < WORDS {
+        // SAFETY: within both texts, which lie in map values at multiples of 4.
+        difference |= unsafe { a.add(i).read() ^ b.add(i).read() };
+        i += 1;
+    }
+    difference == 0
+}
+
+/// Enters a new key in its server's ring; the key that stood there goes, and
+/// with it the names after it, so that an address's slots have no gap.
+#[inline(always)]
+fn make_room(key: &LearnedKey) {
+    let Some(count) = LEARNED_COUNT.get_ptr_mut(key.server as u32) else { return };
+    let index = atomic::fetch_add(count, 1) as u32 % LEARNED_PER_SERVER;
+    let at = OrderKey { server: key.server as u32, index };
+    if let Some(oldest) = LEARNED_ORDER.get_ptr_mut(at) {
+        // SAFETY: map value.
+        let mut oldest = unsafe { *oldest };
+        let mut i = 0;
+        while i < NAMES_PER_ADDRESS {
+            if oldest.slot < NAMES_PER_ADDRESS as u16 {
+                let _ = LEARNED.remove(&oldest);
+            }
+            oldest.slot += 1;
+            i += 1;
+        }
+    }
+    let _ = LEARNED_ORDER.insert(at, key, 0);
+}
+
+/// The slot in which a buffer's name is one of its peer's. [`NO_NAME`]: the peer
+/// was not learned by it.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub unsafe extern "C" fn slot_of_name(number: u32) -> u64 {
+    let Some(scratch) = scratch::at(number) else { return NO_NAME };
+    // SAFETY: the caller's buffer.
+    let scratch = unsafe { &mut *scratch };
+    let about = &scratch.about;
+    let addr = about.peer.normalise().0;
+    let key = &mut scratch.key;
+    *key = LearnedKey { netns: about.netns, addr, server: about.label.server(), slot: 0, _pad: 0 };
+    let mut slot = 0;
+    while slot < NAMES_PER_ADDRESS as u64 {
+        key.slot = slot as u16;
+        let Some(known) = LEARNED.get_ptr_mut(&*key) else { break };
+        // SAFETY: map value.
+        if same(unsafe { &(*known).text }, &scratch.name.data.text) {
+            return slot;
+        }
+        slot += 1;
+    }
+    NO_NAME
+}
+
+/// The name in a buffer is one that the peer's address was learned by, and a
+/// rule for it covers the port.
+#[inline(always)]
+pub(crate) fn leads_to_peer(scratch: &Scratch, number: u32) -> bool {
+    // SAFETY: plain integers, both ways.
+    let slot = unsafe { slot_of_name(number) };
+    if slot == NO_NAME {
+        return false;
+    }
+    let about = &scratch.about;
+    let addr = about.peer;
+    let [a, b, c, d] = addr.normalise().0;
+    let (high, low) = (a as u64 | (b as u64) << 32, c as u64 | (d as u64) << 32);
+    let flow = Flow { direction: EGRESS, protocol: about.protocol, port: about.port, addr, any_port: false };
+    let rest = policy::pack(&flow, false) | slot << 48;
+    // SAFETY: plain integers, both ways.
+    let ranked = unsafe { judge_name(about.label.0, high, low, rest, about.netns) };
+    ranked != NO_NAME && ranked != Ranked::NONE.0
 }

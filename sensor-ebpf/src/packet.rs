@@ -1,10 +1,10 @@
 //! Every packet of a labelled socket, both ways: the authority that nothing IP
 //! gets past. Runs in softirq too, so it knows the socket, never the task.
 
-use crate::kernel;
 use crate::record::Task;
 use crate::socket::{self, storage};
 use crate::verdict::{self, Facts, Judged, judge, judge_by_address};
+use crate::{dns, kernel};
 use aya_ebpf::EbpfContext as _;
 use aya_ebpf::bindings::{__sk_buff, bpf_sock, bpf_sock_tuple};
 use aya_ebpf::helpers::generated::{
@@ -12,15 +12,15 @@ use aya_ebpf::helpers::generated::{
     bpf_skb_load_bytes,
 };
 use aya_ebpf::macros::{cgroup_skb, map};
-use aya_ebpf::maps::LruHashMap;
-use aya_ebpf::programs::SkBuffContext;
+use aya_ebpf::maps::{LruHashMap, ProgramArray};
+use aya_ebpf::programs::sk_buff::{SkBuff, SkBuffContext};
 use core::ffi::c_void;
 use core::mem::MaybeUninit;
 use sensor_common::addr::Addr;
 use sensor_common::label::Label;
 use sensor_common::policy::{Decision, EGRESS, Flow, INBOUND, Reason};
 use sensor_common::record::Hook;
-use sensor_common::socket::{Peer, SOCKET_INBOUND, SOCKET_NAT_TRUSTED, Socket, Tuple};
+use sensor_common::socket::{Peer, SOCKET_INBOUND, SOCKET_NAT_TRUSTED, SOCKET_SNI, Socket, Tuple};
 use sensor_common::{TCP, UDP};
 
 /// A peer whose datagram an inbound rule let in may be answered. Losing an
@@ -43,12 +43,14 @@ const AF_INET: u32 = 2;
 
 /// What the headers say. Addresses in the form of [`Addr`], ports in host order.
 #[derive(Clone, Copy)]
-struct Packet {
-    source: Addr,
-    destination: Addr,
-    source_port: u16,
-    destination_port: u16,
-    protocol: u8,
+pub(crate) struct Packet {
+    pub source: Addr,
+    pub destination: Addr,
+    pub source_port: u16,
+    pub destination_port: u16,
+    /// Where the payload begins.
+    pub payload: u32,
+    pub protocol: u8,
     v6: bool,
     /// TCP: a SYN without ACK.
     opens: bool,
@@ -115,10 +117,12 @@ fn parse(skb: *mut __sk_buff, packet: &mut Packet, reason: &mut Reason) -> bool 
         }
         packet.source_port = (byte(0) as u16) << 8 | byte(1) as u16;
         packet.destination_port = (byte(2) as u16) << 8 | byte(3) as u16;
+        packet.payload = transport + 8;
         if packet.protocol == TCP {
             if !load(transport + 12, 2) {
                 return false;
             }
+            packet.payload = transport + (byte(0) >> 4) as u32 * 4;
             packet.opens = byte(1) & 0x12 == 0x02;
         }
     }
@@ -195,7 +199,11 @@ fn judge_packet(skb: *mut __sk_buff, sk: *mut bpf_sock, stored: *mut Socket, hoo
     let generation = kernel::generation();
     let now = Peer { addr: peer, port: peer_port, protocol: packet.protocol, valid: 1 };
     if s.cached_generation == generation && generation != 0 && s.cached == now {
-        return ALLOW;
+        if !outbound || s.flags & SOCKET_SNI == 0 {
+            return ALLOW;
+        }
+        let judged = Judged::flat(label, Reason::Rule, verdict::in_audit(label));
+        return hand_over(skb, HELLO, &packet, &judged);
     }
 
     // SAFETY: fields of a full socket.
@@ -216,7 +224,14 @@ fn judge_packet(skb: *mut __sk_buff, sk: *mut bpf_sock, stored: *mut Socket, hoo
         record_allow = inbound_datagram(skb, sk, &mut judged, &packet, outbound);
     }
     if !inbound && outbound {
-        translated(sk, s, &mut judged, &packet);
+        translated(sk, s, &mut judged, &mut packet);
+    }
+    if matches!(judged.decision.reason, Reason::NameExpired) && !packet.opens && s.cached == now {
+        // What began in time goes on.
+        judged.decision = Decision { reason: Reason::Rule, ..judged.decision };
+    }
+    if !inbound && outbound && packet.destination_port == dns::PORT && reads_query(&judged) {
+        return hand_over(skb, QUERY, &packet, &judged);
     }
     if judged.self_rule != 0 && !judged.decision.allows() && peer_is_own(skb.cast(), &packet, outbound, label)
     {
@@ -231,25 +246,137 @@ fn judge_packet(skb: *mut __sk_buff, sk: *mut bpf_sock, stored: *mut Socket, hoo
         } else if packet.protocol == TCP {
             // One peer for the life of the connection; a datagram socket's
             // could be torn by two senders.
-            s.cached_generation = generation;
-            s.cached = now;
+            if !matches!(judged.decision.reason, Reason::Resolver) {
+                s.cached_generation = generation;
+                s.cached = now;
+            }
+            s.flags = s.flags & !SOCKET_SNI | if judged.decision.sni { SOCKET_SNI } else { 0 };
+        }
+        if outbound && judged.decision.sni {
+            return hand_over(skb, HELLO, &packet, &judged);
         }
         if !record_allow {
-            return ALLOW;
+            return if outbound { ALLOW } else { received(skb, &packet, &judged) };
         }
     } else if listening && judged.audit {
         s.flags |= SOCKET_INBOUND;
     }
 
     let own_side = matches!(judged.decision.reason, Reason::NoInboundRule) || flow.direction == INBOUND;
-    conclude(skb, s, &packet, &judged, outbound as u32 | if own_side { OWN_SIDE } else { 0 })
+    let verdict = conclude(skb, s, &packet, &judged, outbound as u32 | if own_side { OWN_SIDE } else { 0 });
+    if verdict == ALLOW && !outbound { received(skb, &packet, &judged) } else { verdict }
 }
 
-const EMPTY: Packet = Packet {
+/// Programs that a packet is handed to after it was judged: verified apart, on
+/// a stack of their own. The index is what for.
+#[map]
+static OUT_PROGRAMS: ProgramArray = ProgramArray::with_max_entries(2, 0);
+#[map]
+static IN_PROGRAMS: ProgramArray = ProgramArray::with_max_entries(1, 0);
+/// `dns_query`
+const QUERY: u32 = 0;
+/// `tls_hello`
+const HELLO: u32 = 1;
+/// `dns_answer`
+const ANSWER: u32 = 0;
+
+/// Leaves the verdict to the program that reads names. It knows what is in
+/// [`Note`]; without it nothing leaves.
+#[inline(always)]
+fn hand_over(skb: *mut __sk_buff, program: u32, packet: &Packet, judged: &Judged) -> i32 {
+    Note::write(skb, judged, &packet.destination);
+    // SAFETY: `skb` is the program's context.
+    unsafe { OUT_PROGRAMS.tail_call(&SkBuffContext { skb: SkBuff { skb } }, program) };
+    0
+}
+
+/// What comes from port 53 may be learned from; it passes in any case.
+#[inline(always)]
+fn received(skb: *mut __sk_buff, packet: &Packet, judged: &Judged) -> i32 {
+    if packet.source_port == dns::PORT {
+        Note::write(skb, judged, &packet.source);
+        // SAFETY: `skb` is the program's context.
+        unsafe { IN_PROGRAMS.tail_call(&SkBuffContext { skb: SkBuff { skb } }, ANSWER) };
+    }
+    ALLOW
+}
+
+/// What the judging program tells the one it hands a packet to, in the packet's
+/// `cb`.
+pub(crate) struct Note {
+    pub reason: u8,
+    pub audit: bool,
+    /// Who the socket talks to, before translation; its port is 53, or the
+    /// packet's.
+    pub peer: Addr,
+}
+
+impl Note {
+    #[inline(always)]
+    fn write(skb: *mut __sk_buff, judged: &Judged, peer: &Addr) {
+        // SAFETY: fields of the context, each written on its own.
+        unsafe {
+            let cb = (&raw mut (*skb).cb).cast::<u32>();
+            cb.write_volatile(judged.decision.reason as u32 | (judged.audit as u32) << 8);
+            cb.add(1).write_volatile(peer.0[0]);
+            cb.add(2).write_volatile(peer.0[1]);
+            cb.add(3).write_volatile(peer.0[2]);
+            cb.add(4).write_volatile(peer.0[3]);
+        }
+    }
+
+    #[inline(always)]
+    pub(crate) fn read(skb: *mut __sk_buff) -> Note {
+        // SAFETY: fields of the context, each read on its own.
+        unsafe {
+            let cb = (&raw const (*skb).cb).cast::<u32>();
+            let first = cb.read_volatile();
+            let word = |i: usize| cb.add(i).read_volatile();
+            Note {
+                reason: first as u8,
+                audit: first >> 8 & 1 != 0,
+                peer: Addr([word(1), word(2), word(3), word(4)]),
+            }
+        }
+    }
+}
+
+/// The socket and the headers again, for a program that a packet was handed to.
+#[inline(always)]
+pub(crate) fn handed(skb: *mut __sk_buff, packet: &mut Packet) -> Option<(*mut bpf_sock, *mut Socket)> {
+    // SAFETY: a field of the context.
+    let sk = unsafe { (*skb).__bindgen_anon_2.sk };
+    if sk.is_null() {
+        return None;
+    }
+    // SAFETY: `sk` is not null.
+    let sk = unsafe { bpf_sk_fullsock(sk) };
+    if sk.is_null() {
+        return None;
+    }
+    let stored = storage(sk);
+    let mut reason = Reason::Malformed;
+    if stored.is_null() || !parse(skb, packet, &mut reason) {
+        return None;
+    }
+    Some((sk, stored))
+}
+
+/// A query is read where it decides, and where its name is worth knowing.
+#[inline(always)]
+fn reads_query(judged: &Judged) -> bool {
+    match judged.decision.reason {
+        Reason::Resolver | Reason::ForeignResolver | Reason::Unrestricted => true,
+        reason => judged.audit && !reason.allows(),
+    }
+}
+
+pub(crate) const EMPTY: Packet = Packet {
     source: Addr([0; 4]),
     destination: Addr([0; 4]),
     source_port: 0,
     destination_port: 0,
+    payload: 0,
     protocol: 0,
     v6: false,
     opens: false,
@@ -366,7 +493,7 @@ fn inbound_datagram(
 /// nobody in the instance can have made the translation; otherwise both must
 /// be allowed.
 #[inline(never)]
-fn translated(sk: *mut bpf_sock, s: &Socket, judged: &mut Judged, packet: &Packet) {
+fn translated(sk: *mut bpf_sock, s: &Socket, judged: &mut Judged, packet: &mut Packet) {
     // SAFETY: fields of a full socket. All are read before any is chosen: a
     // chosen offset would be arithmetic on a socket pointer.
     let (family, dst_port, v4, v6) = unsafe {
@@ -396,6 +523,12 @@ fn translated(sk: *mut bpf_sock, s: &Socket, judged: &mut Judged, packet: &Packe
     let original = judge(judged.label, &flow, s.netns);
     if !original.decision.allows() {
         judged.decision = original.decision;
+    } else if matches!(original.decision.reason, Reason::Resolver) {
+        // Read as what it was sent as, or nothing would be learned.
+        if s.flags & SOCKET_NAT_TRUSTED != 0 || judged.decision.allows() {
+            judged.decision = original.decision;
+            (packet.destination, packet.destination_port) = (addr, port);
+        }
     } else if s.flags & SOCKET_NAT_TRUSTED != 0 && !judged.decision.allows() {
         judged.decision = Decision { reason: Reason::Translated, ..original.decision };
     }
@@ -411,6 +544,7 @@ pub(crate) fn destination_is_own(ctx: *mut c_void, flow: &Flow, label: Label) ->
         destination: addr,
         source_port: 0,
         destination_port: flow.port,
+        payload: 0,
         protocol: flow.protocol,
         v6: !addr.is_v4(),
         opens: false,

@@ -76,6 +76,15 @@ impl policy::Tables for Maps {
     }
 }
 
+/// A rule of a set, for a record; 0: none.
+#[inline(always)]
+pub(crate) fn first_rule(generation: u32, set: u32) -> u32 {
+    match PORT_SETS.get(slot(generation, set, MAX_PORT_SETS)) {
+        Some(set) => set.ranges[0].rule,
+        None => 0,
+    }
+}
+
 /// A flow without its address as one word.
 #[inline(always)]
 pub(crate) const fn pack(flow: &Flow, group: bool) -> u64 {

@@ -41,8 +41,9 @@ fn next_seq(ring: u8) -> u64 {
 }
 
 /// The task that a record is about.
+#[repr(C)]
 #[derive(Clone, Copy)]
-pub(crate) struct Task {
+pub struct Task {
     pub tgid: u32,
     pub tid: u32,
     pub uid: u32,
@@ -75,6 +76,7 @@ macro_rules! records {
 }
 records!(
     sensor_common::record::Verdict,
+    sensor_common::record::NameVerdict,
     sensor_common::record::UnixVerdict,
     sensor_common::record::Exec,
     sensor_common::record::Exit

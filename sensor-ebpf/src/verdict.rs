@@ -17,6 +17,7 @@ use sensor_common::record::{
     COMM_BYTES, Hook, KIND_VERDICT, Loss, RING_TELEMETRY, RING_VERDICTS, VERDICT_ALLOW, VERDICT_DENY,
     VERDICT_WOULD_DENY, Verdict, VerdictKey,
 };
+use sensor_common::{UDP, dns};
 
 /// Denials that were recorded once, and how often they came again.
 #[map]
@@ -100,45 +101,60 @@ impl Judged {
 /// (0: not known, where names do not count).
 #[inline(always)]
 pub(crate) fn judge(label: Label, flow: &Flow, netns: u64) -> Judged {
-    let (mut judged, ask_names) = ask(label, flow, netns);
-    if ask_names {
-        let [a, b, c, d] = flow.addr.0;
-        let (high, low) = (a as u64 | (b as u64) << 32, c as u64 | (d as u64) << 32);
-        // SAFETY: plain integers, both ways.
-        let best = unsafe { judge_names(label.0, high, low, policy::pack(flow, false), netns) };
-        judged.decision = Ranked(best).decision(flow.any_port);
-    }
-    judged
+    let [a, b, c, d] = flow.addr.0;
+    let (high, low) = (a as u64 | (b as u64) << 32, c as u64 | (d as u64) << 32);
+    let rest = policy::pack(flow, false);
+    // SAFETY: plain integers, both ways.
+    let packed = unsafe {
+        let packed = judge_flow(label.0, high, low, rest, netns);
+        if packed & ASK_NAMES == 0 {
+            one_path(packed)
+        } else {
+            one_path(packed & IN_AUDIT | judge_names(label.0, high, low, rest, netns))
+        }
+    };
+    unpack(label, packed)
 }
 
 /// [`judge`] where names do not count: what comes in, and groups.
 #[inline(always)]
 pub(crate) fn judge_by_address(label: Label, flow: &Flow) -> Judged {
-    ask(label, flow, 0).0
-}
-
-#[inline(always)]
-fn ask(label: Label, flow: &Flow, netns: u64) -> (Judged, bool) {
     let [a, b, c, d] = flow.addr.0;
     let (high, low) = (a as u64 | (b as u64) << 32, c as u64 | (d as u64) << 32);
     // SAFETY: plain integers, both ways.
-    let packed = unsafe { judge_flow(label.0, high, low, policy::pack(flow, false), netns) };
-    // SAFETY: the low byte is a `Reason`, put there by `judge_flow`.
+    unpack(label, unsafe { judge_flow(label.0, high, low, policy::pack(flow, false), 0) })
+}
+
+#[inline(always)]
+fn unpack(label: Label, packed: u64) -> Judged {
+    // SAFETY: the low byte is a `Reason`, put there by the functions below.
     let reason = unsafe { core::mem::transmute::<u8, Reason>(packed as u8) };
     let rule = (packed >> 32) as u32;
     let ask_self = packed & ASK_SELF != 0;
-    let judged = Judged {
-        decision: Decision::by_rule(reason, if ask_self { 0 } else { rule }),
+    Judged {
+        decision: Decision { reason, rule: if ask_self { 0 } else { rule }, sni: packed & NEEDS_SNI != 0 },
         label,
         audit: packed & IN_AUDIT != 0,
         self_rule: if ask_self { rule } else { 0 },
-    };
-    (judged, packed & ASK_NAMES != 0)
+    }
+}
+
+/// What comes out of a global function may be anything, to the verifier: the
+/// ways that led to `word` are one from here on.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub unsafe extern "C" fn one_path(mut word: u64) -> u64 {
+    // SAFETY: one instruction on a register, so that the compiler does not see
+    // that nothing happens.
+    unsafe { core::arch::asm!("{0} = {0}", inout(reg) word, options(nomem, nostack, pure, preserves_flags)) };
+    word
 }
 
 const IN_AUDIT: u64 = 1 << 8;
 /// The rule is that of `to: [self]`, and the denial may be lifted by it.
 const ASK_SELF: u64 = 1 << 9;
+/// [`Decision::sni`].
+const NEEDS_SNI: u64 = 1 << 11;
 
 /// No rule covers the address, but the profile has names.
 const ASK_NAMES: u64 = 1 << 10;
@@ -179,7 +195,7 @@ pub unsafe extern "C" fn judge_flow(label: u64, high: u64, low: u64, rest: u64, 
     decision.reason as u64 | audit | (decision.rule as u64) << 32
 }
 
-/// The best [`Ranked`] of what the names of an address say; as [`judge_flow`].
+/// What the names of an address say of it; as [`judge_flow`].
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub unsafe extern "C" fn judge_names(label: u64, high: u64, low: u64, rest: u64, netns: u64) -> u64 {
@@ -197,11 +213,17 @@ pub unsafe extern "C" fn judge_names(label: u64, high: u64, low: u64, rest: u64,
         best = if ranked > best { ranked } else { best };
         slot += 1;
     }
-    best
+    let flow = policy::unpack(rest);
+    let decision = Ranked(best).decision(flow.any_port);
+    if matches!(decision.reason, Reason::NoRule) && flow.port == dns::PORT && flow.protocol == UDP {
+        return Reason::ForeignResolver as u64;
+    }
+    let sni = if decision.sni { NEEDS_SNI } else { 0 };
+    decision.reason as u64 | sni | (decision.rule as u64) << 32
 }
 
 /// There is no name in this slot, nor in any after it.
-const NO_NAME: u64 = u64::MAX;
+pub(crate) const NO_NAME: u64 = u64::MAX;
 
 /// [`policy::rank`] of the name in one slot (the upper 16 bits of `rest`) of a
 /// normalised address; as [`judge_flow`].

@@ -7,6 +7,7 @@
 
 use super::maps::{Labels, Maps, MapsError, Rings};
 use super::{OBJECT, btf, sys};
+use aya::maps::ProgramArray;
 use aya::programs::Program;
 use aya::{EbpfError, EbpfLoader};
 use aya_obj::Object;
@@ -95,6 +96,19 @@ const CGROUP: [Core; 10] = [
     Core { program: "bind6", attach_type: 9, without: "bind() is not refused at once" },
     Core { program: "egress", attach_type: 1, without: "packets are not judged" },
     Core { program: "ingress", attach_type: 0, without: "inbound packets are not judged" },
+];
+
+/// Programs that `egress` and `ingress` hand packets to: the array, the place in
+/// it, and what is lost without.
+const HANDED: [(&str, &str, u32, &str); 3] = [
+    ("dns_query", "OUT_PROGRAMS", 0, "DNS of servers whose profile has names is refused"),
+    (
+        "tls_hello",
+        "OUT_PROGRAMS",
+        1,
+        "TLS to addresses learned by name is refused where its rule asks for SNI",
+    ),
+    ("dns_answer", "IN_PROGRAMS", 0, "no names are learned, so that none opens an address"),
 ];
 
 /// Attach types of linux/bpf.h that aya has no name for (Linux 6.7).
@@ -223,6 +237,15 @@ pub fn load(options: &Options) -> Result<Loaded, LoadError> {
     };
     let started = std::time::Instant::now();
     let refused = verify(&mut ebpf);
+    let mut handed = Vec::new();
+    for (name, array, index, without) in HANDED {
+        let state = match hand(&mut ebpf, &refused, name, array, index) {
+            Ok(()) => HookState::Attached,
+            Err(reason) if !options.allow_degraded => return Err(LoadError::Hook { hook: name, reason }),
+            Err(reason) => HookState::Failed(reason),
+        };
+        handed.push(Hook { name, core: true, without, state });
+    }
     let program = |name: &str| match refused.get(name) {
         Some(reason) => Err(reason.clone()),
         None => program_fd(&ebpf, name),
@@ -253,6 +276,7 @@ pub fn load(options: &Options) -> Result<Loaded, LoadError> {
         debug!(path = %path.display(), "dropping the link of an earlier agent");
         fs::remove_file(&path).map_err(|source| LoadError::Bpffs { path, source })?;
     }
+    hooks.append(&mut handed);
     remove_siblings(&options.pins, &pins);
     let labels = Labels::open(&ebpf)?;
     let (maps, rings) = Maps::take(&mut ebpf)?;
@@ -340,6 +364,27 @@ fn verify(ebpf: &mut aya::Ebpf) -> HashMap<String, String> {
     refused.into_inner().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// Puts a program where the packet hooks look for it. What an earlier agent put
+/// there is replaced in one step.
+fn hand(
+    ebpf: &mut aya::Ebpf,
+    refused: &HashMap<String, String>,
+    name: &str,
+    array: &str,
+    index: u32,
+) -> Result<(), String> {
+    if let Some(reason) = refused.get(name) {
+        return Err(reason.clone());
+    }
+    let fd = match ebpf.program(name) {
+        Some(Program::CgroupSkb(p)) => p.fd().and_then(|fd| Ok(fd.try_clone()?)).map_err(|e| chain(&e))?,
+        _ => return Err("not in the kernel object".into()),
+    };
+    let map = ebpf.map_mut(array).ok_or("its array is not in the kernel object")?;
+    let mut programs = ProgramArray::try_from(map).map_err(|e| chain(&e))?;
+    programs.set(index, &fd, 0).map_err(|e| chain(&e))
+}
+
 fn program_fd<'a>(ebpf: &'a aya::Ebpf, name: &str) -> Result<BorrowedFd<'a>, String> {
     let fd = match ebpf.program(name).ok_or("not in the kernel object")? {
         Program::RawTracePoint(p) => p.fd(),
@@ -387,6 +432,7 @@ pub(super) fn map_fd(map: &aya::maps::Map) -> Option<BorrowedFd<'_>> {
         | Map::LpmTrie(m)
         | Map::RingBuf(m)
         | Map::SkStorage(m)
+        | Map::ProgramArray(m)
         | Map::Unsupported(m) => m,
         _ => return None,
     };
