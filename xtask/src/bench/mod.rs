@@ -117,7 +117,9 @@ pub(crate) fn all(options: &Options) -> Result<()> {
     if !setup::on_path("nft") {
         setup::apt(&["nftables"])?;
     }
-    if std::env::var("DEV").is_err() { build::all(false)?; }
+    if std::env::var("DEV").is_err() {
+        build::all(false)?;
+    }
     step::run_visible(toolchain::cargo().args([
         "build",
         "--release",
