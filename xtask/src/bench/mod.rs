@@ -117,9 +117,7 @@ pub(crate) fn all(options: &Options) -> Result<()> {
     if !setup::on_path("nft") {
         setup::apt(&["nftables"])?;
     }
-    if std::env::var("DEV").is_err() {
-        build::all(false)?;
-    }
+    build::all(false)?;
     step::run_visible(toolchain::cargo().args([
         "build",
         "--release",

@@ -271,4 +271,16 @@ mod tests {
         assert!(text.contains("| ≥ 95 % | 90.0 % | **missed** |"), "{text}");
         assert!(text.contains("| < 1 s | 1.50 s | **missed** |"), "{text}");
     }
+
+    #[test]
+    fn figures_at_scale_replace_those_before_and_nothing_else() {
+        let row =
+            |measured: &str| scale::Row { what: "w", limit: "l", measured: measured.to_owned(), ok: true };
+        let text = "# Figures\n\n## Budgets\n\n| b |\n\n## Programs\n\n| p |\n";
+        let once = with_scale(text, &[row("first")]).unwrap();
+        let twice = with_scale(&once, &[row("second")]).unwrap();
+        assert_eq!(twice, with_scale(text, &[row("second")]).unwrap());
+        assert!(twice.starts_with("# Figures\n\n## Budgets\n\n| b |\n\n## At scale\n"), "{twice}");
+        assert!(twice.ends_with("| w | l | second | ok |\n\n## Programs\n\n| p |\n"), "{twice}");
+    }
 }
