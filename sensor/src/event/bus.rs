@@ -320,7 +320,7 @@ mod tests {
     #[tokio::test]
     async fn numbers_from_many_threads_have_no_gap_and_arrive_in_order() {
         const THREADS: u64 = 4;
-        const EACH: u64 = 5000;
+        const EACH: u64 = 2000;
         let bus = bus(Limits::default());
         let mut reader = bus.subscribe("r", (THREADS * EACH) as usize).unwrap();
         std::thread::scope(|scope| {
