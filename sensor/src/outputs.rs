@@ -13,7 +13,7 @@ use std::time::Duration;
 use tokio::runtime::Handle;
 
 /// The bus's buffer for a file on this host's disk, of each class.
-const DISK_BACKLOG: usize = 16_384;
+const DISK_BACKLOG: usize = 8192;
 /// Of the collector in this process. The current file is read at the start,
 /// which must be quick.
 const LOCAL: Rotation = Rotation { max_bytes: 16 << 20, keep: 32 };

@@ -4,7 +4,7 @@
 use std::fs::{self, File};
 use std::io::Read as _;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::mpsc;
+use std::sync::{Mutex, PoisonError, mpsc};
 use std::time::Duration;
 
 /// Longest argv that is kept of a client, bytes.
@@ -166,25 +166,40 @@ pub fn client_name(exe: &str, argv: &[String]) -> String {
 }
 
 /// Reads that hang (a FUSE mount behind a process's memory) hold up nobody:
-/// `None` after `limit`, or while too many such reads hang.
+/// `None` after `limit`, or while too many such reads hang. One thread makes
+/// them all; when a read hangs it is left to it, and the next finds another.
 pub fn within<T: Send + 'static>(limit: Duration, read: impl FnOnce() -> T + Send + 'static) -> Option<T> {
-    static STUCK: AtomicUsize = AtomicUsize::new(0);
-    const MAX_STUCK: usize = 8;
-    if STUCK.load(Ordering::Relaxed) >= MAX_STUCK {
+    static IDLE: Mutex<Option<Reader>> = Mutex::new(None);
+    let idle = || IDLE.lock().unwrap_or_else(PoisonError::into_inner);
+    let waiting = idle().take();
+    let reader = waiting.or_else(reader)?;
+    let (send, receive) = mpsc::sync_channel(1);
+    reader.send(Box::new(move || drop(send.send(read())))).ok()?;
+    let value = receive.recv_timeout(limit).ok()?;
+    *idle() = Some(reader);
+    Some(value)
+}
+
+/// To a thread that ends when this is dropped and its last read is done.
+type Reader = mpsc::Sender<Box<dyn FnOnce() + Send>>;
+
+fn reader() -> Option<Reader> {
+    const MOST: usize = 8;
+    static THREADS: AtomicUsize = AtomicUsize::new(0);
+    if THREADS.fetch_add(1, Ordering::Relaxed) >= MOST {
+        THREADS.fetch_sub(1, Ordering::Relaxed);
         return None;
     }
-    let (send, receive) = mpsc::sync_channel(1);
-    STUCK.fetch_add(1, Ordering::Relaxed);
+    let (send, reads) = mpsc::channel::<Box<dyn FnOnce() + Send>>();
     let spawned = std::thread::Builder::new().name("proc".to_owned()).spawn(move || {
-        let value = read();
-        STUCK.fetch_sub(1, Ordering::Relaxed);
-        let _ = send.send(value);
+        reads.into_iter().for_each(|read| read());
+        THREADS.fetch_sub(1, Ordering::Relaxed);
     });
     if spawned.is_err() {
-        STUCK.fetch_sub(1, Ordering::Relaxed);
+        THREADS.fetch_sub(1, Ordering::Relaxed);
         return None;
     }
-    receive.recv_timeout(limit).ok()
+    Some(send)
 }
 
 #[cfg(test)]
@@ -223,8 +238,16 @@ mod tests {
     fn a_read_that_hangs_is_given_up() {
         let (send, receive) = mpsc::channel::<()>();
         assert_eq!(within(Duration::from_millis(20), move || receive.recv().is_ok()), None);
-        drop(send);
         assert_eq!(within(Duration::from_secs(5), || 7), Some(7));
+        drop(send);
+    }
+
+    #[test]
+    fn reads_share_one_thread() {
+        let thread = || within(Duration::from_secs(5), || std::thread::current().id());
+        // Other tests read too, and may take its place once.
+        let seen: std::collections::HashSet<_> = (0..100).map(|_| thread()).collect();
+        assert!(seen.len() < 10 && !seen.contains(&None), "{}", seen.len());
     }
 
     #[test]

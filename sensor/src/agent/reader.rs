@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 const TURN: usize = 256;
 
 /// Longest wait of telemetry, milliseconds.
-const ROUND_MS: u8 = 20;
+const ROUND_MS: u8 = 10;
 
 /// Reads until `stop`, then what is left.
 pub fn run(core: &Arc<Core>, mut rings: Rings, stop: &AtomicBool) {

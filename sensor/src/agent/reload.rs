@@ -96,11 +96,19 @@ impl Reloader {
     pub fn start(&self, mut loaded: Loaded) -> Result<(), String> {
         exempt_own_binary(&mut loaded);
         let mut inner = lock(&self.inner);
-        self.install(&mut inner, loaded, "start").map(drop)
+        let started = self.install(&mut inner, loaded, "start");
+        give_back();
+        started
     }
 
     /// Reads the file and, if it is good, switches to it.
     pub fn reload(&self, trigger: &str) -> Result<Reloaded, String> {
+        let reloaded = self.switch(trigger);
+        give_back();
+        reloaded
+    }
+
+    fn switch(&self, trigger: &str) -> Result<Reloaded, String> {
         let mut inner = lock(&self.inner);
         let mut loaded = match load(&self.path, &mut inner.ids) {
             Ok(loaded) => loaded,
@@ -191,9 +199,6 @@ impl Reloader {
         // Programs that began under the old generation have ended long before.
         std::thread::sleep(Duration::from_millis(20));
         tables::sweep(&mut lock(&self.core.maps), generation);
-        // A large policy leaves large holes behind.
-        // SAFETY: no preconditions.
-        unsafe { libc::malloc_trim(0) };
         Ok(())
     }
 
@@ -230,6 +235,13 @@ impl Reloader {
         self.core.bus.publish_now(Body::PolicyChange(change));
         Ok(if before.mode == MODE_ENFORCE { pb::Mode::Enforce } else { pb::Mode::Audit })
     }
+}
+
+/// A large policy that was read leaves large holes behind, also one that is not
+/// switched to.
+fn give_back() {
+    // SAFETY: no preconditions.
+    unsafe { libc::malloc_trim(0) };
 }
 
 /// `mcp-sensor exec -- CMD` has CMD's arguments, and is not CMD.

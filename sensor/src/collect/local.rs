@@ -12,7 +12,7 @@ use tokio::runtime::Handle;
 
 const BATCH: usize = 2048;
 /// How long a batch waits to fill: bounds the fdatasyncs a second.
-const LINGER: Duration = Duration::from_millis(20);
+const LINGER: Duration = Duration::from_millis(10);
 
 /// Stores and shows what `subscriber` gets, until the bus closes. Events that
 /// could not be stored are counted, and told by a loss once it works again.
@@ -33,15 +33,17 @@ pub fn spawn(
                 let room = BATCH - events.len();
                 subscriber.try_recv(&mut events, room);
             }
-            let mut batch: Vec<Event> = Vec::with_capacity(events.len() + 1);
-            batch.extend(unstored.clone().map(|loss| Event {
-                seq: loss.last_seq,
-                time_unix_ns: now(),
-                sensor: identity.sensor.clone(),
-                boot: identity.boot.clone(),
-                body: Some(Body::Loss(loss)),
+            let mut batch: Vec<Arc<Event>> = Vec::with_capacity(events.len() + 1);
+            batch.extend(unstored.clone().map(|loss| {
+                Arc::new(Event {
+                    seq: loss.last_seq,
+                    time_unix_ns: now(),
+                    sensor: identity.sensor.clone(),
+                    boot: identity.boot.clone(),
+                    body: Some(Body::Loss(loss)),
+                })
             }));
-            batch.extend(events.iter().map(|e| (**e).clone()));
+            batch.extend(events.iter().cloned());
             match store.append(&origin, &batch).and_then(|_| store.commit()) {
                 Ok(()) => unstored = None,
                 Err(error) => {

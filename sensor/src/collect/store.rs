@@ -9,7 +9,7 @@ use crate::event::file::{LineFile, Rotation};
 use crate::event::{Event, json};
 use nix::fcntl::{Flock, FlockArg};
 use serde::Deserialize;
-use std::borrow::Cow;
+use std::borrow::{Borrow, Cow};
 use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufRead, BufReader, Write};
@@ -114,13 +114,13 @@ impl Store {
     /// Writes the events that are not stored yet (in ascending order) and gives
     /// their number; they are the last ones of `events`. Stored only after
     /// [`Store::commit`]; on an error nothing since the last commit is.
-    pub fn append(&mut self, origin: &Arc<Origin>, events: &[Event]) -> io::Result<usize> {
+    pub fn append<E: Borrow<Event>>(&mut self, origin: &Arc<Origin>, events: &[E]) -> io::Result<usize> {
         let stored = self.positions.get(origin);
-        let new = &events[events.partition_point(|e| e.seq <= stored)..];
+        let new = &events[events.partition_point(|e| e.borrow().seq <= stored)..];
         let Some(last) = new.last() else { return Ok(0) };
         self.lines.clear();
         for event in new {
-            json::write_line(event, &mut self.lines)?;
+            json::write_line(event.borrow(), &mut self.lines)?;
         }
         let written = self.rotate_for(self.lines.len()).and_then(|()| self.file.append(&self.lines));
         if let Err(error) = written {
@@ -128,7 +128,7 @@ impl Store {
             return Err(error);
         }
         self.undo.push((origin.clone(), stored));
-        self.positions.set(origin, last.seq);
+        self.positions.set(origin, last.borrow().seq);
         Ok(new.len())
     }
 

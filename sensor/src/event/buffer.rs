@@ -21,10 +21,38 @@ pub(super) enum Item {
     Lost(Lost),
 }
 
+/// What the events of one class may weigh. Slow readers keep the newest, which
+/// are the same ones in each buffer: it bounds all of them together.
+const MAX_BYTES: usize = 12 << 20;
+
+#[derive(Debug, Default)]
+struct Queue {
+    events: VecDeque<(Arc<Event>, usize)>,
+    bytes: usize,
+}
+
+impl Queue {
+    fn push(&mut self, event: Arc<Event>, weight: usize) {
+        self.bytes += weight;
+        self.events.push_back((event, weight));
+    }
+
+    fn pop(&mut self) -> Option<Arc<Event>> {
+        let (event, weight) = self.events.pop_front()?;
+        self.bytes -= weight;
+        Some(event)
+    }
+
+    /// Of the oldest.
+    fn seq(&self) -> u64 {
+        self.events.front().map_or(u64::MAX, |(e, _)| e.seq)
+    }
+}
+
 #[derive(Debug)]
 pub(super) struct Buffer {
-    essential: VecDeque<Arc<Event>>,
-    telemetry: VecDeque<Arc<Event>>,
+    essential: Queue,
+    telemetry: Queue,
     /// Of each class.
     capacity: usize,
     lost: Lost,
@@ -34,24 +62,24 @@ pub(super) struct Buffer {
 impl Buffer {
     pub(super) fn new(capacity: usize) -> Buffer {
         Buffer {
-            essential: VecDeque::new(),
-            telemetry: VecDeque::new(),
+            essential: Queue::default(),
+            telemetry: Queue::default(),
             capacity: capacity.max(1),
             lost: Lost::default(),
             lost_total: 0,
         }
     }
 
-    /// Appends an event with a higher number than any before; the oldest of its
-    /// class makes room.
-    pub(super) fn push(&mut self, event: Arc<Event>) {
+    /// Appends an event with a higher number than any before and what it weighs
+    /// ([`super::weight`]); the oldest of its class make room.
+    pub(super) fn push(&mut self, event: Arc<Event>, weight: usize) {
         let kind = event.body.as_ref().map_or(Class::Telemetry, class);
         let queue = match kind {
             Class::Essential => &mut self.essential,
             Class::Telemetry => &mut self.telemetry,
         };
-        if queue.len() == self.capacity
-            && let Some(oldest) = queue.pop_front()
+        while (queue.events.len() == self.capacity || queue.bytes + weight > MAX_BYTES)
+            && let Some(oldest) = queue.pop()
         {
             self.lost_total += 1;
             self.lost.count += 1;
@@ -61,24 +89,23 @@ impl Buffer {
             }
             self.lost.last_seq = self.lost.last_seq.max(oldest.seq);
         }
-        queue.push_back(event);
+        queue.push(event, weight);
     }
 
     /// The next in order of numbers.
     pub(super) fn pop(&mut self) -> Option<Item> {
-        let seq = |q: &VecDeque<Arc<Event>>| q.front().map_or(u64::MAX, |e| e.seq);
-        let (essential, telemetry) = (seq(&self.essential), seq(&self.telemetry));
+        let (essential, telemetry) = (self.essential.seq(), self.telemetry.seq());
         if self.lost.count > 0 && self.lost.last_seq < essential.min(telemetry) {
             return Some(Item::Lost(std::mem::take(&mut self.lost)));
         }
         let queue = if essential < telemetry { &mut self.essential } else { &mut self.telemetry };
-        queue.pop_front().map(Item::Event)
+        queue.pop().map(Item::Event)
     }
 
     /// What it holds, in order of numbers, without taking it out.
     pub(super) fn iter(&self) -> impl Iterator<Item = &Arc<Event>> {
-        let mut essential = self.essential.iter().peekable();
-        let mut telemetry = self.telemetry.iter().peekable();
+        let mut essential = self.essential.events.iter().map(|(e, _)| e).peekable();
+        let mut telemetry = self.telemetry.events.iter().map(|(e, _)| e).peekable();
         std::iter::from_fn(move || match (essential.peek(), telemetry.peek()) {
             (Some(e), Some(t)) if e.seq < t.seq => essential.next(),
             (Some(_), None) => essential.next(),
@@ -87,7 +114,7 @@ impl Buffer {
     }
 
     pub(super) fn len(&self) -> usize {
-        self.essential.len() + self.telemetry.len()
+        self.essential.events.len() + self.telemetry.events.len()
     }
 
     pub(super) fn lost_total(&self) -> u64 {
@@ -134,7 +161,7 @@ mod tests {
             for (push, essential) in steps {
                 if push {
                     pushed += 1;
-                    buffer.push(event(pushed, essential));
+                    buffer.push(event(pushed, essential), 1);
                 } else if let Some(item) = buffer.pop() {
                     take(item)?;
                 }
@@ -151,9 +178,9 @@ mod tests {
     #[test]
     fn a_flood_of_telemetry_costs_no_denial() {
         let mut buffer = Buffer::new(4);
-        buffer.push(event(1, true));
+        buffer.push(event(1, true), 1);
         for seq in 2..100 {
-            buffer.push(event(seq, false));
+            buffer.push(event(seq, false), 1);
         }
         assert!(matches!(buffer.pop(), Some(Item::Event(e)) if e.seq == 1));
         assert!(matches!(
@@ -161,5 +188,16 @@ mod tests {
             Some(Item::Lost(Lost { count: 94, denials: 0, first_seq: 2, last_seq: 95 }))
         ));
         assert!(matches!(buffer.pop(), Some(Item::Event(e)) if e.seq == 96));
+    }
+
+    #[test]
+    fn heavy_events_make_room_by_what_they_weigh() {
+        let mut buffer = Buffer::new(100);
+        for seq in 1..=10 {
+            buffer.push(event(seq, false), MAX_BYTES / 4);
+        }
+        assert_eq!((buffer.len(), buffer.lost_total()), (4, 6));
+        buffer.push(event(11, false), 2 * MAX_BYTES);
+        assert_eq!((buffer.len(), buffer.lost_total()), (1, 10), "a single one has room whatever it weighs");
     }
 }

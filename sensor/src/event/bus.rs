@@ -6,7 +6,7 @@
 //! history serves readers that come later.
 
 use super::buffer::{Buffer, Item, Lost};
-use super::{Body, Event, now, pb};
+use super::{Body, Event, now, pb, weight};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use tokio::sync::Notify;
 
@@ -99,6 +99,7 @@ impl Bus {
             boot: self.identity.boot.clone(),
             body: Some(body),
         };
+        let weight = weight(&event);
         let mut state = lock(&self.state);
         let seq = state.next_seq;
         state.next_seq += 1;
@@ -107,12 +108,12 @@ impl Bus {
         state.subscribers.retain(|subscriber| {
             let Some(shared) = subscriber.upgrade() else { return false };
             if shared.filter.as_ref().is_none_or(|wants| wants(&event)) {
-                lock(&shared.buffer).buffer.push(event.clone());
+                lock(&shared.buffer).buffer.push(event.clone(), weight);
                 shared.ready.notify_one();
             }
             true
         });
-        state.history.push(event);
+        state.history.push(event, weight);
         seq
     }
 
@@ -319,7 +320,7 @@ mod tests {
     #[tokio::test]
     async fn numbers_from_many_threads_have_no_gap_and_arrive_in_order() {
         const THREADS: u64 = 4;
-        const EACH: u64 = 5000;
+        const EACH: u64 = 2000;
         let bus = bus(Limits::default());
         let mut reader = bus.subscribe("r", (THREADS * EACH) as usize).unwrap();
         std::thread::scope(|scope| {

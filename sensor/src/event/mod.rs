@@ -13,6 +13,7 @@ pub use mcp_sensor_proto::v1 as pb;
 pub use mcp_sensor_proto::v1::Event;
 pub use mcp_sensor_proto::v1::event::Body;
 
+use prost::Message as _;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// What may be dropped first when a reader is slow.
@@ -77,6 +78,20 @@ pub fn now() -> i64 {
     i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
 }
 
-// Buffers are bounded by their number of events: this times the bound, and what
-// the strings hold, is their memory.
+/// About what an event takes in memory, bytes. A server chooses how many
+/// arguments it has, and short ones take far more than they spell.
+pub fn weight(event: &Event) -> usize {
+    /// What an allocator adds to some twenty strings.
+    const STRINGS: usize = 400;
+    const ARGUMENT: usize = 64;
+    let argv = match &event.body {
+        Some(Body::Exec(e)) => e.argv.len(),
+        Some(Body::InstanceStarted(i)) => i.argv.len(),
+        _ => 0,
+    };
+    let client = event.body.as_ref().and_then(actor).and_then(|a| a.client.as_ref());
+    let arguments = argv + client.map_or(0, |c| c.argv.len());
+    size_of::<Event>() + event.encoded_len() + STRINGS + ARGUMENT * arguments
+}
+
 const _: () = assert!(size_of::<Event>() <= 1024);

@@ -15,4 +15,4 @@ pub use batch::{MAX_BATCH_BYTES, MAX_BATCH_EVENTS};
 pub use client::{AddressError, Feed, Settings, parse_address, spawn};
 
 /// The bus's buffer for the collector, of each class.
-pub const BACKLOG: usize = 16_384;
+pub const BACKLOG: usize = 8192;

@@ -5,6 +5,7 @@
 mod attach;
 mod programs;
 mod report;
+mod scale;
 mod sensor;
 
 use std::{
@@ -65,9 +66,12 @@ pub(crate) enum Operation {
     UdpSendto,
     TcpThroughput,
     ForkExec,
+    /// What the agent carries; takes no setting and no rounds
+    Scale,
 }
 
 impl Operation {
+    /// Those that are timed in rounds.
     pub(crate) const ALL: [Operation; 5] = [
         Operation::TcpConnect,
         Operation::UdpConnect,
@@ -83,6 +87,7 @@ impl Operation {
             Operation::UdpSendto => "udp-sendto",
             Operation::TcpThroughput => "tcp-throughput",
             Operation::ForkExec => "fork-exec",
+            Operation::Scale => "scale",
         }
     }
 }
@@ -113,7 +118,6 @@ pub(crate) fn all(options: &Options) -> Result<()> {
         setup::apt(&["nftables"])?;
     }
     build::all(false)?;
-    let objects = attach::Objects::build()?;
     step::run_visible(toolchain::cargo().args([
         "build",
         "--release",
@@ -129,7 +133,31 @@ pub(crate) fn all(options: &Options) -> Result<()> {
     unshare(CloneFlags::CLONE_NEWNET).context("cannot make a network namespace")?;
     step::output(Command::new("ip").args(["link", "set", "lo", "up"]))?;
 
-    let operations = if options.operations.is_empty() { &Operation::ALL[..] } else { &options.operations };
+    let everything = options.operations.is_empty() && options.settings.is_empty();
+    let scale = everything || options.operations.contains(&Operation::Scale);
+    let path = workspace::root().join("docs/figures.md");
+    let mut text = if options.operations == [Operation::Scale] {
+        fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?
+    } else {
+        timed(options)?
+    };
+    if scale {
+        text = report::with_scale(&text, &scale::rows()?)?;
+    }
+    println!("{text}");
+    if !options.print_only && (everything || options.operations == [Operation::Scale]) {
+        fs::create_dir_all(path.parent().unwrap_or(Path::new(".")))?;
+        fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
+        say(format!("wrote {}", path.display()));
+    }
+    Ok(())
+}
+
+/// Operations under settings, in rounds.
+fn timed(options: &Options) -> Result<String> {
+    let objects = attach::Objects::build()?;
+    let asked = |o: &Operation| options.operations.is_empty() || options.operations.contains(o);
+    let operations: Vec<Operation> = Operation::ALL.into_iter().filter(asked).collect();
     let settings = if options.settings.is_empty() { &Setting::ALL[..] } else { &options.settings };
     let mut figures = Figures::new();
     let mut starts = Vec::new();
@@ -142,7 +170,7 @@ pub(crate) fn all(options: &Options) -> Result<()> {
             step.detail(format!("round {} of {}: {}", round + 1, options.rounds, setting.name()));
             let bed = Bed::new(setting, &objects)?;
             starts.extend(bed.attached.start_seconds());
-            for operation in operations {
+            for operation in &operations {
                 let figure = bed.run(*operation, options.milliseconds)?;
                 figures.entry((*operation, setting)).or_default().push(figure);
             }
@@ -161,15 +189,7 @@ pub(crate) fn all(options: &Options) -> Result<()> {
         })?;
         step.done();
     }
-    let text = report::write(&figures, &starts, &programs, options.rounds)?;
-    println!("{text}");
-    if !options.print_only && options.operations.is_empty() && options.settings.is_empty() {
-        let path = workspace::root().join("docs/figures.md");
-        fs::create_dir_all(path.parent().unwrap_or(Path::new(".")))?;
-        fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
-        say(format!("wrote {}", path.display()));
-    }
-    Ok(())
+    report::write(&figures, &starts, &programs, options.rounds)
 }
 
 /// A cgroup of our own with a setting in force and a listener in it.

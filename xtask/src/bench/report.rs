@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use anyhow::{Context, Result};
 
-use super::{Figures, Operation, Setting, programs::Cost};
+use super::{Figures, Operation, Setting, programs::Cost, scale};
 use crate::step;
 
 /// A limit of DESIGN.md, and the figure that is held against it.
@@ -155,14 +155,15 @@ pub(crate) fn write(figures: &Figures, starts: &[f64], programs: &[Cost], rounds
     text.push_str("\n## Budgets\n\n| what | budget | measured | |\n|---|---|---|---|\n");
     for Budget { what, limit, measure } in BUDGETS {
         if let Some((measured, ok)) = measure(&table) {
-            writeln!(text, "| {what} | {limit} | {measured} | {} |", if ok { "ok" } else { "**missed**" })?;
+            writeln!(text, "| {what} | {limit} | {measured} | {} |", said(ok))?;
         }
     }
     if programs.is_empty() {
         return Ok(text);
     }
+    write!(text, "\n{PROGRAMS}")?;
     text.push_str(
-        "\n## Programs\n\nInstructions that the verifier walked at load; mean time of a run under the load \
+        "\nInstructions that the verifier walked at load; mean time of a run under the load \
          above (labelled), the kernel's own price of counting included.\n\n\
          | program | verified instructions | runs | ns a run |\n|---|---|---|---|\n",
     );
@@ -174,6 +175,35 @@ pub(crate) fn write(figures: &Figures, starts: &[f64], programs: &[Cost], rounds
     Ok(text)
 }
 
+const SCALE: &str = "## At scale\n";
+const PROGRAMS: &str = "## Programs\n";
+
+/// The report with this section in place of the one it has, or before the
+/// programs.
+pub(crate) fn with_scale(text: &str, rows: &[scale::Row]) -> Result<String> {
+    let programs = text.find(PROGRAMS).unwrap_or(text.len());
+    let (before, after) = text.split_at(programs);
+    let before = &before[..before.find(SCALE).unwrap_or(before.len())];
+    let mut text = format!(
+        "{}\n\n{SCALE}\n{}; each measured once. \"made\" are records in the kernel's rings, \"stored\" is on \
+         disk (fdatasync), and what makes the load runs on the same CPUs.\n\n\
+         | what | budget | measured | |\n|---|---|---|---|\n",
+        before.trim_end(),
+        machine()?
+    );
+    for scale::Row { what, limit, measured, ok } in rows {
+        writeln!(text, "| {what} | {limit} | {measured} | {} |", said(*ok))?;
+    }
+    if !after.is_empty() {
+        write!(text, "\n{after}")?;
+    }
+    Ok(text)
+}
+
+const fn said(ok: bool) -> &'static str {
+    if ok { "ok" } else { "**missed**" }
+}
+
 const fn title(operation: Operation) -> &'static str {
     match operation {
         Operation::TcpConnect => "TCP connect(), loopback",
@@ -181,6 +211,7 @@ const fn title(operation: Operation) -> &'static str {
         Operation::UdpSendto => "UDP sendto(), loopback",
         Operation::TcpThroughput => "TCP throughput, loopback",
         Operation::ForkExec => "fork+exec+wait",
+        Operation::Scale => "scale",
     }
 }
 
@@ -239,5 +270,17 @@ mod tests {
         let text = write(&figures, &[1.5], &[], 1).unwrap();
         assert!(text.contains("| ≥ 95 % | 90.0 % | **missed** |"), "{text}");
         assert!(text.contains("| < 1 s | 1.50 s | **missed** |"), "{text}");
+    }
+
+    #[test]
+    fn figures_at_scale_replace_those_before_and_nothing_else() {
+        let row =
+            |measured: &str| scale::Row { what: "w", limit: "l", measured: measured.to_owned(), ok: true };
+        let text = "# Figures\n\n## Budgets\n\n| b |\n\n## Programs\n\n| p |\n";
+        let once = with_scale(text, &[row("first")]).unwrap();
+        let twice = with_scale(&once, &[row("second")]).unwrap();
+        assert_eq!(twice, with_scale(text, &[row("second")]).unwrap());
+        assert!(twice.starts_with("# Figures\n\n## Budgets\n\n| b |\n\n## At scale\n"), "{twice}");
+        assert!(twice.ends_with("| w | l | second | ok |\n\n## Programs\n\n| p |\n"), "{twice}");
     }
 }

@@ -1,6 +1,7 @@
 //! A running sensor, by the contract that others script against.
 
 use std::{
+    ffi::OsStr,
     fs::{self, File},
     io::{BufRead, BufReader},
     path::{Path, PathBuf},
@@ -38,11 +39,16 @@ pub(crate) struct Sensor {
 
 impl Sensor {
     pub(crate) fn start(cgroup: &Path) -> Result<Self> {
+        Self::with(cgroup, POLICY, &[])
+    }
+
+    /// Under another policy; `more` are arguments of `run`.
+    pub(crate) fn with(cgroup: &Path, policy_text: &str, more: &[&OsStr]) -> Result<Self> {
         let dir = workspace::target().join("bench").join(std::process::id().to_string());
         let _ = fs::remove_dir_all(&dir);
         fs::create_dir_all(&dir)?;
         let policy = dir.join("policy.yaml");
-        fs::write(&policy, POLICY)?;
+        fs::write(&policy, policy_text)?;
         let log = dir.join("log");
         let since = Instant::now();
         let mut child = Command::new(workspace::sensor_binary(false))
@@ -54,6 +60,7 @@ impl Sensor {
             .arg(dir.join("state"))
             .arg("--cgroup")
             .arg(cgroup)
+            .args(more)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(File::create(&log)?)
@@ -89,11 +96,24 @@ impl Sensor {
             .arg(program);
         command
     }
+
+    pub(crate) fn pid(&self) -> Pid {
+        Pid::from_raw(self.child.id() as i32)
+    }
+
+    pub(crate) fn policy(&self) -> PathBuf {
+        self.dir.join("policy.yaml")
+    }
+
+    /// Where the collector in its process keeps the events.
+    pub(crate) fn events(&self) -> PathBuf {
+        self.dir.join("state/events")
+    }
 }
 
 impl Drop for Sensor {
     fn drop(&mut self) {
-        let _ = kill(Pid::from_raw(self.child.id() as i32), Signal::SIGTERM);
+        let _ = kill(self.pid(), Signal::SIGTERM);
         let end = Instant::now() + Duration::from_secs(10);
         while Instant::now() < end {
             if matches!(self.child.try_wait(), Ok(Some(_))) {

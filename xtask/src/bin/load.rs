@@ -9,7 +9,7 @@ use std::{
     path::PathBuf,
     process::ExitCode,
     thread,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use anyhow::{Context, Result, bail};
@@ -26,7 +26,7 @@ struct Arguments {
     #[arg(long)]
     cgroup: Option<PathBuf>,
     #[arg(long)]
-    cpu: usize,
+    cpu: Option<usize>,
     #[command(subcommand)]
     role: Role,
 }
@@ -47,6 +47,20 @@ enum Role {
         #[arg(long)]
         milliseconds: u64,
     },
+    /// Sends to addresses that are allowed and have no route: each send is
+    /// judged and recorded, and no packet follows. Prints how many
+    Flood {
+        #[arg(long)]
+        per_second: u64,
+        /// When to begin, milliseconds since 1970
+        #[arg(long)]
+        at: u64,
+        #[arg(long)]
+        milliseconds: u64,
+    },
+    /// Says `ready` when so many children sleep; ends with its stdin, and they
+    /// with it
+    Crowd { children: usize },
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -75,9 +89,11 @@ fn run() -> Result<()> {
         fs::write(&procs, std::process::id().to_string())
             .with_context(|| format!("cannot move to {}", procs.display()))?;
     }
-    let mut cpus = CpuSet::new();
-    cpus.set(arguments.cpu)?;
-    sched_setaffinity(Pid::from_raw(0), &cpus)?;
+    if let Some(cpu) = arguments.cpu {
+        let mut cpus = CpuSet::new();
+        cpus.set(cpu)?;
+        sched_setaffinity(Pid::from_raw(0), &cpus)?;
+    }
     match arguments.role {
         Role::Listen => listen(),
         Role::Run { operation, tcp, drain, udp, milliseconds } => {
@@ -92,6 +108,11 @@ fn run() -> Result<()> {
             println!("{figure}");
             Ok(())
         }
+        Role::Flood { per_second, at, milliseconds } => {
+            println!("{}", flood(per_second, at, Duration::from_millis(milliseconds))?);
+            Ok(())
+        }
+        Role::Crowd { children } => crowd(children),
     }
 }
 
@@ -256,4 +277,46 @@ fn fork_exec(time: Duration) -> Result<f64> {
         }
     }
     median(&mut samples)
+}
+
+fn flood(per_second: u64, at: u64, time: Duration) -> Result<u64> {
+    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+    let begin = UNIX_EPOCH + Duration::from_millis(at);
+    thread::sleep(begin.duration_since(SystemTime::now()).unwrap_or_default());
+    let from = Instant::now();
+    let mut sent = 0;
+    while from.elapsed() < time {
+        let due = (from.elapsed().as_secs_f64() * per_second as f64) as u64;
+        while sent < due {
+            // Never the peer of the send before, which is recorded once only.
+            let to = SocketAddrV4::new(Ipv4Addr::new(198, 51, 100, 1 + (sent % 2) as u8), 9);
+            match socket.send_to(b"x", to) {
+                Err(error) if error.kind() == io::ErrorKind::NetworkUnreachable => sent += 1,
+                other => bail!("send to an address without a route: {other:?}"),
+            }
+        }
+        thread::sleep(Duration::from_millis(5));
+    }
+    Ok(sent)
+}
+
+fn crowd(children: usize) -> Result<()> {
+    for _ in 0..children {
+        // SAFETY: this program has one thread, and the child only makes system
+        // calls.
+        if let ForkResult::Child = unsafe { fork() }? {
+            // SAFETY: no memory is passed.
+            unsafe {
+                libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+                loop {
+                    libc::pause();
+                }
+            }
+        }
+    }
+    println!("ready");
+    io::stdout().flush()?;
+    let mut ends = Vec::new();
+    io::stdin().read_to_end(&mut ends)?;
+    Ok(())
 }
