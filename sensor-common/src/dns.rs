@@ -657,7 +657,7 @@ mod tests {
         let mut trailing = good.clone();
         trailing.push(0);
         assert!(!read(&trailing, false, false).1);
-        let mut response = good.clone();
+        let mut response = good;
         response[2] |= 0x80;
         assert!(!read(&response, false, false).1);
         assert!(!read(&query("a b.example", A), false, false).1);

@@ -229,7 +229,7 @@ mod tests {
         assert_eq!(server_name(&hello(&[sni("a\0.example")])), Err(Step::Unread));
         assert_eq!(server_name(&hello(&[good.clone(), extension(0xfe0d, &[0; 8])])), Err(Step::Encrypted));
         assert_eq!(server_name(b"GET / HTTP/1.1\r\nHost: a.example\r\n\r\n and more"), Err(Step::Unread));
-        let mut two_records = hello(&[good.clone()]);
+        let mut two_records = hello(std::slice::from_ref(&good));
         two_records[4] -= 1;
         assert_eq!(server_name(&two_records), Err(Step::Unread));
     }

@@ -12,7 +12,7 @@ use tokio::runtime::Handle;
 
 const BATCH: usize = 2048;
 /// How long a batch waits to fill: bounds the fdatasyncs a second.
-const LINGER: Duration = Duration::from_millis(10);
+const LINGER: Duration = Duration::from_millis(20);
 
 /// Stores and shows what `subscriber` gets, until the bus closes. Events that
 /// could not be stored are counted, and told by a loss once it works again.
