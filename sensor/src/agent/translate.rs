@@ -115,8 +115,8 @@ impl Context<'_> {
         let key = &r.key;
         let ip: IpAddr = Addr(key.addr).into();
         let inbound = is_inbound(key);
-        let remote = |port: u16| pb::Endpoint { ip: ip.to_string(), port: port.into() };
-        let own = |port: u16| pb::Endpoint { ip: String::new(), port: port.into() };
+        let remote = |port: u16| pb::Endpoint { ip: ip.to_string(), port: port.into(), ..Default::default() };
+        let own = |port: u16| pb::Endpoint { port: port.into(), ..Default::default() };
         let (dst, src) = if inbound {
             (own(key.port), remote(r.other_port))
         } else {
