@@ -4,6 +4,7 @@
 mod adopt;
 mod core;
 pub mod instances;
+mod names;
 pub mod process;
 mod reader;
 mod reload;
@@ -141,7 +142,8 @@ async fn serve(args: RunArgs) -> anyhow::Result<ExitCode> {
         warn!("{sentence}");
     }
     let hooks: Vec<pb::Hook> = loaded_kernel.hooks.iter().map(service::hook).collect();
-    let core = Arc::new(Core::new(bus.clone(), loaded_kernel.maps, loaded_kernel.labels));
+    let core =
+        Arc::new(Core::new(bus.clone(), loaded_kernel.maps, loaded_kernel.labels, loaded_kernel.names));
     let reloader = Arc::new(Reloader::new(core.clone(), args.policy.clone(), ids_file, ids, names));
     reloader.start(loaded).map_err(|e| Failure::new(Exit::Failure, e))?;
     if loaded_kernel.adopted {
