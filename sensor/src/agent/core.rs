@@ -4,6 +4,7 @@ use super::adopt;
 use super::instances::{Instance, Instances, instance_id};
 use super::names::Names;
 use super::process;
+use super::reset::Resets;
 use super::state::{InForce, Policies};
 use super::translate::{self, Context};
 use crate::event::{Body, Bus, now, pb};
@@ -32,6 +33,7 @@ pub struct Core {
     pub maps: Mutex<Maps>,
     pub labels: Labels,
     pub names: Names,
+    pub resets: Resets,
     pub policies: Mutex<Policies>,
     pub instances: Mutex<Instances>,
     /// Losses since the start, for `status`.
@@ -46,7 +48,7 @@ pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Core {
-    pub fn new(bus: Arc<Bus>, maps: Maps, labels: Labels, names: LearnedNames) -> Core {
+    pub fn new(bus: Arc<Bus>, maps: Maps, labels: Labels, names: LearnedNames, resets: Resets) -> Core {
         // Numbers of this run do not meet those an earlier agent gave out.
         let seed = (now() / 1_000_000_000) as u32 & 0x00ff_ffff;
         Core {
@@ -54,6 +56,7 @@ impl Core {
             maps: Mutex::new(maps),
             labels,
             names: Names::new(names),
+            resets,
             policies: Mutex::default(),
             instances: Mutex::default(),
             losses: Mutex::default(),
@@ -83,6 +86,7 @@ impl Core {
                 self.bus.publish(time, body);
             }
             Record::Name(r) => {
+                self.resets.denied(r);
                 let body = self.name(r);
                 self.bus.publish(time, body);
             }

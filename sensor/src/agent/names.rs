@@ -21,19 +21,25 @@ const SOME: u64 = u64::MAX;
 
 pub struct Names {
     maps: LearnedNames,
+    learners: Learners,
+}
+
+/// Which servers have learned anything: spares records of servers without names
+/// the look-ups, and most of a burst even the question.
+struct Learners {
     /// For each server: CLOCK_BOOTTIME up to which it had learned nothing, or
-    /// [`SOME`]. Spares records of servers without names the look-up.
+    /// [`SOME`].
     nothing_until: Vec<AtomicU64>,
 }
 
-impl Names {
-    pub fn new(maps: LearnedNames) -> Names {
-        Names { maps, nothing_until: (0..MAX_SERVERS).map(|_| AtomicU64::new(0)).collect() }
+impl Learners {
+    fn new() -> Learners {
+        Learners { nothing_until: (0..MAX_SERVERS).map(|_| AtomicU64::new(0)).collect() }
     }
 
     /// Whether a server may have learned something before `at` (CLOCK_BOOTTIME,
-    /// nanoseconds; 0: now).
-    fn any(&self, server: u16, at: u64) -> bool {
+    /// nanoseconds; 0: now). `count` is how often it has learned, if known.
+    fn any(&self, server: u16, at: u64, count: impl FnOnce() -> Option<u64>) -> bool {
         let Some(nothing_until) = self.nothing_until.get(usize::from(server)) else { return false };
         let known = nothing_until.load(Ordering::Relaxed);
         if known == SOME {
@@ -44,15 +50,21 @@ impl Names {
         }
         // Before the look: what is learned between the two is looked for again.
         let looked = u64::try_from(boottime()).unwrap_or(0);
-        let some = self.maps.count(server) != Some(0);
+        let some = count() != Some(0);
         nothing_until.store(if some { SOME } else { looked }, Ordering::Relaxed);
         some
+    }
+}
+
+impl Names {
+    pub fn new(maps: LearnedNames) -> Names {
+        Names { maps, learners: Learners::new() }
     }
 
     /// The name that a server learned an address by, the latest of several.
     /// `at`: when the address was used, as for a record.
     pub fn of(&self, server: u16, netns: u64, addr: Addr, at: u64) -> Option<String> {
-        if netns == 0 || !self.any(server, at) {
+        if netns == 0 || !self.learners.any(server, at, || self.maps.count(server)) {
             return None;
         }
         let addr = addr.normalise().0;
@@ -205,6 +217,20 @@ mod tests {
             assert!(rules(none).is_empty(), "{none}");
         }
         assert!(covering.rules(6, &text("api.example.com")).is_empty(), "another server");
+    }
+
+    #[test]
+    fn a_server_that_learned_nothing_is_asked_about_once_for_records_of_the_past() {
+        let learners = Learners::new();
+        let start = u64::try_from(boottime()).unwrap();
+        assert!(!learners.any(5, start, || Some(0)));
+        assert!(!learners.any(5, start, || panic!("a record from before the last look")));
+        let later = u64::try_from(boottime()).unwrap() + 1_000_000_000;
+        assert!(!learners.any(6, later, || Some(0)), "each server for itself");
+        assert!(learners.any(5, later, || Some(1)));
+        assert!(learners.any(5, 0, || panic!("once and for all")));
+        assert!(learners.any(7, start, || None), "not known: looked up");
+        assert!(!learners.any(u16::MAX, start, || panic!("no such server")));
     }
 
     #[test]
