@@ -170,6 +170,7 @@ mod tests {
     use crate::policy::compile::RuleInfo;
     use sensor_common::name::{NAME_BYTES, NameRule, turned};
     use sensor_common::policy::{PortRange, PortSet, Server};
+    use zerocopy::FromZeros as _;
 
     fn text(name: &str) -> NameText {
         let turned = turned(name, false);
@@ -238,15 +239,10 @@ mod tests {
         let boot = u64::try_from(boottime()).unwrap();
         let entry = |ip: &str, name: &str, expires: u64| {
             let addr = Addr::from(ip.parse::<IpAddr>().unwrap()).0;
-            let learned = Learned {
-                expires,
-                learned: boot,
-                resolver: Addr::from("10.0.0.2".parse::<IpAddr>().unwrap()),
-                scope: 0,
-                set: 0,
-                text: text(name),
-                ttl: 30,
-            };
+            let mut learned = Learned::new_zeroed();
+            (learned.expires, learned.learned, learned.ttl) = (expires, boot, 30);
+            learned.resolver = Addr::from("10.0.0.2".parse::<IpAddr>().unwrap());
+            learned.text = text(name);
             (LearnedKey { netns: 7, addr, server: 5, slot: 0, _pad: 0 }, learned)
         };
         let hour = 3_600_000_000_000;

@@ -249,7 +249,9 @@ fn name_suggestion(key: &VerdictKey, name: &str) -> Option<String> {
             let name = NamePattern::parse(name).ok().filter(|n| !n.below)?;
             Some(format!("{{to: [{name}], ports: [443]}}"))
         }
-        Reason::ForeignResolver => {
+        // NoRule: DNS over TCP, which is no different from any other connection
+        // until it is read.
+        Reason::ForeignResolver | Reason::NoRule => {
             let ip = IpAddr::from(Addr(key.addr).normalise());
             Some(if ip.is_ipv6() { format!("resolvers: [\"{ip}\"]") } else { format!("resolvers: [{ip}]") })
         }
@@ -366,8 +368,10 @@ mod tests {
 
     #[test]
     fn another_resolver_is_pinned_by_one_line() {
-        let Body::Dns(d) = named(Reason::ForeignResolver, "a.example", 1, 53) else { panic!("dns") };
-        assert_eq!(d.decision.expect("decision").suggestion, "resolvers: [10.0.0.2]");
+        for reason in [Reason::ForeignResolver, Reason::NoRule] {
+            let Body::Dns(d) = named(reason, "a.example", 1, 53) else { panic!("dns") };
+            assert_eq!(d.decision.expect("decision").suggestion, "resolvers: [10.0.0.2]");
+        }
     }
 
     #[test]
