@@ -47,7 +47,12 @@ async fn reading_commands_print_json_and_tables() {
     assert_eq!((&event["type"], &event["server"]), (&Value::from("connection"), &Value::from("time")));
     let shown = json(&run(&control.path, &["policy", "show", "-o", "json"]).await);
     assert_eq!(shown["text"], "version: 1\n");
-    for args in [["status"], ["servers"], ["events"]] {
+    let names = json(&run(&control.path, &["names", "--server", "time", "-o", "json"]).await);
+    assert_eq!(names.as_array().map(Vec::len), Some(support::NAMES), "every message of the answer");
+    let first = &names[0];
+    assert_eq!((&first["address"], &first["expired"]), (&Value::from("192.0.2.1"), &Value::from(true)));
+    assert_eq!(first["rules"][0], "profiles.time.egress[0]");
+    for args in [["status"], ["servers"], ["events"], ["names"]] {
         let table = run(&control.path, &args).await;
         assert!(table.status.success() && !table.stdout.is_empty());
         assert!(!table.stdout.contains(&0x1b), "no colours into a pipe");
@@ -73,6 +78,7 @@ async fn exit_codes_are_those_of_the_table() {
         (path, &["policy", "reload"], 3, "policy.yaml:3:1"),
         (&nobody, &["status"], 4, "mcp-sensor run"),
         (path, &["servers", "--server", "x"], 7, "no server x"),
+        (path, &["names", "--server", "x"], 7, "no such server"),
         (path, &["policy", "check", "/nonexistent.yaml"], 7, ""),
         (path, &["exec", "--server", "x", "--", "true"], 7, "no server x"),
         (path, &["collect", "--dir", "/dev/null/x"], 1, "/dev/null/x"),

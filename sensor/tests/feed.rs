@@ -421,8 +421,9 @@ fn connection() -> Body {
         }),
         protocol: "tcp".to_owned(),
         direction: pb::Direction::Egress.into(),
-        dst: Some(pb::Endpoint { ip: "140.82.121.6".to_owned(), port: 443 }),
-        src: Some(pb::Endpoint { ip: "10.0.0.5".to_owned(), port: 51_234 }),
+        dst: Some(pb::Endpoint { ip: "140.82.121.6".to_owned(), port: 443, ..Default::default() }),
+        src: Some(pb::Endpoint { ip: "10.0.0.5".to_owned(), port: 51_234, ..Default::default() }),
         cookie: 99,
+        ..Default::default()
     })
 }

@@ -151,16 +151,11 @@ pub fn labelled(maps: &Maps) -> Vec<(u32, Label)> {
 /// Returns how many could not be given it: sockets that nothing judges.
 pub fn sockets(maps: &mut Maps, pid: u32, label: Label) -> u64 {
     let Ok(pidfd) = pidfd_open(pid) else { return u64::from(is_alive(pid)) };
-    let Ok(entries) = fs::read_dir(format!("/proc/{pid}/fd")) else { return u64::from(is_alive(pid)) };
+    let Ok(sockets) = sockets_of(pid, &pidfd) else { return u64::from(is_alive(pid)) };
     let mut open = Vec::new();
     let mut missed = 0;
-    for entry in entries.flatten() {
-        let is_socket = fs::read_link(entry.path()).is_ok_and(|t| t.to_string_lossy().starts_with("socket:"));
-        let Some(number) = entry.file_name().to_str().and_then(|n| n.parse().ok()) else { continue };
-        if !is_socket {
-            continue;
-        }
-        match pidfd_getfd(&pidfd, number) {
+    for copied in sockets {
+        match copied {
             Ok(fd) => open.push(fd),
             // Closed, or gone, since it was listed.
             Err(e) if matches!(e.raw_os_error(), Some(libc::EBADF | libc::ESRCH)) => {}
@@ -193,6 +188,16 @@ pub fn sockets(maps: &mut Maps, pid: u32, label: Label) -> u64 {
         missed += note_queued(maps, pid, label, &relabelled);
     }
     missed
+}
+
+/// Copies of a process's sockets, of any family, one after the other.
+pub fn sockets_of(pid: u32, pidfd: &OwnedFd) -> io::Result<impl Iterator<Item = io::Result<OwnedFd>>> {
+    let entries = fs::read_dir(format!("/proc/{pid}/fd"))?;
+    Ok(entries.flatten().filter_map(move |entry| {
+        let is_socket = fs::read_link(entry.path()).is_ok_and(|t| t.to_string_lossy().starts_with("socket:"));
+        let number = entry.file_name().to_str().and_then(|n| n.parse().ok())?;
+        is_socket.then(|| pidfd_getfd(pidfd, number))
+    }))
 }
 
 fn is_alive(pid: u32) -> bool {
@@ -332,7 +337,7 @@ pub fn pidfd_open(pid: u32) -> io::Result<OwnedFd> {
     owned(fd)
 }
 
-fn pidfd_getfd(pidfd: &OwnedFd, number: i32) -> io::Result<OwnedFd> {
+pub fn pidfd_getfd(pidfd: &OwnedFd, number: i32) -> io::Result<OwnedFd> {
     // SAFETY: no memory is passed.
     let fd = unsafe { libc::syscall(libc::SYS_pidfd_getfd, pidfd.as_raw_fd(), number, 0) };
     owned(fd)

@@ -2,18 +2,23 @@
 
 use super::adopt;
 use super::instances::{Instance, Instances, instance_id};
+use super::names::Names;
 use super::process;
+use super::reset::Resets;
 use super::state::{InForce, Policies};
 use super::translate::{self, Context};
 use crate::event::{Body, Bus, now, pb};
-use crate::kernel::maps::{Labels, Maps, Shared};
+use crate::kernel::maps::{Labels, LearnedNames, Maps, Shared};
 use crate::kernel::record::{self, Record};
 use crate::kernel::tables;
 use crate::policy::recognise::Recogniser;
+use sensor_common::addr::Addr;
 use sensor_common::kernel::INSTANCE_BY_AGENT;
 use sensor_common::label::Label;
 use sensor_common::policy::MODE_ENFORCE;
-use sensor_common::record::{EXEC_MOVED, EXEC_NEW_INSTANCE, EXEC_ROLE_CHANGED, Exec, Verdict, VerdictKey};
+use sensor_common::record::{
+    EXEC_MOVED, EXEC_NEW_INSTANCE, EXEC_ROLE_CHANGED, Exec, NameVerdict, Verdict, VerdictKey,
+};
 use sensor_common::socket::Tuple;
 use std::collections::{BTreeMap, HashSet};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -27,6 +32,8 @@ pub struct Core {
     pub bus: Arc<Bus>,
     pub maps: Mutex<Maps>,
     pub labels: Labels,
+    pub names: Names,
+    pub resets: Resets,
     pub policies: Mutex<Policies>,
     pub instances: Mutex<Instances>,
     /// Losses since the start, for `status`.
@@ -41,13 +48,15 @@ pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Core {
-    pub fn new(bus: Arc<Bus>, maps: Maps, labels: Labels) -> Core {
+    pub fn new(bus: Arc<Bus>, maps: Maps, labels: Labels, names: LearnedNames, resets: Resets) -> Core {
         // Numbers of this run do not meet those an earlier agent gave out.
         let seed = (now() / 1_000_000_000) as u32 & 0x00ff_ffff;
         Core {
             bus,
             maps: Mutex::new(maps),
             labels,
+            names: Names::new(names),
+            resets,
             policies: Mutex::default(),
             instances: Mutex::default(),
             losses: Mutex::default(),
@@ -76,7 +85,11 @@ impl Core {
                 let body = self.verdict(r);
                 self.bus.publish(time, body);
             }
-            Record::Name(_) => {}
+            Record::Name(r) => {
+                self.resets.denied(r);
+                let body = self.name(r);
+                self.bus.publish(time, body);
+            }
             Record::Unix(r) => {
                 let policies = lock(&self.policies);
                 let mut instances = lock(&self.instances);
@@ -94,9 +107,32 @@ impl Core {
     fn verdict(&self, r: &Verdict) -> Body {
         let policies = lock(&self.policies);
         let mut instances = lock(&self.instances);
-        let body = Context { policies: &policies, instances: &instances }.verdict(r);
+        let mut body = Context { policies: &policies, instances: &instances }.verdict(r);
         instances.count(r.key.instance, translate::verdict(r.key.verdict), 1);
+        drop((policies, instances));
+        self.add_name(&mut body, &r.key, r.header.boottime);
         body
+    }
+
+    fn name(&self, r: &NameVerdict) -> Body {
+        let policies = lock(&self.policies);
+        let mut instances = lock(&self.instances);
+        let mut body = Context { policies: &policies, instances: &instances }.name(r);
+        instances.count(r.key.instance, translate::verdict(r.key.verdict), 1);
+        drop((policies, instances));
+        self.add_name(&mut body, &r.key, r.header.boottime);
+        body
+    }
+
+    /// The name that the server learned a destination by.
+    fn add_name(&self, body: &mut Body, key: &VerdictKey, at: u64) {
+        if let Body::Connection(c) = body
+            && c.direction() == pb::Direction::Egress
+            && let Some(dst) = &mut c.dst
+        {
+            let netns = c.actor.as_ref().map_or(0, |a| a.netns);
+            dst.name = self.names.of(key.server, netns, Addr(key.addr), at).unwrap_or_default();
+        }
     }
 
     /// More of a denial that is known.
@@ -112,8 +148,10 @@ impl Core {
         let mut body = Context { policies: &policies, instances: &instances }.verdict(&r);
         instances.count(key.instance, translate::verdict(key.verdict), count);
         drop((policies, instances));
+        self.add_name(&mut body, key, 0);
         let decision = match &mut body {
             Body::Connection(c) => c.decision.as_mut(),
+            Body::Dns(d) => d.decision.as_mut(),
             Body::Socket(s) => s.decision.as_mut(),
             _ => None,
         };

@@ -4,10 +4,12 @@
 mod adopt;
 mod core;
 pub mod instances;
+mod names;
 pub mod process;
 mod reader;
 mod reload;
 mod repeats;
+mod reset;
 mod service;
 mod state;
 pub mod translate;
@@ -141,7 +143,14 @@ async fn serve(args: RunArgs) -> anyhow::Result<ExitCode> {
         warn!("{sentence}");
     }
     let hooks: Vec<pb::Hook> = loaded_kernel.hooks.iter().map(service::hook).collect();
-    let core = Arc::new(Core::new(bus.clone(), loaded_kernel.maps, loaded_kernel.labels));
+    let (resets, to_reset) = reset::Resets::new();
+    let core = Arc::new(Core::new(
+        bus.clone(),
+        loaded_kernel.maps,
+        loaded_kernel.labels,
+        loaded_kernel.names,
+        resets,
+    ));
     let reloader = Arc::new(Reloader::new(core.clone(), args.policy.clone(), ids_file, ids, names));
     reloader.start(loaded).map_err(|e| Failure::new(Exit::Failure, e))?;
     if loaded_kernel.adopted {
@@ -174,6 +183,11 @@ async fn serve(args: RunArgs) -> anyhow::Result<ExitCode> {
             .name("rings".to_owned())
             .spawn(move || reader::run(&core, rings, &stop))?
     };
+    {
+        // Ends with the process: it may wait for a socket.
+        let core = Arc::downgrade(&core);
+        std::thread::Builder::new().name("resets".to_owned()).spawn(move || reset::run(&core, &to_reset))?;
+    }
     let agent = Arc::new(Service {
         core: core.clone(),
         reloader: reloader.clone(),
@@ -294,6 +308,10 @@ fn counters(core: &Core, counted: &mut Counted) {
         if reason == Loss::LabelOverflow {
             core.bus.publish_now(Body::Finding(overflow(count)));
         }
+    }
+    let missed = core.resets.take_missed();
+    if missed > 0 {
+        core.lose("agent", "reset", missed);
     }
     core.adopt_sockets(&mut counted.queued);
 }

@@ -70,7 +70,7 @@ fn drain(core: &Arc<Core>, ring: &mut RingBuf<MapData>, offset: i64, limit: usiz
 }
 
 /// CLOCK_BOOTTIME, nanoseconds.
-fn boottime() -> i64 {
+pub(super) fn boottime() -> i64 {
     use nix::time::{ClockId, clock_gettime};
     clock_gettime(ClockId::CLOCK_BOOTTIME)
         .map_or(0, |t| t.tv_sec().saturating_mul(1_000_000_000).saturating_add(t.tv_nsec()))

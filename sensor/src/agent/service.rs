@@ -2,6 +2,7 @@
 
 use super::adopt;
 use super::core::{Core, add_instance, lock};
+use super::names;
 use super::process;
 use super::reload::Reloader;
 use crate::control::{self, ControlError, Peer};
@@ -162,6 +163,24 @@ impl control::Agent for Service {
             Some(name) if servers.is_empty() => Err(unknown_server(name, policy.compiled())),
             _ => Ok(servers),
         }
+    }
+
+    async fn names(&self, server: Option<&str>) -> Result<Vec<pb::LearnedName>, ControlError> {
+        let policy =
+            self.core.in_force().ok_or_else(|| ControlError::Unavailable("no policy is in force".into()))?;
+        let id = match server {
+            None => None,
+            Some(name) => match policy.compiled().server(name) {
+                Some((id, _)) => Some(id),
+                None => return Err(unknown_server(name, policy.compiled())),
+            },
+        };
+        let core = self.core.clone();
+        blocking(move || {
+            let entries = core.names.all(id);
+            names::shown(entries, &lock(&core.policies), policy.compiled())
+        })
+        .await
     }
 
     async fn policy(&self) -> Result<pb::PolicyShowResponse, ControlError> {

@@ -8,6 +8,7 @@ mod exec;
 mod exit;
 mod generate;
 mod log;
+mod names;
 mod output;
 mod policy;
 mod servers;
@@ -61,6 +62,7 @@ pub enum Command {
     Exec(ExecArgs),
     Status(StatusArgs),
     Servers(ServersArgs),
+    Names(NamesArgs),
     Events(EventsArgs),
     #[command(subcommand)]
     Policy(PolicyCommand),
@@ -241,6 +243,24 @@ pub struct ServersArgs {
     pub server: Option<String>,
 }
 
+/// Addresses that servers learned by DNS: by which name, until when, from whom.
+///
+/// A rule by name opens the addresses that the server itself asked for, until
+/// their time is over; connections that are open then stay open.
+#[derive(Args, Debug, Clone)]
+#[command(after_help = "Examples:
+  mcp-sensor names
+  mcp-sensor names --server github -o json")]
+pub struct NamesArgs {
+    #[command(flatten)]
+    pub control: ControlArgs,
+    #[command(flatten)]
+    pub output: OutputArgs,
+    /// Only of this server.
+    #[arg(long, value_name = "NAME")]
+    pub server: Option<String>,
+}
+
 /// A verdict as `--verdict` takes it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 #[value(rename_all = "snake_case")]
@@ -270,7 +290,7 @@ pub struct EventsArgs {
     /// Only these verdicts (several with commas).
     #[arg(long, value_enum, value_delimiter = ',')]
     pub verdict: Vec<VerdictArg>,
-    /// Only these types (several with commas): connection, loss, exec, …
+    /// Only these types (several with commas): connection, dns, loss, …
     #[arg(long = "type", value_name = "TYPE", value_delimiter = ',',
           value_parser = clap::builder::PossibleValuesParser::new(crate::event::json::TYPES))]
     pub types: Vec<String>,
@@ -433,6 +453,7 @@ pub fn main() -> ExitCode {
         Command::Exec(args) => exec::run(args),
         Command::Status(args) => status::run(args),
         Command::Servers(args) => servers::run(args),
+        Command::Names(args) => names::run(args),
         Command::Events(args) => events::run(args),
         Command::Policy(command) => policy::run(command),
         Command::Mode(args) => servers::mode(args),

@@ -54,6 +54,9 @@ pub trait Agent: Send + Sync + 'static {
     /// All servers, or the one named.
     async fn servers(&self, server: Option<&str>) -> Result<Vec<pb::Server>, ControlError>;
 
+    /// What all servers learned, or the one named; sorted.
+    async fn names(&self, server: Option<&str>) -> Result<Vec<pb::LearnedName>, ControlError>;
+
     async fn policy(&self) -> Result<pb::PolicyShowResponse, ControlError>;
 
     async fn reload(&self) -> Result<pb::PolicyReloadResponse, ControlError>;

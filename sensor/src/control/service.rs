@@ -25,6 +25,8 @@ const MAX_REQUEST: usize = 256 << 10;
 const MAX_MESSAGE: usize = 4096;
 /// Events in one message.
 const CHUNK: usize = 256;
+/// Learned names in one message.
+const NAMES: usize = 512;
 /// Buffer of one reader of events, of each class.
 const READER: usize = 4096;
 const REFUSED: &str = "an MCP server may not talk to the sensor";
@@ -241,6 +243,24 @@ impl Control for Service {
         let name = &request.get_ref().server;
         let servers = self.agent.servers((!name.is_empty()).then_some(name)).await?;
         Ok(Response::new(pb::ServersResponse { servers }))
+    }
+
+    type NamesStream = ReceiverStream<Result<pb::NamesResponse, Status>>;
+
+    async fn names(&self, request: Request<pb::NamesRequest>) -> Result<Response<Self::NamesStream>, Status> {
+        let server = &request.get_ref().server;
+        let mut names = self.agent.names((!server.is_empty()).then_some(server)).await?.into_iter();
+        // A client that does not read is ended with its connection.
+        let (to_client, stream) = mpsc::channel(2);
+        tokio::spawn(async move {
+            loop {
+                let names: Vec<pb::LearnedName> = names.by_ref().take(NAMES).collect();
+                if names.is_empty() || to_client.send(Ok(pb::NamesResponse { names })).await.is_err() {
+                    return;
+                }
+            }
+        });
+        Ok(Response::new(ReceiverStream::new(stream)))
     }
 
     type EventsStream = ReceiverStream<Result<pb::EventsResponse, Status>>;

@@ -4,7 +4,8 @@
 //! Always there: `type`, `time` (RFC 3339, UTC, nanoseconds), `seq`, `sensor`,
 //! `boot`. A connection verdict always has `verdict`, `reason`, `rule` (empty
 //! if none decided), `server`, `instance`, `pid`, `uid`, `protocol`,
-//! `dst.ip`, `dst.port`. A repeat of an earlier verdict is `type:"repeat"`
+//! `dst.ip`, `dst.port`; a DNS verdict has `name`, `qtype` and `resolver` (an
+//! address) in place of `dst`. A repeat of an earlier verdict is `type:"repeat"`
 //! with `of` naming the type it repeats and `count` how often. Other fields are
 //! left out when they are empty or unknown.
 
@@ -60,6 +61,7 @@ fn kind_name(body: &Body) -> &'static str {
         Body::Connection(_) => "connection",
         Body::Socket(_) => "socket",
         Body::UnixConnection(_) => "unix_connection",
+        Body::Dns(_) => "dns",
         Body::Exec(_) => "exec",
         Body::InstanceStarted(_) => "instance_started",
         Body::InstanceEnded(_) => "instance_ended",
@@ -71,11 +73,12 @@ fn kind_name(body: &Body) -> &'static str {
 }
 
 /// Every `type` that [`type_name`] gives.
-pub const TYPES: [&str; 11] = [
+pub const TYPES: [&str; 12] = [
     "connection",
     "repeat",
     "socket",
     "unix_connection",
+    "dns",
     "exec",
     "instance_started",
     "instance_ended",
@@ -226,6 +229,7 @@ impl<M: SerializeMap> Fields<M> {
                 if c.src.is_some() {
                     self.endpoint("src", c.src.as_ref())?;
                 }
+                self.text("sni", &c.sni)?;
                 self.number("cookie", c.cookie)
             }
             Body::Socket(s) => {
@@ -246,6 +250,16 @@ impl<M: SerializeMap> Fields<M> {
                 self.decision(u.decision.as_ref())?;
                 self.actor(u.actor.as_ref())?;
                 self.always("path", &u.path)
+            }
+            Body::Dns(d) => {
+                self.decision(d.decision.as_ref())?;
+                self.actor(d.actor.as_ref())?;
+                self.always("name", &d.name)?;
+                self.always("qtype", &d.qtype)?;
+                self.always("resolver", d.resolver.as_ref().map_or("", |r| &r.ip))?;
+                self.always("protocol", &d.protocol)?;
+                self.text("address", &d.address)?;
+                self.number("cookie", d.cookie)
             }
             Body::Exec(e) => {
                 self.actor(e.actor.as_ref())?;
@@ -349,9 +363,10 @@ struct Endpoint<'a>(&'a pb::Endpoint);
 
 impl Serialize for Endpoint<'_> {
     fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
-        let mut fields = Fields(s.serialize_map(Some(2))?);
+        let mut fields = Fields(s.serialize_map(None)?);
         fields.always("ip", &self.0.ip)?;
         fields.always("port", &self.0.port)?;
+        fields.text("name", &self.0.name)?;
         fields.0.end()
     }
 }
@@ -403,7 +418,11 @@ mod tests {
                 }),
                 protocol: "tcp".to_owned(),
                 direction: pb::Direction::Egress.into(),
-                dst: Some(pb::Endpoint { ip: "2001:db8::1".to_owned(), port: 443 }),
+                dst: Some(pb::Endpoint {
+                    ip: "2001:db8::1".to_owned(),
+                    port: 443,
+                    name: "api.example.com".to_owned(),
+                }),
                 ..Default::default()
             })),
         }
@@ -422,10 +441,42 @@ mod tests {
                 "sensor": "s", "boot": "b", "verdict": "would_deny", "reason": "no_rule", "rule": "",
                 "hook": "connect", "count": 1, "server": "github", "instance": "i1", "pid": 12, "uid": 0,
                 "client": {"pid": 3, "name": "claude"}, "protocol": "tcp", "direction": "egress",
-                "dst": {"ip": "2001:db8::1", "port": 443},
+                "dst": {"ip": "2001:db8::1", "port": 443, "name": "api.example.com"},
             })
         );
         assert_eq!(to_json(&connection(decision())), value);
+    }
+
+    #[test]
+    fn a_dns_verdict_has_the_fields_of_the_contract() {
+        let body = pb::Dns {
+            decision: Some(pb::Decision { reason: "name_no_rule".to_owned(), ..decision() }),
+            actor: Some(pb::Actor { server: "github".to_owned(), pid: 12, ..Default::default() }),
+            name: "evil.example".to_owned(),
+            qtype: "TXT".to_owned(),
+            resolver: Some(pb::Endpoint { ip: "10.0.0.2".to_owned(), port: 53, ..Default::default() }),
+            protocol: "udp".to_owned(),
+            ..Default::default()
+        };
+        let value = to_json(&Event { seq: 3, body: Some(Body::Dns(body)), ..Default::default() });
+        assert_eq!(
+            value,
+            json!({
+                "type": "dns", "time": "1970-01-01T00:00:00.000000000Z", "seq": 3, "sensor": "", "boot": "",
+                "verdict": "would_deny", "reason": "name_no_rule", "rule": "", "hook": "connect", "count": 1,
+                "server": "github", "instance": "", "pid": 12, "uid": 0,
+                "name": "evil.example", "qtype": "TXT", "resolver": "10.0.0.2", "protocol": "udp",
+            })
+        );
+    }
+
+    #[test]
+    fn a_denied_hello_says_the_name_it_asked_for() {
+        let mut event = connection(pb::Decision { reason: "sni".to_owned(), ..decision() });
+        if let Some(Body::Connection(c)) = &mut event.body {
+            c.sni = "evil.example".to_owned();
+        }
+        assert_eq!(to_json(&event)["sni"], "evil.example");
     }
 
     #[test]

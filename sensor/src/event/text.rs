@@ -135,7 +135,7 @@ fn describe(body: &Body, row: &mut Row) {
             row.detail = escape(&f.kind);
             push(&mut row.detail, "", &f.detail);
         }
-        Body::Connection(_) | Body::Socket(_) | Body::UnixConnection(_) => (),
+        Body::Connection(_) | Body::Socket(_) | Body::UnixConnection(_) | Body::Dns(_) => (),
     }
 }
 
@@ -149,12 +149,14 @@ fn verdict(body: &Body, decision: &pb::Decision, row: &mut Row) {
     row.detail = match body {
         Body::Connection(c) => {
             let end = |e: Option<&pb::Endpoint>| e.map_or_else(String::new, endpoint);
-            match c.direction() {
+            let mut text = match c.direction() {
                 pb::Direction::Inbound => {
                     format!("{} {} from {}", c.protocol, end(c.dst.as_ref()), end(c.src.as_ref()))
                 }
                 _ => format!("{} {}", c.protocol, end(c.dst.as_ref())),
-            }
+            };
+            push(&mut text, "asked for ", &c.sni);
+            text
         }
         Body::Socket(s) => {
             let mut text = format!("socket {} {} {}", s.family, s.r#type, s.protocol);
@@ -164,10 +166,24 @@ fn verdict(body: &Body, decision: &pb::Decision, row: &mut Row) {
             text
         }
         Body::UnixConnection(u) => format!("unix {}", escape(&u.path)),
+        Body::Dns(d) => {
+            let name = if d.name.is_empty() { "?" } else { &d.name };
+            let mut text = format!("dns {} {}", d.qtype, escape(name));
+            if let Some(resolver) = &d.resolver {
+                let _ = write!(text, " of {}", endpoint(resolver));
+            }
+            push(&mut text, "→ ", &d.address);
+            text
+        }
         _ => String::new(),
     };
-    let by = if decision.rule.is_empty() { &decision.reason } else { &decision.rule };
-    push(&mut row.detail, "", by);
+    // A rule that allows says it all; with any other reason the rule is only
+    // where to look.
+    let plain = matches!(decision.reason.as_str(), "rule" | "name") && !decision.rule.is_empty();
+    if !plain {
+        push(&mut row.detail, "", &decision.reason);
+    }
+    push(&mut row.detail, "", &decision.rule);
     if decision.count > 1 {
         let _ = write!(row.detail, " ×{}", decision.count);
     }
@@ -176,11 +192,15 @@ fn verdict(body: &Body, decision: &pb::Decision, row: &mut Row) {
 }
 
 fn endpoint(end: &pb::Endpoint) -> String {
-    if end.ip.contains(':') {
+    let mut text = if end.ip.contains(':') {
         format!("[{}]:{}", end.ip, end.port)
     } else {
         format!("{}:{}", end.ip, end.port)
+    };
+    if !end.name.is_empty() {
+        let _ = write!(text, " ({})", escape(&end.name));
     }
+    text
 }
 
 fn who(body: &Body, out: &mut String) {
@@ -221,7 +241,11 @@ mod tests {
                     ..Default::default()
                 }),
                 protocol: "tcp".to_owned(),
-                dst: Some(pb::Endpoint { ip: "2001:db8::1".to_owned(), port: 443 }),
+                dst: Some(pb::Endpoint {
+                    ip: "2001:db8::1".to_owned(),
+                    port: 443,
+                    name: "api.example.com".to_owned(),
+                }),
                 ..Default::default()
             })),
             ..Default::default()
@@ -233,7 +257,7 @@ mod tests {
                 "22:13:20.123",
                 "DENY",
                 "fetch",
-                "tcp [2001:db8::1]:443  no_rule ×3  pid 42 (dev)  for claude-code"
+                "tcp [2001:db8::1]:443 (api.example.com)  no_rule ×3  pid 42 (dev)  for claude-code"
             ]
         );
         assert_eq!(row.tone, Tone::Bad);
@@ -248,10 +272,33 @@ mod tests {
 
     #[test]
     fn an_address_of_a_hostile_sensor_cannot_drive_the_terminal() {
-        let dst = Some(pb::Endpoint { ip: "10.0.\u{10}.1".to_owned(), port: 443 });
+        let dst =
+            Some(pb::Endpoint { ip: "10.0.\u{10}.1".to_owned(), port: 443, name: "a\u{1b}b".to_owned() });
         let connection = pb::Connection { dst, ..Default::default() };
         let event = Event { body: Some(Body::Connection(connection)), ..Default::default() };
         assert!(row(&event).cells().iter().all(|cell| !cell.chars().any(char::is_control)));
+    }
+
+    #[test]
+    fn a_denied_query_says_what_was_asked_of_whom() {
+        let body = Body::Dns(pb::Dns {
+            decision: Some(pb::Decision {
+                verdict: pb::Verdict::Deny.into(),
+                reason: "name_no_rule".to_owned(),
+                suggestion: "{to: [evil.example]}".to_owned(),
+                ..Default::default()
+            }),
+            name: "evil.example".to_owned(),
+            qtype: "A".to_owned(),
+            resolver: Some(pb::Endpoint { ip: "10.0.0.2".to_owned(), port: 53, ..Default::default() }),
+            ..Default::default()
+        });
+        let row = row(&Event { body: Some(body), ..Default::default() });
+        assert_eq!((row.what.as_str(), row.tone), ("DENY", Tone::Bad));
+        assert_eq!(
+            row.detail,
+            "dns A evil.example of 10.0.0.2:53  name_no_rule  to allow: {to: [evil.example]}"
+        );
     }
 
     #[test]

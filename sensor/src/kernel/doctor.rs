@@ -49,6 +49,11 @@ pub fn report(root: Option<&Path>) -> anyhow::Result<Vec<Check>> {
         check("BTF", true, btf_offsets()),
         check("cgroup v2", true, cgroup_at(&mount)),
         check("bpffs", true, bpffs()),
+        check("rules by name", false, name_rules()),
+        name_service(
+            &fs::read_to_string("/etc/nsswitch.conf").unwrap_or_default(),
+            NSCD.iter().any(|path| Path::new(path).exists()),
+        ),
     ];
     if let Ok(path) = &mount {
         checks.push(check("programs of others that rewrite addresses", false, rewriters(path)));
@@ -123,6 +128,57 @@ fn cgroup_at(mount: &Result<PathBuf, String>) -> Found {
 fn bpffs() -> Found {
     let fix = "mount -t bpf bpf /sys/fs/bpf";
     load::ensure_bpffs().map(|()| load::BPFFS.to_owned()).map_err(|e| (e.to_string(), fix))
+}
+
+/// DNS messages are walked record by record, which the verifier accepts through
+/// bpf_loop() only.
+fn name_rules() -> Found {
+    use aya::programs::ProgramType;
+    use aya_obj::generated::bpf_func_id::BPF_FUNC_loop;
+    match aya::sys::is_helper_supported(ProgramType::CgroupSkb, BPF_FUNC_loop) {
+        Ok(true) => Ok("can be enforced".to_owned()),
+        Ok(false) => Err((
+            "cannot be enforced: this kernel has no bpf_loop()".to_owned(),
+            "use Linux 5.17 or later; rules by address are enforced here",
+        )),
+        Err(error) => Err((format!("cannot be tried: {error}"), "run as root")),
+    }
+}
+
+/// Where nscd listens; in [`sensor_common::unix::POWER_SOCKETS`] with the socket
+/// of nss-resolve, below /run/systemd.
+const NSCD: [&str; 2] = ["/run/nscd/socket", "/var/run/nscd/socket"];
+
+/// Programs that look names up over a unix socket ask no resolver themselves, so
+/// that nothing is learned from the answer.
+fn name_service(nsswitch: &str, nscd: bool) -> Check {
+    let mut services = Vec::new();
+    if names_resolve(nsswitch) {
+        services.push("nss-resolve (`hosts:` in /etc/nsswitch.conf)");
+    }
+    if nscd {
+        services.push("nscd");
+    }
+    let mut check =
+        check("names over unix sockets", false, Ok("none: programs ask DNS themselves".to_owned()));
+    if !services.is_empty() {
+        check.status = HookStatus::Fallback;
+        check.detail = format!(
+            "{}: names looked up that way are not learned. Labelled servers are denied these sockets by default, \
+             where the unix hooks attach, and glibc then falls back to DNS",
+            services.join(" and ")
+        );
+        check.fix = "leave these sockets out of `unix:` rules of servers that rules by name hold".to_owned();
+    }
+    check
+}
+
+/// Whether `hosts:` has the service `resolve` (nsswitch.conf(5)).
+fn names_resolve(nsswitch: &str) -> bool {
+    nsswitch
+        .lines()
+        .filter_map(|line| line.split('#').next()?.trim_start().strip_prefix("hosts:"))
+        .any(|services| services.split_ascii_whitespace().any(|s| s == "resolve"))
 }
 
 /// Programs of others on the hooks that may change an address after it was
@@ -236,6 +292,32 @@ fn fix_of(error: &LoadError) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn names_that_are_looked_up_over_unix_sockets_are_told() {
+        let resolve = "passwd: files\nhosts:  mymachines resolve [!UNAVAIL=return] files dns # x\n";
+        let plain = "# hosts: resolve\nhosts: files dns # resolve\nnetworks: resolve\n";
+        let quiet = name_service(plain, false);
+        assert_eq!((quiet.status, quiet.fix.as_str()), (HookStatus::Attached, ""));
+        let told = name_service(resolve, true);
+        assert_eq!((told.status, told.required), (HookStatus::Fallback, false));
+        assert!(told.detail.contains("nss-resolve") && told.detail.contains("nscd"), "{}", told.detail);
+        assert!(!name_service(plain, true).detail.contains("nss-resolve"));
+        assert!(!name_service("", false).detail.contains("nscd"));
+    }
+
+    #[test]
+    fn the_sockets_of_name_services_are_denied_by_default() {
+        let denied = |socket: &str| {
+            sensor_common::unix::POWER_SOCKETS.iter().any(|listed| match listed.strip_suffix('*') {
+                Some(prefix) => socket.starts_with(prefix),
+                None => socket == *listed,
+            })
+        };
+        for socket in NSCD.iter().chain(&["/run/systemd/resolve/io.systemd.Resolve"]) {
+            assert!(denied(socket), "{socket}");
+        }
+    }
 
     #[test]
     fn a_missing_prerequisite_is_required_and_says_what_to_do() {

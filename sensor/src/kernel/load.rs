@@ -5,7 +5,7 @@
 //! loads its own programs over the same maps, attaches those, and only then
 //! drops the old links, so that no call goes unjudged in between.
 
-use super::maps::{Labels, Maps, MapsError, Rings};
+use super::maps::{Labels, LearnedNames, Maps, MapsError, Rings};
 use super::{OBJECT, btf, sys};
 use aya::maps::ProgramArray;
 use aya::programs::Program;
@@ -128,6 +128,7 @@ pub struct Loaded {
     pub maps: Maps,
     pub rings: Rings,
     pub labels: Labels,
+    pub names: LearnedNames,
     pub hooks: Vec<Hook>,
     /// An earlier agent's maps were found and are in use.
     pub adopted: bool,
@@ -279,9 +280,10 @@ pub fn load(options: &Options) -> Result<Loaded, LoadError> {
     hooks.append(&mut handed);
     remove_siblings(&options.pins, &pins);
     let labels = Labels::open(&ebpf)?;
+    let names = LearnedNames::open(&ebpf)?;
     let (maps, rings) = Maps::take(&mut ebpf)?;
     let attached = Attached { pins, _ebpf: ebpf, _links: links };
-    Ok(Loaded { maps, rings, labels, hooks, adopted, attached })
+    Ok(Loaded { maps, rings, labels, names, hooks, adopted, attached })
 }
 
 /// What another version, or another capacity, left there.

@@ -118,11 +118,42 @@ impl Labels {
     }
 }
 
-/// A handle of its own on an array.
-fn second<V: Pod>(ebpf: &Ebpf, name: &'static str) -> Result<Array<MapData, V>, MapsError> {
+/// What servers learned alone, for the same reason.
+pub struct LearnedNames {
+    learned: HashMap<MapData, Shared<LearnedKey>, Shared<Learned>>,
+    /// How often each server has learned; an object may come without it.
+    count: Option<Array<MapData, u64>>,
+}
+
+impl LearnedNames {
+    pub(super) fn open(ebpf: &Ebpf) -> Result<LearnedNames, MapsError> {
+        let count = match second(ebpf, "LEARNED_COUNT") {
+            Ok(count) => Some(count),
+            Err(MapsError::Missing(_)) => None,
+            Err(error) => return Err(error),
+        };
+        Ok(LearnedNames { learned: second(ebpf, "LEARNED")?, count })
+    }
+
+    /// `None`: nobody knows.
+    pub fn count(&self, server: u16) -> Option<u64> {
+        self.count.as_ref()?.get(&server.into(), 0).ok()
+    }
+
+    pub fn get(&self, key: &LearnedKey) -> Option<Learned> {
+        self.learned.get(&Shared(*key), 0).ok().map(|l| l.0)
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = (LearnedKey, Learned)> {
+        self.learned.iter().flatten().map(|(key, learned)| (key.0, learned.0))
+    }
+}
+
+/// A handle of its own on a map.
+fn second<M: TryFrom<Map, Error = MapError>>(ebpf: &Ebpf, name: &'static str) -> Result<M, MapsError> {
     let at = |source| MapsError::Kind { name, source };
     let data = MapData::from_fd(duplicate(ebpf, name)?).map_err(at)?;
-    Array::try_from(Map::from_map_data(data).map_err(at)?).map_err(at)
+    M::try_from(Map::from_map_data(data).map_err(at)?).map_err(at)
 }
 
 impl Maps {

@@ -18,6 +18,9 @@ use tokio::task::JoinHandle;
 /// For anything that must happen; a test that needs it all has failed.
 pub const DEADLINE: Duration = Duration::from_secs(30);
 
+/// Names that a [`FakeAgent`] knows.
+pub const NAMES: usize = 1300;
+
 pub struct FakeAgent {
     bus: Arc<Bus>,
     labelled: Mutex<HashSet<u32>>,
@@ -87,6 +90,27 @@ impl Agent for FakeAgent {
             None | Some("time") => Ok(vec![pb::Server { name: "time".to_owned(), ..Default::default() }]),
             Some(other) => Err(ControlError::NotFound(format!("no server {other}"))),
         }
+    }
+
+    async fn names(&self, server: Option<&str>) -> Result<Vec<pb::LearnedName>, ControlError> {
+        if server.is_some_and(|s| s != "time") {
+            return Err(ControlError::NotFound("no such server".to_owned()));
+        }
+        // Enough for more than one message.
+        Ok((0..NAMES)
+            .map(|i| pb::LearnedName {
+                server: "time".to_owned(),
+                name: format!("{i}.time.example\u{1b}"),
+                address: "192.0.2.1".to_owned(),
+                resolver: "10.0.0.2".to_owned(),
+                netns: 1,
+                ttl: 30,
+                learned_unix_ns: 1,
+                until_unix_ns: 2,
+                expired: i % 2 == 0,
+                rules: vec!["profiles.time.egress[0]".to_owned()],
+            })
+            .collect())
     }
 
     async fn policy(&self) -> Result<pb::PolicyShowResponse, ControlError> {
