@@ -3,12 +3,12 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use mcp_sensor::policy::launchers::Launchers;
+use mcp_sensor::policy::Host;
 use mcp_sensor::policy::{Ids, compile, diagnostic, parse_bytes};
 
 fuzz_target!(|bytes: &[u8]| {
     let text = String::from_utf8_lossy(bytes);
-    let result = parse_bytes(bytes).and_then(|p| compile(&p, &Launchers::default(), &mut Ids::default()));
+    let result = parse_bytes(bytes).and_then(|p| compile(&p, &Host::default(), &mut Ids::default()));
     match result {
         Err(findings) => {
             assert!(!findings.is_empty());
