@@ -3,8 +3,7 @@
 
 use libfuzzer_sys::fuzz_target;
 use mcp_sensor::policy::command::suggest_from;
-use mcp_sensor::policy::Host;
-use mcp_sensor::policy::{Ids, compile, parse_bytes};
+use mcp_sensor::policy::{Host, Ids, compile, parse_bytes};
 
 fuzz_target!(|bytes: &[u8]| {
     let suggestion = suggest_from(bytes, "s", None).expect("reading memory does not fail");
