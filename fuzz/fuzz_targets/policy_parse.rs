@@ -3,12 +3,12 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use mcp_sensor::policy::launchers::Launchers;
-use mcp_sensor::policy::{Ids, compile, diagnostic, parse_bytes};
+use mcp_sensor::policy::{Host, Ids, compile, diagnostic, parse_bytes};
+use sensor_common::name::NameKey;
 
 fuzz_target!(|bytes: &[u8]| {
     let text = String::from_utf8_lossy(bytes);
-    let result = parse_bytes(bytes).and_then(|p| compile(&p, &Launchers::default(), &mut Ids::default()));
+    let result = parse_bytes(bytes).and_then(|p| compile(&p, &Host::default(), &mut Ids::default()));
     match result {
         Err(findings) => {
             assert!(!findings.is_empty());
@@ -21,6 +21,11 @@ fuzz_target!(|bytes: &[u8]| {
                 for range in &set.ranges[..set.count as usize] {
                     assert!(range.low <= range.high && compiled.rule(range.rule).is_some());
                 }
+            }
+            for entry in &compiled.names {
+                assert!(usize::from(entry.profile) < compiled.profiles.len());
+                assert!(NameKey::new(1, entry.profile, &entry.text).is_some(), "it fits the kernel's key");
+                assert!((entry.rule.port_set as usize) < compiled.port_sets.len());
             }
         }
     }

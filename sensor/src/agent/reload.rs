@@ -4,7 +4,7 @@
 use super::core::{Core, in_force, lock};
 use crate::event::{Body, pb};
 use crate::kernel::tables;
-use crate::policy::compile::{Ids, UNKNOWN};
+use crate::policy::compile::{Compiled, Ids, UNKNOWN};
 use crate::policy::exec::ExecEntry;
 use crate::policy::load::{Loaded, load};
 use crate::policy::matching::exe_key;
@@ -208,12 +208,10 @@ impl Reloader {
         let policy = self.core.in_force().ok_or("no policy is in force")?;
         let (id, _) =
             policy.compiled().server(name).ok_or_else(|| format!("no server `{name}` in the policy"))?;
-        if mode == pb::Mode::Enforce
-            && let Some(host) = names_in(&policy.loaded, name)
-        {
+        if mode == pb::Mode::Enforce && unresolved(policy.compiled(), name) {
             return Err(format!(
-                "`{name}` cannot be enforced: its profile names the host `{host}`, and names are not enforced yet; \
-                 give addresses, or leave it in audit"
+                "`{name}` cannot be enforced: its profile allows host names, and no resolver is known to ask for \
+                 them; write `resolvers: [ADDRESS, …]` into the policy, or leave it in audit"
             ));
         }
         let mut maps = lock(&self.core.maps);
@@ -258,16 +256,11 @@ fn exempt_own_binary(loaded: &mut Loaded) {
     }
 }
 
-/// A host name that a server's profiles hold.
-fn names_in(loaded: &Loaded, server: &str) -> Option<String> {
-    let profiles = match loaded.policy.servers.iter().find(|s| s.name == server) {
-        Some(s) => [s.profile, s.launcher_profile],
-        None => [loaded.policy.unknown.profile; 2],
-    };
-    profiles
-        .into_iter()
-        .filter_map(|p| loaded.policy.profiles.get(p))
-        .find_map(|p| p.named().map(|(rule, _)| rule.text()))
+/// Whether a server may reach host names and none can be asked for.
+fn unresolved(compiled: &Compiled, server: &str) -> bool {
+    compiled.server(server).is_some_and(|(_, s)| {
+        [s.profile, s.launcher_profile].iter().any(|profile| compiled.unresolved.contains(profile))
+    })
 }
 
 /// Over everything that the policy was made of: its text and what it compiled
@@ -286,6 +279,11 @@ fn hash(loaded: &Loaded) -> String {
     }
     for set in &compiled.port_sets {
         hash.update(set.as_bytes());
+    }
+    for entry in &compiled.names {
+        hash.update(entry.profile.to_ne_bytes());
+        hash.update(&entry.text);
+        hash.update(entry.rule.as_bytes());
     }
     for entry in &compiled.exec {
         hash.update([entry.kind]);

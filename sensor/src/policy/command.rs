@@ -79,6 +79,7 @@ pub fn check(path: &Path, format: Format) -> Output {
             "servers": loaded.policy.servers.len(),
             "profiles": loaded.policy.profiles.len() - super::model::UNRESTRICTED - 1,
             "rules": loaded.compiled.rules.len(),
+            "names": loaded.compiled.names.len(),
             "cidrs": loaded.compiled.cidrs.len(),
             "exec_keys": loaded.compiled.exec.len(),
         })),

@@ -1,17 +1,22 @@
 //! From a checked policy to plain data that the loader writes into BPF maps.
 //! Pure: what the host contributes (launchers) comes in as an argument.
 
-use super::cidr::{self, Cidr, PortSets};
+use super::cidr::{self, Cidr};
 use super::diagnostic::Diagnostic;
 use super::exec::{self, ExecEntry};
-use super::launchers::Launchers;
-use super::model::{Direction, Mode, Policy, ProfileId, ProfileKind, Rule, UnixMode};
+use super::host::Host;
+use super::model::{Direction, Mode, Policy, Profile, ProfileId, ProfileKind, Resolver, Rule, UnixMode};
+use super::name_keys;
+use super::ports::PortSets;
+use super::variants::{Variant, Variants};
 use sensor_common::policy::{
-    MAX_CIDRS, MAX_PROFILES, MAX_SERVERS, MODE_AUDIT, MODE_ENFORCE, PROFILE_NONE, PROFILE_RULES,
-    PROFILE_SELF, PROFILE_UNRESTRICTED, PortSet, SERVER_UNKNOWN, UNIX_DEFAULT, UNIX_OPEN, UNIX_STRICT,
+    MAX_CIDRS, MAX_PROFILES, MAX_SERVERS, MODE_AUDIT, MODE_ENFORCE, PROFILE_NAMES, PROFILE_NONE,
+    PROFILE_RULES, PROFILE_SELF, PROFILE_UNRESTRICTED, PortSet, SERVER_UNKNOWN, UNIX_DEFAULT, UNIX_OPEN,
+    UNIX_STRICT,
 };
 use sensor_common::unix::{MAX_UNIX_RULES, POWER, POWER_SOCKETS, UnixRule};
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
+use std::net::IpAddr;
 
 /// Server ids. A name keeps its id over every reload, and an id never comes to
 /// mean another name while the agent lives: labels of running tasks hold it.
@@ -73,6 +78,11 @@ pub struct Compiled {
     /// The index is the profile id; 0 is `none`, 1 `unrestricted`.
     pub profiles: Vec<sensor_common::policy::Profile>,
     pub profile_names: Vec<String>,
+    /// The profile of the policy that each is made from: one with names is
+    /// compiled once for each list of resolvers.
+    pub profile_of: Vec<ProfileId>,
+    /// Profiles that allow names and know no resolver: they reach none of them.
+    pub unresolved: BTreeSet<u16>,
     pub cidrs: Vec<Cidr>,
     /// The index is the id in [`Cidr::port_set`]; 0 is empty.
     pub port_sets: Vec<PortSet>,
@@ -86,6 +96,8 @@ pub struct Compiled {
     pub launches: Vec<(u16, u16)>,
     /// Rule `id` is at index `id - 1`.
     pub rules: Vec<RuleInfo>,
+    /// What is allowed and will surprise somebody.
+    pub warnings: Vec<Diagnostic>,
 }
 
 /// One key of the unix trie.
@@ -137,7 +149,7 @@ impl Compiled {
 }
 
 /// Nothing is half taken: on an error `ids` is as before.
-pub fn compile(policy: &Policy, launchers: &Launchers, ids: &mut Ids) -> Result<Compiled, Vec<Diagnostic>> {
+pub fn compile(policy: &Policy, host: &Host, ids: &mut Ids) -> Result<Compiled, Vec<Diagnostic>> {
     let mut errors = Vec::new();
     let mut new_ids = ids.clone();
     let mut server_ids = Vec::with_capacity(policy.servers.len());
@@ -157,11 +169,12 @@ pub fn compile(policy: &Policy, launchers: &Launchers, ids: &mut Ids) -> Result<
             .help("declare fewer servers; if names came and went, restart the agent");
         return Err(vec![error]);
     }
-    names_are_not_enforced(policy, &mut errors);
     let mut compiled = Compiled::default();
-    profiles(policy, &mut compiled, &mut errors);
-    servers(policy, &server_ids, &mut compiled);
-    match exec::compile(policy, &server_ids, launchers) {
+    let mut variants = Variants::new(policy, host);
+    servers(policy, &server_ids, &mut variants, &mut compiled);
+    profiles(policy, host, &variants.list, &mut compiled, &mut errors);
+    without_resolvers(policy, host, &mut compiled, &mut errors);
+    match exec::compile(policy, &server_ids, &host.launchers) {
         Ok(entries) => compiled.exec = entries,
         Err(more) => errors.extend(more),
     }
@@ -172,43 +185,73 @@ pub fn compile(policy: &Policy, launchers: &Launchers, ids: &mut Ids) -> Result<
     Ok(compiled)
 }
 
-/// Half enforced would be worse than refused.
-fn names_are_not_enforced(policy: &Policy, errors: &mut Vec<Diagnostic>) {
-    let mut complain = |path: &str, position, profile: ProfileId| {
-        let profile = &policy.profiles[profile];
-        if let Some((rule, name)) = profile.named() {
+/// Names that cannot be asked for cannot be reached: worse than an error, since
+/// the server would fail in ways that say nothing of it.
+fn without_resolvers(policy: &Policy, host: &Host, compiled: &mut Compiled, errors: &mut Vec<Diagnostic>) {
+    let why = host.dns.problem.as_deref().unwrap_or("the policy lists none");
+    let mut findings = Vec::new();
+    // The first is `unknown`.
+    let declared = std::iter::once(None).chain(policy.servers.iter().map(Some));
+    for ((_, _, entry), declared) in compiled.servers.iter().zip(declared) {
+        let (mode, position, path) = match declared {
+            Some(server) => (server.mode, server.position, server.path.as_str()),
+            None => (policy.unknown.mode, policy.unknown.position, UNKNOWN),
+        };
+        let mut roles = vec![("profile", entry.profile)];
+        if entry.launcher_profile != entry.profile {
+            roles.push(("launcher_profile", entry.launcher_profile));
+        }
+        for (key, id) in roles.into_iter().filter(|(_, id)| compiled.unresolved.contains(id)) {
+            let profile = &policy.profiles[compiled.profile_of[usize::from(id)]];
+            let Some((rule, name)) = profile.named() else { continue };
             let message = format!(
-                "profile `{}` allows host names ({}: `{name}`), which this version cannot enforce",
+                "profile `{}` allows host names ({}: `{name}`), and no resolver is known to ask for them: {why}",
                 profile.name, rule.path
             );
-            errors.push(
-                Diagnostic::error(position, path, message)
-                    .help("write CIDRs instead, or `mode: audit` to record what would be denied"),
-            );
-        }
-    };
-    for server in policy.servers.iter().filter(|s| s.mode == Mode::Enforce) {
-        complain(&format!("{}.profile", server.path), server.position, server.profile);
-        if server.launcher_profile != server.profile {
-            complain(&format!("{}.launcher_profile", server.path), server.position, server.launcher_profile);
+            let path = format!("{path}.{key}");
+            let finding = match mode {
+                Mode::Enforce => Diagnostic::error(position, path, message),
+                Mode::Audit => Diagnostic::warning(position, path, message),
+            };
+            findings.push((mode, finding.help(
+                "write `resolvers: [ADDRESS, …]` at the top of the policy or for the server: the addresses that \
+                 `nameserver` lines of its resolv.conf hold",
+            )));
         }
     }
-    if policy.unknown.mode == Mode::Enforce {
-        complain("unknown.profile", policy.unknown.position, policy.unknown.profile);
+    for (mode, finding) in findings {
+        match mode {
+            Mode::Enforce => errors.push(finding),
+            Mode::Audit => compiled.warnings.push(finding),
+        }
     }
 }
 
-fn profiles(policy: &Policy, compiled: &mut Compiled, errors: &mut Vec<Diagnostic>) {
-    if policy.profiles.len() > MAX_PROFILES as usize {
-        let message = format!("{} profiles; at most {MAX_PROFILES}", policy.profiles.len());
+fn profiles(
+    policy: &Policy,
+    host: &Host,
+    variants: &[Variant],
+    compiled: &mut Compiled,
+    errors: &mut Vec<Diagnostic>,
+) {
+    if variants.len() > MAX_PROFILES as usize {
+        let more = match variants.len() - policy.profiles.len() {
+            0 => String::new(),
+            n => format!(" ({n} of them for servers with resolvers of their own)"),
+        };
+        let message = format!("{} profiles{more}; at most {MAX_PROFILES}", variants.len());
         errors.push(Diagnostic::error(None, "profiles", message));
         return;
     }
     let mut sets = PortSets::default();
     let nets: usize = policy.profiles.iter().map(cidr::most_entries).sum();
     compiled.cidrs.reserve(nets);
-    for (id, profile) in policy.profiles.iter().enumerate() {
+    let search = policy.search.as_ref().unwrap_or(&host.dns.search);
+    // Numbers of the rules, which variants of a profile share.
+    let mut numbers: Vec<Option<(u32, u32)>> = vec![None; policy.profiles.len()];
+    for (id, variant) in variants.iter().enumerate() {
         let profile_id = id as u16;
+        let profile = &policy.profiles[variant.profile];
         let mut entry = sensor_common::policy::Profile {
             kind: match profile.kind {
                 ProfileKind::None => PROFILE_NONE,
@@ -217,33 +260,62 @@ fn profiles(policy: &Policy, compiled: &mut Compiled, errors: &mut Vec<Diagnosti
             },
             ..Default::default()
         };
-        let mut numbered: Vec<(u32, &Rule)> = Vec::with_capacity(profile.rules.len());
-        for rule in &profile.rules {
-            let number = number(&mut compiled.rules, &rule.path, rule.position, rule.text());
-            numbered.push((number, rule));
-            if rule.own_instance && entry.self_rule == 0 {
-                entry.flags |= PROFILE_SELF;
-                entry.self_rule = number;
+        let (first_rule, first_unix) = *numbers[variant.profile].get_or_insert_with(|| {
+            let first = compiled.rules.len() as u32 + 1;
+            for rule in &profile.rules {
+                number(&mut compiled.rules, &rule.path, rule.position, rule.text());
             }
+            let unix = compiled.rules.len() as u32 + 1;
+            for name in &profile.unix {
+                let text = format!("unix: {}", name.written);
+                number(&mut compiled.rules, &name.path, name.position, text);
+            }
+            (first, unix)
+        });
+        let numbered: Vec<(u32, &Rule)> = (first_rule..).zip(&profile.rules).collect();
+        if let Some((number, _)) = numbered.iter().find(|(_, rule)| rule.own_instance) {
+            entry.flags |= PROFILE_SELF;
+            entry.self_rule = *number;
+        }
+        let mut complain = |message: String| {
+            let path = format!("profiles.{}", profile.name);
+            errors.push(Diagnostic::error(profile.position, path, message));
+        };
+        let mut pinned: Vec<(u32, IpAddr)> = Vec::new();
+        for resolver in &variant.resolvers {
+            let text = format!("resolvers: {}", resolver.addr);
+            let number = number(&mut compiled.rules, &resolver.path, resolver.position, text);
+            pinned.push((number, resolver.addr));
         }
         for direction in [Direction::Egress, Direction::Inbound] {
             let rules: Vec<(u32, &Rule)> =
                 numbered.iter().filter(|(_, r)| r.direction == direction).copied().collect();
+            let pinned = if direction == Direction::Egress { pinned.as_slice() } else { &[] };
             let code = direction.code();
-            if let Err(e) = cidr::compile(profile_id, code, &rules, &mut sets, &mut compiled.cidrs) {
-                let path = format!("profiles.{}", profile.name);
-                errors.push(Diagnostic::error(profile.position, path, e.to_string()));
+            if let Err(e) = cidr::compile(profile_id, code, &rules, pinned, &mut sets, &mut compiled.cidrs) {
+                complain(e.to_string());
             }
             sets.forget_merged();
+            if direction == Direction::Egress && profile.has_names() {
+                entry.flags |= PROFILE_NAMES;
+                if let Err(e) = name_keys::compile(profile_id, &rules, search, &mut sets, &mut compiled.names)
+                {
+                    complain(e.to_string());
+                }
+                sets.forget_merged();
+                if pinned.is_empty() {
+                    compiled.unresolved.insert(profile_id);
+                }
+            }
         }
-        for name in &profile.unix {
-            let rule =
-                number(&mut compiled.rules, &name.path, name.position, format!("unix: {}", name.written));
+        stays_inspected(profile, &variant.resolvers, &mut compiled.warnings);
+        for (rule, name) in (first_unix..).zip(&profile.unix) {
             let text = name.key.clone();
             compiled.unix.push(UnixEntry { profile: id as u32, text, rule: UnixRule { rule } });
         }
         compiled.profiles.push(entry);
         compiled.profile_names.push(profile.name.clone());
+        compiled.profile_of.push(variant.profile);
     }
     compiled.port_sets = sets.sets;
     power_sockets(&mut compiled.unix);
@@ -255,6 +327,24 @@ fn profiles(policy: &Policy, compiled: &mut Compiled, errors: &mut Vec<Diagnosti
         if have > most {
             let message = format!("{have} {what} in all profiles; at most {most}");
             errors.push(Diagnostic::error(None, "profiles", message));
+        }
+    }
+}
+
+/// A rule for a resolver's address reads as if DNS were free.
+fn stays_inspected(profile: &Profile, resolvers: &[Resolver], warnings: &mut Vec<Diagnostic>) {
+    for rule in profile.rules.iter().filter(|r| r.direction == Direction::Egress) {
+        let dns = rule.ports.iter().any(|ports| ports.contains(&53));
+        let covered = resolvers.iter().find(|r| dns && rule.nets.iter().any(|net| net.contains(&r.addr)));
+        let Some(resolver) = covered else { continue };
+        let message = format!(
+            "port 53 of {} stays inspected, since it is a pinned resolver of a profile with host names: only \
+             the names of the profile are asked there, whatever this rule says",
+            resolver.addr
+        );
+        let warning = Diagnostic::warning(rule.position, rule.path.clone(), message);
+        if !warnings.contains(&warning) {
+            warnings.push(warning);
         }
     }
 }
@@ -283,37 +373,34 @@ fn power_sockets(unix: &mut Vec<UnixEntry>) {
     }
 }
 
-fn servers(policy: &Policy, ids: &[u16], compiled: &mut Compiled) {
-    let entry =
-        |mode, unix, profile: ProfileId, launcher: ProfileId, launches: bool| sensor_common::policy::Server {
-            valid: 1,
-            mode: match mode {
-                Mode::Audit => MODE_AUDIT,
-                Mode::Enforce => MODE_ENFORCE,
-            },
-            unix: match unix {
-                UnixMode::Default => UNIX_DEFAULT,
-                UnixMode::Strict => UNIX_STRICT,
-                UnixMode::Open => UNIX_OPEN,
-            },
-            launches: u8::from(launches),
-            profile: profile as u16,
-            launcher_profile: launcher as u16,
-        };
+fn servers(policy: &Policy, ids: &[u16], variants: &mut Variants, compiled: &mut Compiled) {
+    let entry = |mode, unix, profile: usize, launcher: usize, launches: bool| sensor_common::policy::Server {
+        valid: 1,
+        mode: match mode {
+            Mode::Audit => MODE_AUDIT,
+            Mode::Enforce => MODE_ENFORCE,
+        },
+        unix: match unix {
+            UnixMode::Default => UNIX_DEFAULT,
+            UnixMode::Strict => UNIX_STRICT,
+            UnixMode::Open => UNIX_OPEN,
+        },
+        launches: u8::from(launches),
+        profile: profile as u16,
+        launcher_profile: launcher as u16,
+    };
     let unknown = &policy.unknown;
+    let profile = variants.of(policy, unknown.profile, policy.resolvers.as_deref());
     compiled.servers.push((
         SERVER_UNKNOWN,
         UNKNOWN.to_owned(),
-        entry(unknown.mode, unknown.unix, unknown.profile, unknown.profile, false),
+        entry(unknown.mode, unknown.unix, profile, profile, false),
     ));
     for (server, id) in policy.servers.iter().zip(ids) {
-        let value = entry(
-            server.mode,
-            server.unix,
-            server.profile,
-            server.launcher_profile,
-            !server.may_launch.is_empty(),
-        );
+        let resolvers = server.resolvers.as_deref();
+        let profile = variants.of(policy, server.profile, resolvers);
+        let launcher = variants.of(policy, server.launcher_profile, resolvers);
+        let value = entry(server.mode, server.unix, profile, launcher, !server.may_launch.is_empty());
         compiled.servers.push((*id, server.name.clone(), value));
         compiled.matchers.extend(server.matches.iter().map(|matcher| MatcherInfo {
             server: *id,

@@ -5,7 +5,8 @@ use super::compile::{Compiled, RuleInfo};
 use super::model::{Direction, Mode, Policy, ProfileKind};
 use super::tables::MemoryTables;
 use sensor_common::addr::Addr;
-use sensor_common::policy::{Flow, PROFILE_SELF, Reason, SERVER_UNKNOWN, decide};
+use sensor_common::name::NAME_ASK_ONLY;
+use sensor_common::policy::{Flow, PROFILE_NAMES, PROFILE_SELF, Reason, SERVER_UNKNOWN, decide};
 use sensor_common::{TCP, UDP};
 use serde::Serialize;
 use std::fmt::Write;
@@ -99,15 +100,15 @@ pub struct Explanation {
     pub reason: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rule: Option<RuleInfo>,
+    /// Allowed if the TLS ClientHello names the host.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub sni: bool,
     /// One line of policy that would allow it, and where it belongs.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub suggestion: Option<String>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub notes: Vec<String>,
 }
-
-/// `explain` of a name that rules hold: names are not compared yet.
-pub const NAME_NOT_ENFORCED: &str = "name_not_enforced";
 
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("no server `{name}` in this policy; it declares {known}")]
@@ -123,7 +124,7 @@ pub fn explain(policy: &Policy, compiled: &Compiled, query: &Query) -> Result<Ex
         return Err(NoServer { name: query.server.clone(), known });
     };
     let profile_id = if query.launcher { server.launcher_profile } else { server.profile };
-    let profile = &policy.profiles[usize::from(profile_id)];
+    let profile = &policy.profiles[compiled.profile_of[usize::from(profile_id)]];
     let mode = match policy.servers.iter().find(|s| id != SERVER_UNKNOWN && s.name == query.server) {
         Some(server) => server.mode,
         None => policy.unknown.mode,
@@ -143,27 +144,35 @@ pub fn explain(policy: &Policy, compiled: &Compiled, query: &Query) -> Result<Ex
         verdict: Verdict::Allow,
         reason: "",
         rule: None,
+        sni: false,
         suggestion: None,
         notes: Vec::new(),
     };
     let allowed = match &query.target.host {
         Host::Ip(ip) => by_address(compiled, profile_id, query, *ip, &mut answer),
-        Host::Name(name) => by_name(profile, compiled, query, name, &mut answer),
+        Host::Name(name) => by_name(profile, compiled, profile_id, query, name, &mut answer),
     };
     if allowed {
         return Ok(answer);
     }
     answer.verdict = if mode == Mode::Audit { Verdict::WouldDeny } else { Verdict::Deny };
-    if let Host::Ip(ip) = query.target.host {
-        let line = allow_line(query.direction, ip, query.target.port, query.target.protocol);
+    let (port, protocol) = (query.target.port, query.target.protocol);
+    let line = match &query.target.host {
+        Host::Ip(ip) => Some(allow_line(query.direction, *ip, port, protocol)),
+        Host::Name(name) if query.direction == Direction::Egress => name_line(name, port, protocol),
+        Host::Name(_) => None,
+    };
+    if let Some(line) = line {
         let key = answer.direction;
         answer.suggestion = Some(match profile.kind {
             ProfileKind::Rules => format!("profiles.{}.{key}: add `- {line}`", profile.name),
             _ => format!("give the server a profile of its own with `{key}: [{line}]`"),
         });
-        if Addr::from(ip).normalise().is_broadcast() {
-            answer.notes.push("SO_BROADCAST is refused to every labelled socket".to_owned());
-        }
+    }
+    if let Host::Ip(ip) = query.target.host
+        && Addr::from(ip).normalise().is_broadcast()
+    {
+        answer.notes.push("SO_BROADCAST is refused to every labelled socket".to_owned());
     }
     Ok(answer)
 }
@@ -194,6 +203,16 @@ fn by_address(
             .push("allowed if the socket at the other end is of the same instance (`self`)".to_owned());
         answer.rule = compiled.rule(profile.self_rule).cloned();
     }
+    if decision.reason == Reason::Resolver {
+        answer.notes.push("a pinned resolver: only queries for the profile's host names pass".to_owned());
+    }
+    if decision.reason == Reason::NoRule && profile.flags & PROFILE_NAMES != 0 {
+        answer.notes.push(
+            "a server that learned this address by one of the profile's host names may connect by that name's \
+             rule: ask again with the name"
+                .to_owned(),
+        );
+    }
     let connect = Flow { any_port: true, ..flow };
     if !decision.allows()
         && protocol == UDP
@@ -210,38 +229,49 @@ fn by_address(
 fn by_name(
     profile: &super::model::Profile,
     compiled: &Compiled,
+    profile_id: u16,
     query: &Query,
     name: &str,
     answer: &mut Explanation,
 ) -> bool {
     name.clone_into(&mut answer.host);
-    let fixed = match profile.kind {
-        ProfileKind::Unrestricted => Some(Reason::Unrestricted),
-        ProfileKind::None => Some(Reason::ProfileNone),
-        ProfileKind::Rules => None,
-    };
-    if let Some(reason) = fixed {
-        answer.reason = reason.name();
-        return reason.allows();
+    let (port, protocol) = (query.target.port, query.target.protocol);
+    // The address does not matter.
+    let flow =
+        Flow { direction: query.direction.code(), protocol, port, addr: Addr::default(), any_port: false };
+    let tables = MemoryTables::new(compiled).learned_by(name);
+    let decision = decide(&tables, 0, profile_id, &flow);
+    answer.reason = decision.reason.name();
+    answer.rule = compiled.rule(decision.rule).cloned();
+    answer.sni = decision.sni;
+    let mut note = |text: &str| answer.notes.push(text.to_owned());
+    if query.direction == Direction::Inbound && !decision.allows() {
+        note("a peer is known by its address only");
+        return false;
     }
-    let covers = |rule: &&super::model::Rule| {
-        rule.direction == query.direction
-            && rule.names.iter().any(|n| n.covers(name))
-            && rule.ports.iter().any(|ports| ports.contains(&query.target.port))
-            && rule.protocols().any(|protocol| protocol == query.target.protocol)
-    };
-    if let Some(rule) = profile.rules.iter().find(covers) {
-        answer.reason = NAME_NOT_ENFORCED;
-        answer.rule = compiled.rules.iter().find(|r| r.path == rule.path).cloned();
-        answer.notes.push("a rule names this host, but names are not enforced in this version".to_owned());
-    } else {
-        answer.reason = match query.direction {
-            Direction::Egress => Reason::NoRule.name(),
-            Direction::Inbound => Reason::NoInboundRule.name(),
-        };
+    if decision.sni {
+        note("the TLS ClientHello must name it (`sni: require`); it is looked at before it leaves");
     }
-    answer.notes.push("addresses decide: ask again with an address of the host".to_owned());
-    false
+    if decision.reason == Reason::Rule && compiled.unresolved.contains(&profile_id) {
+        note("no resolver is known to ask for it: write `resolvers: [ADDRESS, …]`");
+    }
+    if decision.reason == Reason::NoRule {
+        let named = compiled.profiles[usize::from(profile_id)].flags & PROFILE_NAMES != 0;
+        match tables.name(profile_id, name) {
+            Some(rule) if rule.flags & NAME_ASK_ONLY != 0 => note(
+                "it may be asked for, since the search list makes it of a host name of the profile; what it \
+                 resolves to is not learned",
+            ),
+            None if named => answer.reason = Reason::NameNoRule.name(),
+            _ => {}
+        }
+        if profile.rules.iter().any(|rule| rule.direction == Direction::Egress && !rule.nets.is_empty()) {
+            answer
+                .notes
+                .push("rules for addresses hold, too: ask again with an address of the host".to_owned());
+        }
+    }
+    decision.allows()
 }
 
 /// The entry of `egress` or `inbound` that allows exactly this. `ip` is the
@@ -257,6 +287,23 @@ pub fn allow_line(direction: Direction, ip: IpAddr, port: u16, protocol: u8) -> 
     let ports = if port == 0 { String::new() } else { format!(", ports: [{port}]") };
     let protocol = if protocol == UDP { ", protocol: udp" } else { "" };
     format!("{{{key}: [{host}]{ports}{protocol}}}")
+}
+
+/// The entry of `egress` that allows a host by its name (0: on any port).
+/// `None`: a name that no rule can hold.
+pub fn name_line(name: &str, port: u16, protocol: u8) -> Option<String> {
+    let pattern = super::names::NamePattern::parse(name).ok().filter(|p| !p.below && p.name != "self")?;
+    let plain = pattern.name.contains('.') && pattern.name.starts_with(|c: char| c.is_ascii_alphabetic());
+    let name = if plain { pattern.name } else { format!("\"{}\"", pattern.name) };
+    let ports = if port == 0 { String::new() } else { format!(", ports: [{port}]") };
+    let protocol = if protocol == UDP { ", protocol: udp" } else { "" };
+    Some(format!("{{to: [{name}]{ports}{protocol}}}"))
+}
+
+/// The entry that allows a name which was asked for and denied: what it was
+/// asked for is not known yet, so HTTPS.
+pub fn line_for_query(reason: Reason, name: &str) -> Option<String> {
+    if reason == Reason::NameNoRule { name_line(name, 443, TCP) } else { None }
 }
 
 /// As [`allow_line`] for a denial with its reason. `None`: no rule allows it

@@ -26,10 +26,16 @@ pub struct File {
     /// For MCP servers that nobody declared.
     #[serde(default)]
     pub unknown: Option<RawUnknown>,
-    /// DNS resolvers of every server that names none of its own.
+    /// DNS resolvers of every server that names none of its own. Absent: those
+    /// of the host's resolv.conf.
     #[serde(default)]
-    #[schemars(with = "Vec<std::net::IpAddr>")]
-    pub resolvers: Vec<Spanned<String>>,
+    #[schemars(schema_with = "super::schema::resolvers")]
+    pub resolvers: Option<Spanned<Vec<Spanned<String>>>>,
+    /// Domains that names are completed by before they are asked for. Absent:
+    /// those of the host's resolv.conf.
+    #[serde(default)]
+    #[schemars(schema_with = "super::schema::search")]
+    pub search: Option<Spanned<Vec<Spanned<String>>>>,
     /// Further launchers: absolute paths or globs of executables and scripts
     /// (npx, uvx, docker …) beside those found in the system's directories.
     #[serde(default)]
@@ -70,6 +76,11 @@ pub struct RawEgress {
     #[serde(default)]
     #[schemars(schema_with = "super::schema::protocol")]
     pub protocol: Option<Spanned<OneOrMany>>,
+    /// Whether a TLS ClientHello must name the host (`require`) or not
+    /// (`ignore`). Absent: it must on port 443. TCP, host names only.
+    #[serde(default)]
+    #[schemars(schema_with = "super::schema::sni")]
+    pub sni: Option<Spanned<String>>,
 }
 
 /// Peers that may connect to the server.
@@ -123,10 +134,10 @@ pub struct RawServer {
     #[serde(default)]
     #[schemars(schema_with = "super::schema::unix_mode")]
     pub unix: Option<Spanned<String>>,
-    /// DNS resolvers of this server.
+    /// DNS resolvers of this server. Absent: those of the policy.
     #[serde(default)]
-    #[schemars(with = "Vec<std::net::IpAddr>")]
-    pub resolvers: Vec<Spanned<String>>,
+    #[schemars(schema_with = "super::schema::resolvers")]
+    pub resolvers: Option<Spanned<Vec<Spanned<String>>>>,
 }
 
 /// One way to recognise a server. Keys stand alone, except that `exe` may be

@@ -2,9 +2,11 @@
 
 use super::compile::{Compiled, Ids, compile};
 use super::diagnostic::Diagnostic;
-use super::launchers::{self, Launchers};
-use super::model::{Matcher, Policy};
+use super::host::Host;
+use super::launchers;
+use super::model::{Matcher, Policy, Profile};
 use super::parse::{self, parse_with};
+use super::resolvers;
 use super::toolhive;
 use std::cell::RefCell;
 use std::io::Read;
@@ -16,7 +18,7 @@ use std::path::{Path, PathBuf};
 pub struct Loaded {
     pub policy: Policy,
     pub compiled: Compiled,
-    pub launchers: Launchers,
+    pub host: Host,
     /// Of the policy and of the launchers it names.
     pub warnings: Vec<Diagnostic>,
     /// The file as it was read.
@@ -85,14 +87,24 @@ pub fn from_bytes(bytes: &[u8], path: &Path, ids: &mut Ids) -> Result<Loaded, Lo
         Err(findings) => return Err(invalid(findings, bytes)),
     };
     let (launchers, more) = launchers::discover(&policy.launchers);
-    let compiled = match compile(&policy, &launchers, ids) {
+    let mut host = Host { launchers, ..Host::default() };
+    let names = policy.profiles.iter().any(Profile::has_names);
+    // A change of what is not read changes no policy.
+    if names && (policy.search.is_none() || policy.resolvers.is_none()) {
+        host.dns = resolvers::discover();
+    }
+    let compiled = match compile(&policy, &host, ids) {
         Ok(compiled) => compiled,
         Err(findings) => return Err(invalid(findings, bytes)),
     };
-    let warnings = policy.warnings.iter().cloned().chain(more).chain(links(&policy)).collect();
+    let of_compiled = compiled.warnings.iter().cloned();
+    let warnings =
+        policy.warnings.iter().cloned().chain(of_compiled).chain(more).chain(links(&policy)).collect();
+    let mut files = files.into_inner();
+    files.extend(host.dns.files.iter().cloned());
     // `parse_with` took it as UTF-8.
     let source = String::from_utf8_lossy(bytes).into_owned();
-    Ok(Loaded { policy, compiled, launchers, warnings, source, files: files.into_inner() })
+    Ok(Loaded { policy, compiled, host, warnings, source, files })
 }
 
 /// The kernel names an executable by its real path, so a rule for a symbolic
@@ -110,7 +122,7 @@ fn links(policy: &Policy) -> Vec<Diagnostic> {
     matchers.filter_map(link).collect()
 }
 
-fn read_regular(path: &Path, most: usize) -> Result<Vec<u8>, String> {
+pub(super) fn read_regular(path: &Path, most: usize) -> Result<Vec<u8>, String> {
     let mut options = std::fs::OpenOptions::new();
     // Opening a FIFO would wait for a writer.
     options.read(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY);

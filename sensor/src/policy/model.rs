@@ -12,10 +12,22 @@ pub struct Policy {
     pub profiles: Vec<Profile>,
     pub servers: Vec<Server>,
     pub unknown: Unknown,
-    pub resolvers: Vec<IpAddr>,
+    /// `None`: the host's.
+    pub resolvers: Option<Vec<Resolver>>,
+    /// Domains that the C library completes names by; `None`: the host's.
+    pub search: Option<Vec<String>>,
     /// Globs and paths of further launchers.
     pub launchers: Vec<LauncherGlob>,
     pub warnings: Vec<Diagnostic>,
+}
+
+/// A DNS resolver that names are asked of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Resolver {
+    pub addr: IpAddr,
+    /// `resolvers[0]`.
+    pub path: String,
+    pub position: Option<Position>,
 }
 
 /// Index into [`Policy::profiles`]; the first two are built in.
@@ -77,9 +89,42 @@ pub struct Rule {
     pub ports: Vec<RangeInclusive<u16>>,
     pub tcp: bool,
     pub udp: bool,
+    /// Of connections to its names.
+    pub sni: Sni,
     /// `profiles.github.egress[1]`.
     pub path: String,
     pub position: Option<Position>,
+}
+
+/// Whether a TLS ClientHello must name the host that a rule allows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Sni {
+    /// On port 443 only.
+    #[default]
+    Default,
+    Require,
+    Ignore,
+}
+
+const HTTPS: u16 = 443;
+
+impl Sni {
+    /// A range of TCP ports in parts: (low, high, a ClientHello is required).
+    pub fn split(self, ports: &RangeInclusive<u16>) -> impl Iterator<Item = (u16, u16, bool)> + use<> {
+        let (low, high) = (*ports.start(), *ports.end());
+        let whole = |require| [Some((low, high, require)), None, None];
+        let parts = match self {
+            Sni::Require => whole(true),
+            Sni::Ignore => whole(false),
+            Sni::Default if !ports.contains(&HTTPS) => whole(false),
+            Sni::Default => [
+                (low < HTTPS).then_some((low, HTTPS - 1, false)),
+                Some((HTTPS, HTTPS, true)),
+                (high > HTTPS).then_some((HTTPS + 1, high, false)),
+            ],
+        };
+        parts.into_iter().flatten()
+    }
 }
 
 /// Every port, 0 included: what a rule without `ports` means.
@@ -121,6 +166,11 @@ impl Rule {
             (true, true) => parts.push("protocol: [tcp, udp]".to_owned()),
             (false, true) => parts.push("protocol: udp".to_owned()),
             _ => {}
+        }
+        match self.sni {
+            Sni::Default => {}
+            Sni::Require => parts.push("sni: require".to_owned()),
+            Sni::Ignore => parts.push("sni: ignore".to_owned()),
         }
         format!("{{{}}}", parts.join(", "))
     }
@@ -177,8 +227,8 @@ pub struct Server {
     pub matches: Vec<Matcher>,
     /// Indices into [`Policy::servers`].
     pub may_launch: Vec<usize>,
-    /// Its own or the policy's.
-    pub resolvers: Vec<IpAddr>,
+    /// Its own or the policy's; `None`: the host's.
+    pub resolvers: Option<Vec<Resolver>>,
     pub path: String,
     pub position: Option<Position>,
 }

@@ -5,10 +5,11 @@ use super::address::AddressError;
 use super::diagnostic::{Diagnostic, Position, Severity};
 use super::file::{File, ProfileReference, RawProfile, RawServer};
 use super::model::{
-    LauncherGlob, Mode, NONE, Policy, Profile, ProfileId, ProfileKind, Server, UNRESTRICTED, UnixMode,
-    UnixName, Unknown,
+    LauncherGlob, Mode, NONE, Policy, Profile, ProfileId, ProfileKind, Resolver, Server, UNRESTRICTED,
+    UnixMode, UnixName, Unknown,
 };
-use super::{matching, rules, toolhive};
+use super::names::NamePattern;
+use super::{address, matching, rules, toolhive};
 use serde::de::DeserializeOwned;
 use serde_saphyr::{MessageFormatter, Spanned};
 use std::collections::HashMap;
@@ -18,6 +19,10 @@ use std::net::IpAddr;
 pub const MAX_BYTES: usize = 64 << 20;
 /// Findings that are kept.
 const MAX_FINDINGS: usize = 1000;
+/// Resolvers in one list.
+pub const MAX_RESOLVERS: usize = 16;
+/// Search domains.
+pub const MAX_SEARCH: usize = 16;
 /// Longest name of a server or profile.
 const MAX_NAME: usize = 128;
 
@@ -33,7 +38,7 @@ pub fn parse_with(bytes: &[u8], read: ReadFile<'_>) -> Result<Policy, Vec<Diagno
     let file: File = document(bytes, MAX_BYTES)?;
     let mut checker = Checker::default();
     let mut policy =
-        Resolver { checker: &mut checker, read, policy: Policy::default(), by_name: HashMap::new() }
+        Reader { checker: &mut checker, read, policy: Policy::default(), by_name: HashMap::new() }
             .resolve(&file);
     let (warnings, errors) = checker.finish();
     if !errors.is_empty() {
@@ -149,14 +154,14 @@ impl Checker {
     }
 }
 
-struct Resolver<'a> {
+struct Reader<'a> {
     checker: &'a mut Checker,
     read: ReadFile<'a>,
     policy: Policy,
     by_name: HashMap<String, ProfileId>,
 }
 
-impl Resolver<'_> {
+impl Reader<'_> {
     fn resolve(mut self, file: &File) -> Policy {
         if file.version.value != 1 {
             let message = format!("version {} is not known", file.version.value);
@@ -182,7 +187,8 @@ impl Resolver<'_> {
             self.by_name.insert(name.value.clone(), self.policy.profiles.len());
             self.policy.profiles.push(profile);
         }
-        self.policy.resolvers = self.addresses(&file.resolvers, "resolvers");
+        self.policy.resolvers = file.resolvers.as_ref().map(|list| self.resolvers(list, "resolvers"));
+        self.policy.search = file.search.as_ref().map(|list| self.search(list));
         self.servers(&file.servers);
         if let Some(raw) = &file.unknown {
             self.policy.unknown = Unknown {
@@ -256,8 +262,8 @@ impl Resolver<'_> {
                     }
                 }
             }
-            let own = self.addresses(&server.resolvers, &format!("{path}.resolvers"));
-            let resolvers = if server.resolvers.is_empty() { self.policy.resolvers.clone() } else { own };
+            let own = server.resolvers.as_ref().map(|l| self.resolvers(l, &format!("{path}.resolvers")));
+            let resolvers = own.or_else(|| self.policy.resolvers.clone());
             let mut matches = Vec::new();
             for (n, entry) in server.matches.iter().enumerate() {
                 let here = format!("{path}.match[{n}]");
@@ -275,45 +281,65 @@ impl Resolver<'_> {
                 path,
                 position: at(&server.name),
             };
-            if server.mode == Mode::Audit {
-                self.names_are_recorded_only(&server);
-            }
             self.policy.servers.push(server);
         }
     }
 
-    /// In `enforce` the compiler refuses them.
-    fn names_are_recorded_only(&mut self, server: &Server) {
-        let profiles = [server.profile, server.launcher_profile].map(|id| &self.policy.profiles[id]);
-        if let Some((rule, name)) = profiles.iter().find_map(|profile| profile.named()) {
-            let message = format!(
-                "host names ({}: `{name}`) are not compared in this version: connections to them are recorded \
-                 as would-be denials",
-                rule.path
-            );
-            self.checker.warning(server.position, server.path.clone(), message);
+    fn resolvers(&mut self, list: &Spanned<Vec<Spanned<String>>>, path: &str) -> Vec<Resolver> {
+        let mut resolvers: Vec<Resolver> = Vec::new();
+        if list.value.is_empty() {
+            self.checker.error(at(list), path, "an empty list of resolvers").help =
+                Some("leave `resolvers` out for those of the host".to_owned());
         }
+        if let Some(more) = list.value.get(MAX_RESOLVERS) {
+            let message = format!("{} resolvers; at most {MAX_RESOLVERS}", list.value.len());
+            self.checker.error(at(more), path, message);
+        }
+        for (index, text) in list.value.iter().take(MAX_RESOLVERS).enumerate() {
+            let (here, position) = (format!("{path}[{index}]"), at(text));
+            let Ok(addr) = text.value.parse::<IpAddr>() else {
+                let message = format!("`{}` is not an IP address", text.value.escape_debug());
+                self.checker.error(position, here, message);
+                continue;
+            };
+            let group = addr.is_multicast() || addr == IpAddr::from(std::net::Ipv4Addr::BROADCAST);
+            match address::net(&text.value) {
+                Some(Err(e)) => self.checker.address(position, here, e),
+                _ if group => {
+                    let message = format!("`{addr}` is no resolver but a group of hosts");
+                    self.checker.error(position, here, message);
+                }
+                _ if resolvers.iter().any(|r| r.addr == addr) => {
+                    self.checker.error(position, here, format!("`{addr}` stands here twice"));
+                }
+                _ => resolvers.push(Resolver { addr, path: here, position }),
+            }
+        }
+        resolvers
     }
 
-    fn addresses(&mut self, texts: &[Spanned<String>], path: &str) -> Vec<IpAddr> {
-        let mut addresses = Vec::new();
-        for (index, text) in texts.iter().enumerate() {
-            match text.value.parse() {
-                Ok(address) => addresses.push(address),
-                Err(_) => {
-                    let message = format!("`{}` is not an IP address", text.value.escape_debug());
-                    self.checker.error(at(text), format!("{path}[{index}]"), message);
+    fn search(&mut self, list: &Spanned<Vec<Spanned<String>>>) -> Vec<String> {
+        if let Some(more) = list.value.get(MAX_SEARCH) {
+            let message = format!("{} search domains; at most {MAX_SEARCH}", list.value.len());
+            self.checker.error(at(more), "search", message);
+        }
+        let mut domains: Vec<String> = Vec::new();
+        for (index, text) in list.value.iter().take(MAX_SEARCH).enumerate() {
+            let here = format!("search[{index}]");
+            match NamePattern::parse(&text.value) {
+                Ok(name) if name.below => {
+                    self.checker.error(at(text), here, "a search domain is one name, without `*`");
+                }
+                Ok(name) if domains.contains(&name.name) => {
+                    self.checker.error(at(text), here, format!("`{name}` stands here twice"));
+                }
+                Ok(name) => domains.push(name.name),
+                Err(e) => {
+                    self.checker.error(at(text), here, format!("`{}`: {e}", text.value.escape_debug()));
                 }
             }
         }
-        if let Some(first) = texts.first() {
-            self.checker.warning(
-                at(first),
-                path,
-                "resolvers are kept but not used yet: this version does not enforce host names",
-            );
-        }
-        addresses
+        domains
     }
 
     fn mode(&mut self, mode: Option<&Spanned<String>>, path: &str) -> Mode {

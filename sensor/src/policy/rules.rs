@@ -3,7 +3,7 @@
 use super::address;
 use super::diagnostic::Position;
 use super::file::{OneOrMany, RawEgress, RawInbound};
-use super::model::{ANY_PORT, Direction, Rule};
+use super::model::{ANY_PORT, Direction, Rule, Sni};
 use super::names::NamePattern;
 use super::parse::{Checker, at};
 use serde_saphyr::Spanned;
@@ -18,6 +18,7 @@ pub fn egress(checker: &mut Checker, raw: &RawEgress, path: String, position: Op
         ports: Vec::new(),
         tcp: true,
         udp: false,
+        sni: Sni::Default,
         path,
         position,
     };
@@ -48,7 +49,60 @@ pub fn egress(checker: &mut Checker, raw: &RawEgress, path: String, position: Op
         }
     }
     ports_and_protocol(checker, &mut rule, raw.ports.as_ref(), raw.protocol.as_ref());
+    sni(checker, &mut rule, raw.sni.as_ref());
+    named(checker, &rule);
     rule
+}
+
+fn sni(checker: &mut Checker, rule: &mut Rule, sni: Option<&Spanned<String>>) {
+    let Some(sni) = sni else { return };
+    let here = format!("{}.sni", rule.path);
+    match sni.value.as_str() {
+        "ignore" => {
+            rule.sni = Sni::Ignore;
+            if rule.names.is_empty() {
+                checker.warning(at(sni), here, "`sni` says nothing here: the rule names no host");
+            }
+        }
+        "require" => {
+            rule.sni = Sni::Require;
+            if rule.names.is_empty() {
+                checker.error(at(sni), here, "`sni: require` in a rule that names no host").help =
+                    Some("addresses are not checked for a name; leave `sni` out".to_owned());
+            } else if rule.udp {
+                checker.error(at(sni), here, "`sni: require` cannot be checked on UDP").help =
+                    Some("give UDP a rule of its own, without `sni`".to_owned());
+            } else if !rule.nets.is_empty() {
+                let message = "`sni: require` holds for the names of this rule, not for its addresses";
+                checker.warning(at(sni), here, message).help =
+                    Some("give the addresses a rule of their own".to_owned());
+            }
+        }
+        other => {
+            let message = format!("`{}` is no way to treat SNI", other.escape_debug());
+            checker.error(at(sni), here, message).help = Some("write `require` or `ignore`".to_owned());
+        }
+    }
+}
+
+/// What a rule with names cannot do.
+fn named(checker: &mut Checker, rule: &Rule) {
+    let Some(first) = rule.names.first() else { return };
+    if rule.udp && rule.ports.iter().any(|ports| ports.contains(&443)) {
+        let message =
+            format!("QUIC (UDP 443) to `{first}` is allowed without a look at the name it asks for");
+        checker.warning(rule.position, rule.path.clone(), message).help = Some(
+            "where servers share an address, any of them can be reached; leave `udp` out and clients use TCP"
+                .to_owned(),
+        );
+    }
+    let single = |name: &&NamePattern| !name.below && !name.name.contains('.') && name.name != "localhost";
+    if let Some(name) = rule.names.iter().find(single) {
+        let message =
+            format!("`{name}` has one label: resolvers are asked for it with a search domain behind");
+        checker.warning(rule.position, rule.path.clone(), message).help =
+            Some(format!("write the whole name, like `{name}.example.com`"));
+    }
 }
 
 pub fn inbound(checker: &mut Checker, raw: &RawInbound, path: String, position: Option<Position>) -> Rule {
@@ -60,6 +114,7 @@ pub fn inbound(checker: &mut Checker, raw: &RawInbound, path: String, position: 
         ports: Vec::new(),
         tcp: true,
         udp: false,
+        sni: Sni::Default,
         path,
         position,
     };

@@ -83,6 +83,30 @@ pub(super) fn protocol(_: &mut SchemaGenerator) -> Schema {
     })
 }
 
+pub(super) fn sni(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({ "enum": ["require", "ignore"] })
+}
+
+pub(super) fn resolvers(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({
+        "description": "IP addresses of DNS resolvers. Absent: those of the policy, or of the host's resolv.conf.",
+        "type": "array",
+        "minItems": 1,
+        "maxItems": super::parse::MAX_RESOLVERS,
+        "uniqueItems": true,
+        "items": { "type": "string", "anyOf": [{ "format": "ipv4" }, { "format": "ipv6" }] }
+    })
+}
+
+pub(super) fn search(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({
+        "description": "Domains that names are completed by. Absent: those of the host's resolv.conf.",
+        "type": "array",
+        "maxItems": super::parse::MAX_SEARCH,
+        "items": { "type": "string" }
+    })
+}
+
 pub(super) fn mode(_: &mut SchemaGenerator) -> Schema {
     json_schema!({ "enum": ["enforce", "audit"], "default": "audit" })
 }

@@ -1,13 +1,15 @@
 //! From what audit recorded to the smallest profile that allows it.
 
 use super::explain::Verdict;
+use super::names::NamePattern;
+use super::parse::MAX_RESOLVERS;
 use super::{parse, rules};
 use sensor_common::addr::Addr;
 use sensor_common::policy::{MAX_RANGES, Reason};
 use sensor_common::{TCP, UDP};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt::Write;
+use std::fmt::{Display, Write};
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
 use time::OffsetDateTime;
@@ -15,11 +17,16 @@ use time::format_description::well_known::Rfc3339;
 
 /// Longest line that is read.
 pub const MAX_LINE: usize = 1 << 20;
-/// Addresses, and unix sockets, that are kept.
+/// Addresses, names and unix sockets, each, that are kept.
 const MAX_PLACES: usize = 65_536;
 /// Port ranges for one address and protocol, so that both protocols fit what
-/// the kernel holds for one address.
-const MAX_PORTS: usize = MAX_RANGES / 2;
+/// the kernel holds for one address, and for one that is a resolver.
+const MAX_PORTS: usize = MAX_RANGES / 2 - 1;
+/// The same for one name: port 443 may split a range of TCP in three.
+const MAX_NAME_PORTS: usize = MAX_RANGES / 2 - 1;
+const DNS: u16 = 53;
+/// What a name that nobody connected to is proposed with.
+const HTTPS: u16 = 443;
 
 /// The fields of an event that matter here.
 #[derive(Debug, Deserialize)]
@@ -38,7 +45,12 @@ struct Record {
     dst_ip: Option<String>,
     #[serde(rename = "dst.port")]
     dst_port: Option<u16>,
+    #[serde(rename = "dst.name")]
+    dst_name: Option<String>,
     path: Option<String>,
+    /// Of DNS.
+    name: Option<String>,
+    resolver: Option<ResolverField>,
     time: Option<String>,
 }
 
@@ -48,6 +60,27 @@ struct Endpoint {
     ip: String,
     #[serde(default)]
     port: u16,
+    #[serde(default)]
+    name: String,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+enum ResolverField {
+    Address(String),
+    Endpoint(Endpoint),
+}
+
+impl ResolverField {
+    fn ip(&self) -> Option<IpAddr> {
+        let (ResolverField::Address(ip) | ResolverField::Endpoint(Endpoint { ip, .. })) = self;
+        address(ip)
+    }
+}
+
+/// In the form that is compared.
+fn address(text: &str) -> Option<IpAddr> {
+    text.parse::<IpAddr>().ok().map(|ip| Addr::from(ip).normalise().into())
 }
 
 #[derive(Debug, Default)]
@@ -57,8 +90,24 @@ struct Places {
     inbound: BTreeMap<(u8, IpAddr), BTreeSet<u16>>,
     /// UDP connect() without a port: sends nothing, needs the address covered.
     asked: BTreeSet<IpAddr>,
+    /// (protocol, name that the address was learned by) → ports.
+    names: BTreeMap<(u8, String), BTreeSet<u16>>,
+    /// Names that were asked for.
+    wanted: BTreeSet<String>,
+    /// Names whose addresses were looked at by UDP connect().
+    looked_at: BTreeSet<String>,
+    /// Where port 53 was spoken to: (protocol, address); connect() alone is 0.
+    dns: BTreeSet<(u8, IpAddr)>,
+    resolvers: Resolvers,
     unix: BTreeSet<String>,
     own_instance: bool,
+}
+
+/// Resolvers by how they were met.
+#[derive(Debug, Default)]
+struct Resolvers {
+    pinned: BTreeSet<IpAddr>,
+    foreign: BTreeSet<IpAddr>,
 }
 
 /// Collects records of one server.
@@ -126,7 +175,7 @@ impl Suggester {
     }
 
     fn record(&mut self, record: &Record) {
-        if !matches!(record.r#type.as_str(), "connection" | "unix_connection") {
+        if !matches!(record.r#type.as_str(), "connection" | "unix_connection" | "dns") {
             return;
         }
         if let Some(since) = self.since {
@@ -169,6 +218,9 @@ impl Suggester {
         }
         let reason = record.reason.as_deref().unwrap_or("");
         let reason = Reason::ALL.into_iter().find(|r| r.name() == reason);
+        if record.r#type == "dns" {
+            return places.query(record, reason);
+        }
         match reason {
             Some(Reason::SelfInstance) => {
                 places.own_instance = true;
@@ -188,6 +240,10 @@ impl Suggester {
                 | Reason::LabelOverflow
                 | Reason::SocketLabel,
             ) => return Err("what no rule allows: odd sockets, protocols and packets"),
+            Some(Reason::Sni | Reason::Ech) => {
+                return Err("TLS that named another host than its address was learned by, or none: \
+                            `sni: ignore` in that host's rule would allow it");
+            }
             _ => {}
         }
         let protocol = match record.protocol.as_deref() {
@@ -203,11 +259,36 @@ impl Suggester {
         } else {
             record.dst_ip.as_deref().or(dst.map(|d| d.ip.as_str()))
         };
-        let Some(ip) = ip.and_then(|ip| ip.parse::<IpAddr>().ok()) else {
+        let Some(ip) = ip.and_then(address) else {
             return Err("records without an address");
         };
-        let ip = IpAddr::from(Addr::from(ip).normalise());
-        if !inbound && protocol == UDP && (port == 0 || record.hook.as_deref() == Some("connect")) {
+        let connect = protocol == UDP && (port == 0 || record.hook.as_deref() == Some("connect"));
+        let name = record.dst_name.as_deref().or(dst.map(|d| d.name.as_str())).filter(|_| !inbound);
+        if let Some(name) = name.and_then(host) {
+            return if connect {
+                keep_name(&mut places.looked_at, name)
+            } else if port == 0 {
+                Err("records without a port")
+            } else if places.names.len() >= MAX_PLACES
+                && !places.names.contains_key(&(protocol, name.clone()))
+            {
+                Err("more names than are kept")
+            } else {
+                places.names.entry((protocol, name)).or_default().insert(port);
+                Ok(())
+            };
+        }
+        if !inbound && port == DNS {
+            if places.dns.len() >= MAX_PLACES {
+                return Err("more addresses than are kept");
+            }
+            if reason == Some(Reason::Resolver) {
+                places.resolvers.pinned.insert(ip);
+            }
+            places.dns.insert((if connect { 0 } else { protocol }, ip));
+            return Ok(());
+        }
+        if !inbound && connect {
             if places.asked.len() >= MAX_PLACES {
                 return Err("more addresses than are kept");
             }
@@ -233,7 +314,21 @@ impl Suggester {
                 "suggested".to_owned()
             };
         let launcher = format!("{profile}-launcher");
-        let mut yaml = String::from("version: 1\nprofiles:\n");
+        let mut yaml = String::from("version: 1\n");
+        let mut resolvers = Resolvers::default();
+        let mut completed = 0;
+        for places in [&mut self.as_server, &mut self.as_launcher] {
+            completed += places.settle(&mut resolvers);
+        }
+        if completed > 0 {
+            let why = "names completed by a search domain, asked for before the name that was meant: the search \
+                       list of the policy or of the host allows them";
+            self.left_out.insert(why, completed);
+        }
+        if let Some(over) = resolvers.write(&mut yaml) {
+            self.left_out.insert("resolvers beyond those that a policy can list", over);
+        }
+        yaml.push_str("profiles:\n");
         let mut unanswered = self.as_server.write(&profile, &mut yaml);
         let launched = !self.as_launcher.is_empty();
         if launched {
@@ -258,9 +353,105 @@ impl Suggester {
     }
 }
 
+fn keep_name(names: &mut BTreeSet<String>, name: String) -> Result<(), &'static str> {
+    if names.len() >= MAX_PLACES && !names.contains(&name) {
+        return Err("more names than are kept");
+    }
+    names.insert(name);
+    Ok(())
+}
+
+/// A name as rules write it. `None`: none that a rule can hold.
+fn host(text: &str) -> Option<String> {
+    // `self` would be read as something else.
+    NamePattern::parse(text).ok().filter(|p| !p.below && p.name != "self").map(|p| p.name)
+}
+
+impl Resolvers {
+    /// Those that the policy in force pins are left to it, unless others were
+    /// used: a list names all or none. Returns how many found no place.
+    fn write(&self, yaml: &mut String) -> Option<u64> {
+        if self.foreign.is_subset(&self.pinned) {
+            return None;
+        }
+        let all: BTreeSet<IpAddr> = self.pinned.union(&self.foreign).copied().collect();
+        let listed: Vec<String> = all.iter().take(MAX_RESOLVERS).map(|ip| quote(&ip.to_string())).collect();
+        let _ = writeln!(yaml, "resolvers: [{}]", listed.join(", "));
+        let over = all.len() - listed.len();
+        (over > 0).then_some(over as u64)
+    }
+}
+
 impl Places {
+    /// A DNS query, or what an answer was noteworthy for.
+    fn query(&mut self, record: &Record, reason: Option<Reason>) -> Result<(), &'static str> {
+        let resolver = record.resolver.as_ref().and_then(ResolverField::ip);
+        match reason {
+            // About answers: what asked for them was recorded on its own.
+            Some(Reason::AnswerUnread | Reason::Rebinding | Reason::NotLearned) => return Ok(()),
+            Some(Reason::QueryType | Reason::QueryUnread) => {
+                return Err("DNS that no rule allows: other types than A and AAAA, and what cannot be read");
+            }
+            _ => {}
+        }
+        let Some(name) = record.name.as_deref().and_then(host) else {
+            return Err("names that no rule can hold");
+        };
+        if let Some(ip) = resolver {
+            let of = match reason {
+                Some(Reason::ForeignResolver) => &mut self.resolvers.foreign,
+                _ => &mut self.resolvers.pinned,
+            };
+            if of.len() < MAX_PLACES {
+                of.insert(ip);
+            }
+        }
+        keep_name(&mut self.wanted, name)
+    }
+
+    /// Once all is known: what was said on port 53, and what the names are for
+    /// that nobody connected to. Returns how many were completed by a search
+    /// domain: the longer of two that were asked for.
+    fn settle(&mut self, resolvers: &mut Resolvers) -> u64 {
+        if self.names.is_empty() && self.wanted.is_empty() && self.looked_at.is_empty() {
+            // Nothing looked into DNS: an address like others.
+            for (protocol, ip) in std::mem::take(&mut self.dns) {
+                if protocol == 0 {
+                    self.asked.insert(ip);
+                } else {
+                    self.egress.entry((protocol, ip)).or_default().insert(DNS);
+                }
+            }
+            return 0;
+        }
+        let met = std::mem::take(&mut self.resolvers);
+        for (_, ip) in std::mem::take(&mut self.dns) {
+            if groups(ip) {
+                self.egress.entry((UDP, ip)).or_default().insert(DNS);
+            } else if !met.pinned.contains(&ip) {
+                resolvers.foreign.insert(ip);
+            }
+        }
+        resolvers.pinned.extend(met.pinned.into_iter().filter(|ip| !groups(*ip)));
+        resolvers.foreign.extend(met.foreign.into_iter().filter(|ip| !groups(*ip)));
+        let known: BTreeSet<String> = self.names.keys().map(|(_, name)| name.clone()).collect();
+        let looked_at = std::mem::take(&mut self.looked_at);
+        let wanted = &std::mem::take(&mut self.wanted) | &looked_at;
+        let mut completed = 0;
+        for name in wanted.difference(&known) {
+            let mut fronts = name.match_indices('.').map(|(at, _)| &name[..at]).filter(|f| f.contains('.'));
+            if !looked_at.contains(name) && fronts.any(|f| known.contains(f) || wanted.contains(f)) {
+                completed += 1;
+                continue;
+            }
+            self.names.insert((TCP, name.clone()), BTreeSet::from([HTTPS]));
+        }
+        completed
+    }
+
     fn is_empty(&self) -> bool {
         self.egress.is_empty()
+            && self.names.is_empty()
             && self.inbound.is_empty()
             && self.asked.is_empty()
             && self.unix.is_empty()
@@ -272,10 +463,11 @@ impl Places {
     /// next look-up may pick another. Returns how many stay uncovered.
     fn cover_asked(&mut self) -> u64 {
         let used: BTreeSet<IpAddr> = self.egress.keys().map(|(_, ip)| *ip).collect();
-        let ports: BTreeSet<u16> = self
-            .egress
-            .iter()
-            .filter(|((protocol, _), _)| *protocol == TCP)
+        let of_addresses = self.egress.iter().map(|((protocol, _), ports)| (*protocol, ports));
+        let of_names = self.names.iter().map(|((protocol, _), ports)| (*protocol, ports));
+        let ports: BTreeSet<u16> = of_addresses
+            .chain(of_names)
+            .filter(|(protocol, _)| *protocol == TCP)
             .flat_map(|(_, ports)| ports.iter().copied())
             .collect();
         let mut uncovered = 0;
@@ -294,6 +486,7 @@ impl Places {
         let quoted = quote(name);
         if self.is_empty()
             || (self.egress.is_empty()
+                && self.names.is_empty()
                 && self.inbound.is_empty()
                 && self.unix.is_empty()
                 && !self.own_instance)
@@ -302,16 +495,17 @@ impl Places {
             return uncovered;
         }
         let _ = writeln!(yaml, "  {quoted}:");
-        if !self.egress.is_empty() || self.own_instance {
+        if !self.egress.is_empty() || !self.names.is_empty() || self.own_instance {
             yaml.push_str("    egress:\n");
-            write_rules(&self.egress, "to", yaml);
+            write_rules(&self.names, MAX_NAME_PORTS, "to", yaml);
+            write_rules(&self.egress, MAX_PORTS, "to", yaml);
             if self.own_instance {
                 yaml.push_str("      - to: [self]\n");
             }
         }
         if !self.inbound.is_empty() {
             yaml.push_str("    inbound:\n");
-            write_rules(&self.inbound, "from", yaml);
+            write_rules(&self.inbound, MAX_PORTS, "from", yaml);
         }
         if !self.unix.is_empty() {
             yaml.push_str("    unix:\n");
@@ -325,15 +519,26 @@ impl Places {
 
 type PortList = Vec<(u16, u16)>;
 
-/// One rule for all addresses with the same ports.
-fn write_rules(places: &BTreeMap<(u8, IpAddr), BTreeSet<u16>>, key: &str, yaml: &mut String) {
-    let mut grouped: BTreeMap<(u8, PortList), Vec<IpAddr>> = BTreeMap::new();
-    for ((protocol, ip), ports) in places {
-        let ranges = ranges(ports).into_iter().map(RangeInclusive::into_inner).collect();
-        grouped.entry((*protocol, ranges)).or_default().push(*ip);
+/// Multicast and broadcast: no resolver.
+fn groups(ip: IpAddr) -> bool {
+    let addr = Addr::from(ip);
+    addr.is_multicast() || addr.is_broadcast()
+}
+
+/// One rule for all places with the same ports.
+fn write_rules<P: Display>(
+    places: &BTreeMap<(u8, P), BTreeSet<u16>>,
+    most: usize,
+    key: &str,
+    yaml: &mut String,
+) {
+    let mut grouped: BTreeMap<(u8, PortList), Vec<&P>> = BTreeMap::new();
+    for ((protocol, place), ports) in places {
+        let ranges = ranges(ports, most).into_iter().map(RangeInclusive::into_inner).collect();
+        grouped.entry((*protocol, ranges)).or_default().push(place);
     }
-    for ((protocol, ports), addresses) in grouped {
-        let addresses: Vec<String> = addresses.iter().map(|ip| quote(&ip.to_string())).collect();
+    for ((protocol, ports), places) in grouped {
+        let addresses: Vec<String> = places.iter().map(|place| quote(&place.to_string())).collect();
         let ports: Vec<String> = ports
             .iter()
             .map(|(low, high)| if low == high { low.to_string() } else { format!("{low}-{high}") })
@@ -348,7 +553,7 @@ fn write_rules(places: &BTreeMap<(u8, IpAddr), BTreeSet<u16>>, key: &str, yaml: 
 
 /// Exact, unless there are more than the kernel holds: then the smallest gaps
 /// are closed.
-fn ranges(ports: &BTreeSet<u16>) -> Vec<RangeInclusive<u16>> {
+fn ranges(ports: &BTreeSet<u16>, most: usize) -> Vec<RangeInclusive<u16>> {
     let mut ranges: Vec<RangeInclusive<u16>> = Vec::new();
     for port in ports {
         match ranges.last_mut() {
@@ -356,13 +561,13 @@ fn ranges(ports: &BTreeSet<u16>) -> Vec<RangeInclusive<u16>> {
             _ => ranges.push(*port..=*port),
         }
     }
-    if ranges.len() > MAX_PORTS {
+    if ranges.len() > most {
         let mut gaps: Vec<(u16, usize)> =
             ranges.windows(2).enumerate().map(|(i, pair)| (pair[1].start() - pair[0].end(), i + 1)).collect();
         gaps.sort_unstable_by(|a, b| b.cmp(a));
-        let mut cuts: Vec<usize> = gaps.iter().take(MAX_PORTS - 1).map(|(_, at)| *at).collect();
+        let mut cuts: Vec<usize> = gaps.iter().take(most - 1).map(|(_, at)| *at).collect();
         cuts.sort_unstable();
-        let mut joined = Vec::with_capacity(MAX_PORTS);
+        let mut joined = Vec::with_capacity(most);
         let mut from = 0;
         for cut in cuts.into_iter().chain([ranges.len()]) {
             joined.push(*ranges[from].start()..=*ranges[cut - 1].end());

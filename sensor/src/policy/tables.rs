@@ -4,7 +4,8 @@
 use super::cidr::Cidr;
 use super::compile::Compiled;
 use sensor_common::addr::Addr;
-use sensor_common::policy::{CidrKey, Flow, Match, Named, Profile, Tables};
+use sensor_common::name::{NAME_ASK_ONLY, NO_SET, NameRule, turned};
+use sensor_common::policy::{CidrKey, EGRESS, Flow, Match, Named, Profile, Tables};
 use std::collections::HashMap;
 
 /// In memory; the generation is ignored, since there is one only.
@@ -12,12 +13,36 @@ pub struct MemoryTables<'a> {
     compiled: &'a Compiled,
     /// (profile, direction, bits, masked address) → port set.
     cidrs: HashMap<(u16, u8, u32, u128), u32>,
+    names: HashMap<(u16, &'a [u8]), NameRule>,
+    learned: Option<&'a str>,
 }
 
 impl<'a> MemoryTables<'a> {
     pub fn new(compiled: &'a Compiled) -> MemoryTables<'a> {
         let key = |c: &Cidr| ((c.profile, c.direction, c.bits, number(c.addr)), c.port_set);
-        MemoryTables { compiled, cidrs: compiled.cidrs.iter().map(key).collect() }
+        MemoryTables {
+            compiled,
+            cidrs: compiled.cidrs.iter().map(key).collect(),
+            names: compiled.names.iter().map(|n| ((n.profile, n.text.as_slice()), n.rule)).collect(),
+            learned: None,
+        }
+    }
+
+    /// As if every address had been learned by this name, and no CIDR covered
+    /// any. `name`: ASCII, lower case, without trailing dot.
+    #[must_use]
+    pub fn learned_by(mut self, name: &'a str) -> MemoryTables<'a> {
+        self.learned = Some(name);
+        self
+    }
+
+    /// The longest entry that covers a name.
+    pub fn name(&self, profile: u16, name: &str) -> Option<NameRule> {
+        let text = turned(name, false);
+        let dots = text.iter().enumerate().rev().filter(|(_, b)| **b == b'.').map(|(at, _)| at + 1);
+        std::iter::once(text.len())
+            .chain(dots)
+            .find_map(|end| self.names.get(&(profile, &text[..end])).copied())
     }
 }
 
@@ -29,6 +54,9 @@ impl Tables for MemoryTables<'_> {
     fn set(&self, key: &CidrKey) -> Option<u32> {
         let profile = u32::from_be(key.scope) as u16;
         let direction = u32::from_be(key.direction) as u8;
+        if self.learned.is_some() && direction == EGRESS {
+            return None;
+        }
         let address = number(key.addr);
         (0..=128u32).rev().find_map(|bits| {
             let mask = if bits == 0 { 0 } else { u128::MAX << (128 - bits) };
@@ -40,8 +68,10 @@ impl Tables for MemoryTables<'_> {
         self.compiled.port_sets.get(set as usize)?.covering(flow, group)
     }
 
-    fn named(&self, _generation: u32, _profile: u16, _addr: &Addr, _slot: u16) -> Option<Named> {
-        None
+    fn named(&self, _generation: u32, profile: u16, _addr: &Addr, slot: u16) -> Option<Named> {
+        let name = self.learned.filter(|_| slot == 0)?;
+        let rule = self.name(profile, name).filter(|rule| rule.flags & NAME_ASK_ONLY == 0);
+        Some(Named { set: rule.map_or(NO_SET, |rule| rule.port_set), expired: false })
     }
 
     fn at_home(&self) -> bool {

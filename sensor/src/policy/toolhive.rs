@@ -4,7 +4,7 @@
 //! refused or read the strict way with a warning.
 
 use super::diagnostic::{Diagnostic, Position};
-use super::model::{ANY_PORT, Direction, Profile, ProfileKind, Rule};
+use super::model::{ANY_PORT, Direction, Profile, ProfileKind, Rule, Sni};
 use super::names::NamePattern;
 use super::parse::{Checker, at};
 use super::{address, parse};
@@ -194,6 +194,7 @@ fn outbound_rules(checker: &mut Checker, path: &str, outbound: &Spanned<RawOutbo
         // Its enforcement is an HTTP proxy.
         tcp: true,
         udp: false,
+        sni: Sni::Default,
         path: path.to_owned(),
         position: at(outbound),
     };
@@ -267,6 +268,7 @@ fn inbound_rules(
             ports: vec![ANY_PORT],
             tcp: true,
             udp: false,
+            sni: Sni::Default,
             path: path.to_owned(),
             position: at(inbound),
         });

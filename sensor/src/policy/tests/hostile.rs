@@ -5,12 +5,25 @@ use std::path::Path;
 use std::time::Instant;
 
 /// (text, line, column, part of the message)
-const BAD: [(&str, u32, u32, &str); 32] = [
+const BAD: [(&str, u32, u32, &str); 45] = [
     ("version: 2", 1, 10, "version 2 is not known"),
     ("version: 1\nversion: 1\n", 2, 1, "duplicate mapping key"),
     ("version: 1\nprofile: {}\n", 2, 1, "unknown field `profile`"),
     ("version: 1\nprofiles:\n  a:\n    egres: []\n", 4, 5, "unknown field `egres`"),
-    ("version: 1\nprofiles: {a: {egress: [{to: [10.0.0.1], sni: x}]}}", 2, 42, "unknown field `sni`"),
+    ("version: 1\nprofiles: {a: {egress: [{to: [10.0.0.1], snj: x}]}}", 2, 42, "unknown field `snj`"),
+    (
+        "version: 1\nprofiles: {a: {egress: [{to: [x.example], sni: on}]}}",
+        2,
+        48,
+        "`on` is no way to treat SNI",
+    ),
+    ("version: 1\nprofiles: {a: {egress: [{to: [10.0.0.1], sni: require}]}}", 2, 47, "names no host"),
+    (
+        "version: 1\nprofiles: {a: {egress: [{to: [x.example], protocol: [tcp, udp], sni: require}]}}",
+        2,
+        70,
+        "cannot be checked on UDP",
+    ),
     ("version: 1\nprofiles:\n  a: {}\n  a: {}\n", 4, 3, "duplicate mapping key"),
     ("version: 1\nprofiles: {none: {}}", 2, 12, "built-in profile"),
     ("version: 1\nprofiles: {\"a b\": {}}", 2, 12, "is not a name"),
@@ -56,6 +69,22 @@ const BAD: [(&str, u32, u32, &str); 32] = [
         "cannot be added",
     ),
     ("version: 1\nresolvers: [localhost]", 2, 13, "not an IP address"),
+    ("version: 1\nresolvers: []", 2, 12, "empty list of resolvers"),
+    ("version: 1\nresolvers: [10.0.0.53, 10.0.0.53]", 2, 24, "twice"),
+    ("version: 1\nresolvers: [224.0.0.251]", 2, 13, "a group of hosts"),
+    ("version: 1\nresolvers: [\"::ffff:10.0.0.53\"]", 2, 13, "never matches"),
+    ("version: 1\nresolvers: [10.0.0.53:53]", 2, 13, "not an IP address"),
+    ("version: 1\nservers: [{name: a, profile: none, resolvers: [0.0.0.0]}]", 2, 48, "never matches"),
+    (
+        "version: 1\nresolvers: [1.0.0.1, 1.0.0.2, 1.0.0.3, 1.0.0.4, 1.0.0.5, 1.0.0.6, 1.0.0.7, 1.0.0.8, 1.0.0.9, \
+         2.0.0.1, 2.0.0.2, 2.0.0.3, 2.0.0.4, 2.0.0.5, 2.0.0.6, 2.0.0.7, 2.0.0.8]",
+        2,
+        157,
+        "17 resolvers; at most 16",
+    ),
+    ("version: 1\nsearch: [\"*.corp.example\"]", 2, 10, "without `*`"),
+    ("version: 1\nsearch: [a..b]", 2, 10, "empty label"),
+    ("version: 1\nsearch: [a.example, A.Example.]", 2, 21, "twice"),
     ("version: 1\nlaunchers: [\"/**/npx\"]", 2, 13, "whole trees"),
     ("version: 1\nlaunchers: [bin/npx]", 2, 13, "absolute path or glob"),
 ];
@@ -201,7 +230,7 @@ fn a_hundred_thousand_cidrs_and_ten_thousand_names_compile() {
     let start = Instant::now();
     let policy = parse_bytes(text.as_bytes()).unwrap();
     let parsed = start.elapsed();
-    let c = compile(&policy, &Launchers::default(), &mut Ids::default()).unwrap();
+    let c = compile(&policy, &Host::default(), &mut Ids::default()).unwrap();
     println!(
         "{} bytes: parsed in {parsed:?}, compiled in {:?}: {} CIDRs, {} port sets",
         text.len(),
@@ -254,6 +283,7 @@ servers:
   - {name: b, profile: {network: {outbound: {}}}, match: [{container: 0123456789abcdef}]}
 unknown: {profile: none, mode: audit}
 resolvers: [9.9.9.9]
+search: [corp.example]
 launchers: ["/opt/*/bin/npx"]
 "#;
 

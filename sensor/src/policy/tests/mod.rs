@@ -2,13 +2,14 @@
 
 mod decisions;
 mod hostile;
+mod named;
 mod recognised;
 mod suggested;
 mod written;
 
 use super::compile::{Compiled, Ids, compile};
 use super::diagnostic::Diagnostic;
-use super::launchers::Launchers;
+use super::host::Host;
 use super::parse::parse_bytes;
 use super::tables::MemoryTables;
 use sensor_common::addr::Addr;
@@ -21,7 +22,7 @@ fn compiled(text: &str) -> Compiled {
 
 fn try_compiled(text: &str) -> Result<Compiled, Vec<Diagnostic>> {
     let policy = parse_bytes(text.as_bytes())?;
-    compile(&policy, &Launchers::default(), &mut Ids::default())
+    compile(&policy, &Host::default(), &mut Ids::default())
 }
 
 fn errors(text: &str) -> Vec<Diagnostic> {

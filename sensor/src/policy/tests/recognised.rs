@@ -202,14 +202,14 @@ fn bad_matches_are_refused() {
 
 #[test]
 fn only_launchers_of_the_host_keep_the_launcher_role() {
-    let launchers = Launchers {
+    let launchers = crate::policy::launchers::Launchers {
         programs: ["/usr/bin/uvx".to_owned()].into(),
         interpreters: ["/usr/bin/node".to_owned()].into(),
         scripts: ["/usr/bin/npx".to_owned()].into(),
     };
     let policy =
         parse_bytes(b"version: 1\nservers: [{name: a, profile: none, match: [{package: p}]}]").unwrap();
-    let c = compile(&policy, &launchers, &mut Ids::default()).unwrap();
+    let c = compile(&policy, &Host { launchers, ..Host::default() }, &mut Ids::default()).unwrap();
     let trie = Trie::of(&c);
     let file = |exe: &str, argv: &[&str]| trie.exec(exe, argv, &[]).launcher_file;
     assert_eq!(file("/usr/bin/uvx", &["uvx", "p"]), 1);

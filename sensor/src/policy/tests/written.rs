@@ -43,7 +43,9 @@ fn the_schema_refuses_what_the_parser_refuses() {
         "version: 2",
         "version: 1\nprofile: {}",
         "version: 1\nprofiles: {a: {egres: []}}",
-        "version: 1\nprofiles: {a: {egress: [{to: [10.0.0.1], sni: x}]}}",
+        "version: 1\nprofiles: {a: {egress: [{to: [x.example], sni: on}]}}",
+        "version: 1\nresolvers: []",
+        "version: 1\nsearch: corp.example",
         "version: 1\nprofiles: {a: {egress: [{to: []}]}}",
         "version: 1\nprofiles: {a: {egress: [{to: [10.0.0.1], ports: []}]}}",
         "version: 1\nprofiles: {a: {egress: [{to: [10.0.0.1], ports: [70000]}]}}",
@@ -65,28 +67,6 @@ fn the_schema_refuses_what_the_parser_refuses() {
 }
 
 #[test]
-fn names_are_audited_but_not_yet_enforced() {
-    let text = |mode: &str| {
-        format!(
-            "version: 1\nprofiles: {{p: {{egress: [{{to: [api.example.com]}}]}}}}\n\
-             servers: [{{name: a, profile: none, launcher_profile: p, mode: {mode}}}]\n"
-        )
-    };
-    let audited = parse_bytes(text("audit").as_bytes()).unwrap();
-    assert_eq!(audited.warnings.len(), 1);
-    assert!(audited.warnings[0].message.contains("api.example.com"), "{:?}", audited.warnings);
-    assert!(try_compiled(&text("audit")).is_ok());
-    let found = errors(&text("enforce"));
-    assert_eq!(found.len(), 1);
-    assert_eq!(found[0].path, "servers[0].launcher_profile");
-    assert!(found[0].message.contains("api.example.com"), "{found:?}");
-    assert_eq!(found[0].position.map(|p| p.line), Some(3));
-    let unknown =
-        "version: 1\nprofiles: {p: {egress: [{to: [x.example]}]}}\nunknown: {profile: p, mode: enforce}\n";
-    assert_eq!(errors(unknown)[0].path, "unknown.profile");
-}
-
-#[test]
 fn a_server_keeps_its_id_over_reloads_and_no_id_changes_hands() {
     let policy = |names: &[&str]| {
         let servers: Vec<String> = names.iter().map(|n| format!("{{name: {n}, profile: none}}")).collect();
@@ -94,7 +74,7 @@ fn a_server_keeps_its_id_over_reloads_and_no_id_changes_hands() {
     };
     let mut ids = Ids::default();
     let mut load = |names: &[&str]| {
-        let c = compile(&policy(names), &Launchers::default(), &mut ids).unwrap();
+        let c = compile(&policy(names), &Host::default(), &mut ids).unwrap();
         c.servers.iter().map(|(id, name, _)| (*id, name.clone())).collect::<Vec<_>>()
     };
     let named =
@@ -104,10 +84,10 @@ fn a_server_keeps_its_id_over_reloads_and_no_id_changes_hands() {
     assert_eq!(load(&["c", "a"]), named(&[(1, "unknown"), (4, "c"), (2, "a")]));
     // A policy that does not compile takes no ids.
     let bad = "version: 1\nservers: [{name: d, profile: none, match: [{script: x}]}, {name: e, profile: none, match: [{script: x}]}]";
-    assert!(compile(&parse_bytes(bad.as_bytes()).unwrap(), &Launchers::default(), &mut ids).is_err());
+    assert!(compile(&parse_bytes(bad.as_bytes()).unwrap(), &Host::default(), &mut ids).is_err());
     assert_eq!((ids.get("d"), ids.get("c"), ids.get("unknown")), (None, Some(4), Some(1)));
     assert!(!ids.restore("z", 4) && ids.restore("z", 9) && ids.restore("z", 9) && !ids.restore("y", 1));
-    let c = compile(&policy(&["n"]), &Launchers::default(), &mut ids).unwrap();
+    let c = compile(&policy(&["n"]), &Host::default(), &mut ids).unwrap();
     assert_eq!(c.servers[1].0, 10);
 }
 
@@ -164,7 +144,7 @@ servers:
 
 fn explained(server: &str, direction: Direction, target: &str) -> crate::policy::explain::Explanation {
     let policy = parse_bytes(EXPLAINED.as_bytes()).unwrap();
-    let c = compile(&policy, &Launchers::default(), &mut Ids::default()).unwrap();
+    let c = compile(&policy, &Host::default(), &mut Ids::default()).unwrap();
     let query =
         Query { server: server.to_owned(), launcher: false, direction, target: target.parse().unwrap() };
     crate::policy::explain::explain(&policy, &c, &query).unwrap()
@@ -203,12 +183,26 @@ fn explain_says_what_is_not_decided_by_the_address() {
     let e = explained("a", Direction::Egress, "[64:ff9b::a00:1]:443");
     assert_eq!((e.verdict, e.host.as_str()), (Verdict::Allow, "10.0.0.1"));
     let e = explained("a", Direction::Egress, "API.example.com:443");
-    assert_eq!((e.verdict, e.reason), (Verdict::WouldDeny, "name_not_enforced"));
+    assert_eq!(
+        (e.verdict, e.reason, e.sni, e.host.as_str()),
+        (Verdict::Allow, "rule", true, "api.example.com")
+    );
     assert_eq!(e.rule.unwrap().path, "profiles.p.egress[2]");
     let e = explained("a", Direction::Egress, "example.com:443");
+    assert_eq!((e.verdict, e.reason, e.rule), (Verdict::WouldDeny, "name_no_rule", None));
+    assert_eq!(e.suggestion.as_deref(), Some("profiles.p.egress: add `- {to: [example.com], ports: [443]}`"));
+    assert!(e.notes[0].contains("addresses hold"), "{:?}", e.notes);
+    let e = explained("a", Direction::Egress, "api.example.com:80");
     assert_eq!((e.reason, e.rule), ("no_rule", None));
+    let e = explained("a", Direction::Egress, "192.0.2.1:443");
+    assert!(e.notes[0].contains("by one of the profile's host names"), "{:?}", e.notes);
+    let e = explained("a", Direction::Inbound, "api.example.com:3901");
+    assert_eq!((e.reason, e.suggestion), ("no_inbound_rule", None));
+    let e = explained("b", Direction::Egress, "api.example.com:443/udp");
+    assert_eq!((e.verdict, e.reason), (Verdict::Deny, "profile_none"));
+    assert!(e.suggestion.unwrap().contains("{to: [api.example.com], ports: [443], protocol: udp}"));
     let e = explained("a", Direction::Egress, "10.0.0.53:5353/udp");
-    assert!(e.notes[0].contains("connect()"), "{:?}", e.notes);
+    assert!(e.notes[1].contains("connect()"), "{:?}", e.notes);
 }
 
 #[test]
