@@ -328,7 +328,7 @@ pub fn line_for(reason: Reason, direction: Direction, ip: IpAddr, port: u16, pro
 pub fn unix_line(path: &str) -> Option<String> {
     // Written in a rule, a trailing `*` would be a prefix.
     super::rules::unix_key(path).ok().filter(|_| !path.ends_with('*'))?;
-    Some(format!("unix: [{}]", super::suggest::quote(path)))
+    Some(format!("unix: [{}]", super::yaml::quote(path)))
 }
 
 impl Explanation {
