@@ -348,7 +348,9 @@ impl Explanation {
             let _ = writeln!(text, "  {key:<8} {value}");
         };
         if let Some(rule) = &self.rule {
-            line("rule", &format!("{} (line {}): {}", rule.path, rule.line, rule.text));
+            // What the host adds has no line.
+            let place = if rule.line == 0 { String::new() } else { format!(" (line {})", rule.line) };
+            line("rule", &format!("{}{place}: {}", rule.path, rule.text));
         }
         if let Some(suggestion) = &self.suggestion {
             line("allow", suggestion);
