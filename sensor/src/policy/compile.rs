@@ -308,7 +308,9 @@ fn profiles(
                 }
             }
         }
-        stays_inspected(profile, &variant.resolvers, &mut compiled.warnings);
+        if id == variant.profile {
+            compiled.warnings.extend(stays_inspected(profile, &variant.resolvers));
+        }
         for (rule, name) in (first_unix..).zip(&profile.unix) {
             let text = name.key.clone();
             compiled.unix.push(UnixEntry { profile: id as u32, text, rule: UnixRule { rule } });
@@ -332,21 +334,28 @@ fn profiles(
 }
 
 /// A rule for a resolver's address reads as if DNS were free.
-fn stays_inspected(profile: &Profile, resolvers: &[Resolver], warnings: &mut Vec<Diagnostic>) {
-    for rule in profile.rules.iter().filter(|r| r.direction == Direction::Egress) {
-        let dns = rule.ports.iter().any(|ports| ports.contains(&53));
-        let covered = resolvers.iter().find(|r| dns && rule.nets.iter().any(|net| net.contains(&r.addr)));
-        let Some(resolver) = covered else { continue };
-        let message = format!(
-            "port 53 of {} stays inspected, since it is a pinned resolver of a profile with host names: only \
-             the names of the profile are asked there, whatever this rule says",
-            resolver.addr
-        );
-        let warning = Diagnostic::warning(rule.position, rule.path.clone(), message);
-        if !warnings.contains(&warning) {
-            warnings.push(warning);
-        }
-    }
+fn stays_inspected(profile: &Profile, resolvers: &[Resolver]) -> Option<Diagnostic> {
+    let meets = |rule: &Rule| {
+        let dns = rule.direction == Direction::Egress && rule.ports.iter().any(|ports| ports.contains(&53));
+        resolvers.iter().find(|r| dns && rule.nets.iter().any(|net| net.contains(&r.addr)))
+    };
+    let mut rules = profile.rules.iter().filter_map(|rule| Some((rule, meets(rule)?)));
+    let (rule, resolver) = rules.next()?;
+    let more = match rules.count() {
+        0 => String::new(),
+        n => format!(" (and {n} more of the profile)"),
+    };
+    let message = format!(
+        "port 53 of {} stays inspected, since it is a pinned resolver of a profile with host names: only the \
+         names of the profile are asked there, whatever this rule{more} says",
+        resolver.addr
+    );
+    // A rule of another file has its name in front.
+    let (file, path) = match rule.path.split_once(": ") {
+        Some((file, path)) => (Some(file.to_owned()), path),
+        None => (None, rule.path.as_str()),
+    };
+    Some(Diagnostic { file, ..Diagnostic::warning(rule.position, path, message) })
 }
 
 fn number(

@@ -328,7 +328,7 @@ pub fn line_for(reason: Reason, direction: Direction, ip: IpAddr, port: u16, pro
 pub fn unix_line(path: &str) -> Option<String> {
     // Written in a rule, a trailing `*` would be a prefix.
     super::rules::unix_key(path).ok().filter(|_| !path.ends_with('*'))?;
-    Some(format!("unix: [{}]", super::suggest::quote(path)))
+    Some(format!("unix: [{}]", super::yaml::quote(path)))
 }
 
 impl Explanation {
@@ -348,7 +348,9 @@ impl Explanation {
             let _ = writeln!(text, "  {key:<8} {value}");
         };
         if let Some(rule) = &self.rule {
-            line("rule", &format!("{} (line {}): {}", rule.path, rule.line, rule.text));
+            // What the host adds has no line.
+            let place = if rule.line == 0 { String::new() } else { format!(" (line {})", rule.line) };
+            line("rule", &format!("{}{place}: {}", rule.path, rule.text));
         }
         if let Some(suggestion) = &self.suggestion {
             line("allow", suggestion);

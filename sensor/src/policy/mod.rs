@@ -28,6 +28,7 @@ pub mod suggest;
 pub mod tables;
 pub mod toolhive;
 pub mod variants;
+pub mod yaml;
 
 pub use compile::{Compiled, Ids, compile};
 pub use diagnostic::Diagnostic;

@@ -50,7 +50,7 @@ pub fn egress(checker: &mut Checker, raw: &RawEgress, path: String, position: Op
     }
     ports_and_protocol(checker, &mut rule, raw.ports.as_ref(), raw.protocol.as_ref());
     sni(checker, &mut rule, raw.sni.as_ref());
-    named(checker, &rule);
+    doubts_about_names(checker, &rule);
     rule
 }
 
@@ -85,8 +85,8 @@ fn sni(checker: &mut Checker, rule: &mut Rule, sni: Option<&Spanned<String>>) {
     }
 }
 
-/// What a rule with names cannot do.
-fn named(checker: &mut Checker, rule: &Rule) {
+/// What a rule with names will surprise somebody with.
+pub fn doubts_about_names(checker: &mut Checker, rule: &Rule) {
     let Some(first) = rule.names.first() else { return };
     if rule.udp && rule.ports.iter().any(|ports| ports.contains(&443)) {
         let message =

@@ -7,7 +7,7 @@ use super::diagnostic::{Diagnostic, Position};
 use super::model::{ANY_PORT, Direction, Profile, ProfileKind, Rule, Sni};
 use super::names::NamePattern;
 use super::parse::{Checker, at};
-use super::{address, parse};
+use super::{address, parse, rules};
 use ipnet::IpNet;
 use schemars::JsonSchema;
 use serde::de::IgnoredAny;
@@ -236,6 +236,7 @@ fn outbound_rules(checker: &mut Checker, path: &str, outbound: &Spanned<RawOutbo
             }
         }
     }
+    rules::doubts_about_names(checker, &rule);
     profile.rules.push(rule);
 }
 
