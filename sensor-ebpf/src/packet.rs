@@ -20,7 +20,9 @@ use sensor_common::addr::Addr;
 use sensor_common::label::Label;
 use sensor_common::policy::{Decision, EGRESS, Flow, INBOUND, Reason};
 use sensor_common::record::Hook;
-use sensor_common::socket::{Peer, SOCKET_INBOUND, SOCKET_NAT_TRUSTED, SOCKET_SNI, Socket, Tuple};
+use sensor_common::socket::{
+    Peer, SOCKET_HELLO, SOCKET_INBOUND, SOCKET_NAT_TRUSTED, SOCKET_SNI, Socket, Tuple,
+};
 use sensor_common::{TCP, UDP};
 
 /// A peer whose datagram an inbound rule let in may be answered. Losing an
@@ -250,7 +252,9 @@ fn judge_packet(skb: *mut __sk_buff, sk: *mut bpf_sock, stored: *mut Socket, hoo
                 s.cached_generation = generation;
                 s.cached = now;
             }
-            s.flags = s.flags & !SOCKET_SNI | if judged.decision.sni { SOCKET_SNI } else { 0 };
+            // A new connection of the socket's says its own hello.
+            let kept = !(SOCKET_SNI | if packet.opens { SOCKET_HELLO } else { 0 });
+            s.flags = s.flags & kept | if judged.decision.sni { SOCKET_SNI } else { 0 };
         }
         if outbound && judged.decision.sni {
             return hand_over(skb, HELLO, &packet, &judged);
