@@ -411,7 +411,12 @@ impl Core {
             let labelled = adopt::labelled(&maps);
             for f in &found {
                 let tasks = labelled.iter().filter(|(_, l)| l.instance() == f.label.instance()).count();
-                add_instance(&mut maps, f.label, f.pid, tasks as u64);
+                // It may have made the namespace it is in: not known is never trusted.
+                let netns = match adopt::home_netns(f.pid) {
+                    0 => u64::MAX,
+                    cookie => cookie,
+                };
+                add_instance(&mut maps, f.label, netns, tasks as u64);
             }
             let missed = labelled.iter().map(|(pid, label)| adopt::sockets(&mut maps, *pid, *label)).sum();
             (found, unmarked, missed)
@@ -471,12 +476,8 @@ impl Core {
 }
 
 /// The kernel's entry of an instance that the agent found or launches.
-pub fn add_instance(maps: &mut Maps, label: Label, pid: u32, tasks: u64) {
-    // Not known is never trusted; 0 would be filled in at its next exec.
-    let netns = match adopt::home_netns(pid) {
-        0 => u64::MAX,
-        cookie => cookie,
-    };
+/// `netns` 0: filled in at its next exec.
+pub fn add_instance(maps: &mut Maps, label: Label, netns: u64, tasks: u64) {
     let value = sensor_common::record::Instance { netns, tasks, ..Default::default() };
     let _ = maps.instances.insert(label.instance(), Shared(value), 0);
 }

@@ -240,7 +240,8 @@ fn launch(
     let label = Label::new(id, ROLE_LAUNCHER, core.number());
     let missed = {
         let mut maps = lock(&core.maps);
-        add_instance(&mut maps, label, caller.pid, 1);
+        // The caller is `mcp-sensor exec`, and where it execs is its server's home.
+        add_instance(&mut maps, label, 0, 1);
         maps.tasks.set(caller.pid, Shared(label), 0).map_err(|_| {
             ControlError::Exhausted(format!(
                 "process {} is beyond the label map; start the sensor with a larger --label-capacity",
