@@ -124,6 +124,16 @@ pub struct OrderKey {
     pub index: u32,
 }
 
+/// What was learned at a place in that order.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Order {
+    pub key: LearnedKey,
+    /// [`Learned::learned`] when it was entered here: differs if the name was
+    /// learned again.
+    pub stamp: u64,
+}
+
 #[cfg(any(test, feature = "user"))]
 impl NameKey {
     /// `text` as [`turned`] makes it. `None`: too long.

@@ -13,7 +13,7 @@ use aya_ebpf::maps::{Array, HashMap, LpmTrie, lpm_trie::Key};
 use sensor_common::dns::ASKED_TRUSTED;
 use sensor_common::name::{
     LEARNED_PER_SERVER, LEARNED_TRUSTED, Learned, LearnedKey, MAX_LEARNED, MAX_NAMES, NAME_ASK_ONLY,
-    NAME_BYTES, NAME_SCOPE_BITS, NAMES_PER_ADDRESS, NO_SET, NameRule, NameText, OrderKey, TTL_CEILING,
+    NAME_BYTES, NAME_SCOPE_BITS, NAMES_PER_ADDRESS, NO_SET, NameRule, NameText, Order, OrderKey, TTL_CEILING,
     TTL_FLOOR, TTL_GRACE, scope,
 };
 use sensor_common::policy::{CidrKey, EGRESS, Flow, MAX_SERVERS, Named, Ranked, Reason, Tables as _};
@@ -39,7 +39,7 @@ static NAMES: LpmTrie<NameBits, NameRule> = LpmTrie::with_max_entries(2 * MAX_NA
 static LEARNED: HashMap<LearnedKey, Learned> = HashMap::with_max_entries(MAX_LEARNED, NO_PREALLOC);
 /// What a server learned, oldest first, as a ring.
 #[map]
-static LEARNED_ORDER: HashMap<OrderKey, LearnedKey> = HashMap::with_max_entries(MAX_LEARNED, NO_PREALLOC);
+static LEARNED_ORDER: HashMap<OrderKey, Order> = HashMap::with_max_entries(MAX_LEARNED, NO_PREALLOC);
 /// How many addresses a server has learned since it was declared.
 #[map]
 static LEARNED_COUNT: Array<u64> = Array::with_max_entries(MAX_SERVERS, 0);
@@ -243,7 +243,7 @@ fn learn(scratch: &mut Scratch) -> Reason {
         return Reason::NotLearned;
     }
     if free {
-        make_room(key);
+        make_room(key, scratch.learned.learned);
     }
     Reason::Name
 }
@@ -262,26 +262,68 @@ fn same(a: &NameText, b: &NameText) -> bool {
     difference == 0
 }
 
-/// Enters a new key in its server's ring; the key that stood there goes, and
-/// with it the names after it, so that an address's slots have no gap.
+/// Enters a new key in its server's ring. What stands there goes, unless it was
+/// learned again since it was entered: then it is entered anew, and the next
+/// goes.
 #[inline(always)]
-fn make_room(key: &LearnedKey) {
+fn make_room(key: &LearnedKey, stamp: u64) {
+    const CHANCES: u32 = 4;
     let Some(count) = LEARNED_COUNT.get_ptr_mut(key.server as u32) else { return };
-    let index = atomic::fetch_add(count, 1) as u32 % LEARNED_PER_SERVER;
-    let at = OrderKey { server: key.server as u32, index };
-    if let Some(oldest) = LEARNED_ORDER.get_ptr_mut(at) {
+    let mut entry = Order { key: *key, stamp };
+    let mut chances = 0;
+    while chances < CHANCES {
+        let index = atomic::fetch_add(count, 1) as u32 % LEARNED_PER_SERVER;
+        let at = OrderKey { server: entry.key.server as u32, index };
+        let Some(oldest) = LEARNED_ORDER.get_ptr_mut(at) else {
+            let _ = LEARNED_ORDER.insert(at, entry, 0);
+            return;
+        };
         // SAFETY: map value.
-        let mut oldest = unsafe { *oldest };
-        let mut i = 0;
-        while i < NAMES_PER_ADDRESS {
-            if oldest.slot < NAMES_PER_ADDRESS as u16 {
-                let _ = LEARNED.remove(&oldest);
-            }
-            oldest.slot += 1;
-            i += 1;
+        let previous = unsafe { core::ptr::replace(oldest, entry) };
+        let Some(learned) = LEARNED.get_ptr_mut(previous.key) else { return };
+        // SAFETY: map value.
+        let again = unsafe { (*learned).learned };
+        chances += 1;
+        if again == previous.stamp || chances == CHANCES {
+            let LearnedKey { netns, addr: [a, b, c, d], server, slot, .. } = previous.key;
+            let (high, low) = (a as u64 | (b as u64) << 32, c as u64 | (d as u64) << 32);
+            // SAFETY: plain integers.
+            unsafe { forget_name(high, low, netns, server as u64 | (slot as u64) << 16) };
+            return;
         }
+        entry = Order { key: previous.key, stamp: again };
     }
-    let _ = LEARNED_ORDER.insert(at, key, 0);
+}
+
+/// Removes one name of an address; the last one takes its slot, so that there
+/// is no gap. `whose`: the server, and the slot in bits 16..32. Returns 0.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub unsafe extern "C" fn forget_name(high: u64, low: u64, netns: u64, whose: u64) -> u64 {
+    let addr = [high as u32, (high >> 32) as u32, low as u32, (low >> 32) as u32];
+    let gone = (whose >> 16) as u16 & (NAMES_PER_ADDRESS as u16 - 1);
+    let mut key = LearnedKey { netns, addr, server: whose as u16, slot: 0, _pad: 0 };
+    let mut last = core::ptr::null_mut();
+    let mut i = 0;
+    while i < NAMES_PER_ADDRESS as u16 {
+        key.slot = i;
+        let Some(learned) = LEARNED.get_ptr_mut(key) else { break };
+        last = learned;
+        i += 1;
+    }
+    if i == 0 {
+        return 0;
+    }
+    if gone + 1 < i && !last.is_null() {
+        key.slot = gone;
+        // SAFETY: map value; the kernel copies it.
+        let _ = LEARNED.insert(key, unsafe { &*last }, 0);
+    }
+    key.slot = i - 1;
+    if gone <= key.slot {
+        let _ = LEARNED.remove(key);
+    }
+    0
 }
 
 /// The slot in which a buffer's name is one of its peer's. [`NO_NAME`]: the peer
