@@ -11,6 +11,7 @@
 mod address;
 mod atomic;
 mod exec;
+mod identity;
 mod kernel;
 mod label;
 mod option;

@@ -1,13 +1,13 @@
 //! The compiled policy in maps; the decision itself is `sensor_common::policy`.
 
-use crate::kernel;
+use crate::{identity, kernel};
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, LpmTrie, lpm_trie::Key};
 use sensor_common::addr::Addr;
 use sensor_common::label::Label;
 use sensor_common::policy::{
     self, CidrKey, LaunchKey, MAX_CIDRS, MAX_PORT_SETS, MAX_PROFILES, MAX_SERVERS, PROFILE_UNRESTRICTED,
-    PortSet, Profile, Server, slot,
+    PortSet, Profile, SERVER_UNKNOWN, Server, slot,
 };
 
 #[map]
@@ -77,12 +77,23 @@ pub(crate) fn profile_of(server: &Server, label: Label) -> u16 {
     if label.is_launcher() { server.launcher_profile } else { server.profile }
 }
 
-/// The label's profile is `unrestricted`.
+/// The label's profile is `unrestricted`, and that of `unknown` as well if the
+/// file is not verified.
 #[inline(always)]
 pub(crate) fn unrestricted(label: Label) -> bool {
     let generation = kernel::generation();
-    let Some(server) = server(generation, label.server()) else { return false };
-    match profile(generation, profile_of(server, label)) {
+    let Some(own) = server(generation, label.server()) else { return false };
+    is_unrestricted(generation, profile_of(own, label))
+        && (!identity::unverified(generation, own, label)
+            || match server(generation, SERVER_UNKNOWN) {
+                Some(unknown) => is_unrestricted(generation, unknown.profile),
+                None => false,
+            })
+}
+
+#[inline(always)]
+pub(crate) fn is_unrestricted(generation: u32, id: u16) -> bool {
+    match profile(generation, id) {
         Some(p) => p.kind == PROFILE_UNRESTRICTED,
         None => false,
     }

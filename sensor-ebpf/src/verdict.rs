@@ -2,14 +2,16 @@
 //! where a denial becomes one.
 
 use crate::record::{self, Task};
-use crate::{atomic, kernel, label, policy};
+use crate::{atomic, identity, kernel, label, policy};
 use aya_ebpf::helpers::generated::{bpf_get_current_comm, bpf_ktime_get_boot_ns};
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::HashMap;
 use sensor_common::addr::Addr;
 use sensor_common::kernel::Denial;
-use sensor_common::label::Label;
-use sensor_common::policy::{Decision, Flow, MODE_AUDIT, PROFILE_SELF, Reason, decide};
+use sensor_common::label::{Label, ROLE_SERVER};
+use sensor_common::policy::{
+    Decision, Flow, Held, MODE_AUDIT, PROFILE_SELF, Reason, SERVER_UNKNOWN, decide, stricter,
+};
 use sensor_common::record::{
     COMM_BYTES, Hook, KIND_VERDICT, Loss, RING_TELEMETRY, RING_VERDICTS, VERDICT_ALLOW, VERDICT_DENY,
     VERDICT_WOULD_DENY, Verdict, VerdictKey,
@@ -101,28 +103,52 @@ pub(crate) fn judge(label: Label, flow: &Flow) -> Judged {
         | (flow.protocol as u64) << 16
         | (flow.direction as u64) << 24
         | (flow.any_port as u64) << 32;
+    let (high, low) = (a as u64 | (b as u64) << 32, c as u64 | (d as u64) << 32);
     // SAFETY: plain integers, both ways.
-    let packed =
-        unsafe { judge_flow(label.0, a as u64 | (b as u64) << 32, c as u64 | (d as u64) << 32, rest) };
+    let mut packed = unsafe { judge_flow(label.0, high, low, rest) };
+    if packed & UNVERIFIED != 0 {
+        // SAFETY: as above.
+        packed = unsafe { judge_unverified(packed, high, low, rest) };
+    }
+    let held = unpack(packed);
+    Judged { decision: held.decision, label, audit: held.audit, self_rule: held.self_rule }
+}
+
+#[inline(always)]
+fn unpack(packed: u64) -> Held {
     // SAFETY: the low byte is a `Reason`, put there by `judge_flow`.
     let reason = unsafe { core::mem::transmute::<u8, Reason>(packed as u8) };
     let rule = (packed >> 32) as u32;
     let ask_self = packed & ASK_SELF != 0;
-    Judged {
+    Held {
         decision: Decision { reason, rule: if ask_self { 0 } else { rule } },
-        label,
         audit: packed & IN_AUDIT != 0,
         self_rule: if ask_self { rule } else { 0 },
     }
 }
 
+/// What [`judge_flow`] said of an instance whose file is not verified, and what
+/// it says of a server that nobody declared.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub unsafe extern "C" fn judge_unverified(packed: u64, high: u64, low: u64, rest: u64) -> u64 {
+    // SAFETY: plain integers, both ways.
+    let unknown = unsafe { judge_flow(Label::new(SERVER_UNKNOWN, ROLE_SERVER, 0).0, high, low, rest) };
+    let held = stricter(unpack(packed), unpack(unknown));
+    let (flag, rule) = if held.self_rule != 0 { (ASK_SELF, held.self_rule) } else { (0, held.decision.rule) };
+    let audit = if held.audit { IN_AUDIT } else { 0 };
+    held.decision.reason as u64 | audit | flag | (rule as u64) << 32
+}
+
 const IN_AUDIT: u64 = 1 << 8;
 /// The rule is that of `to: [self]`, and the denial may be lifted by it.
 const ASK_SELF: u64 = 1 << 9;
+/// `unknown` must allow it as well.
+const UNVERIFIED: u64 = 1 << 10;
 
 /// [`judge`] as a global function of integers: the verifier looks at the walk
 /// over the port ranges once, not once per caller and path. Returns the reason
-/// in bits 0..8, [`IN_AUDIT`], [`ASK_SELF`], and the rule in bits 32..64.
+/// in bits 0..8, [`IN_AUDIT`], [`ASK_SELF`], [`UNVERIFIED`], and the rule in bits 32..64.
 ///
 /// Without a policy entry it says no, in enforce mode: a label nobody knows is
 /// not a free pass.
@@ -144,7 +170,10 @@ pub unsafe extern "C" fn judge_flow(label: u64, high: u64, low: u64, rest: u64) 
     let Some(server) = policy::server(generation, label.server()) else {
         return Reason::NoPolicy as u64;
     };
-    let audit = if server.mode == MODE_AUDIT { IN_AUDIT } else { 0 };
+    let mut flags = if server.mode == MODE_AUDIT { IN_AUDIT } else { 0 };
+    if identity::unverified(generation, server, label) {
+        flags |= UNVERIFIED;
+    }
     let profile = policy::profile_of(server, label);
     let decision = decide(&policy::Maps, generation, profile, &flow);
     if matches!(decision.reason, Reason::NoRule | Reason::NoInboundRule)
@@ -152,9 +181,9 @@ pub unsafe extern "C" fn judge_flow(label: u64, high: u64, low: u64, rest: u64) 
         && let Some(profile) = policy::profile(generation, profile)
         && profile.flags & PROFILE_SELF != 0
     {
-        return decision.reason as u64 | audit | ASK_SELF | (profile.self_rule as u64) << 32;
+        return decision.reason as u64 | flags | ASK_SELF | (profile.self_rule as u64) << 32;
     }
-    decision.reason as u64 | audit | (decision.rule as u64) << 32
+    decision.reason as u64 | flags | (decision.rule as u64) << 32
 }
 
 /// Denied for a reason that no rule can lift, unless in audit. Returns what a
@@ -165,11 +194,17 @@ pub(crate) fn refuse(facts: &mut Facts, reason: Reason) -> i32 {
     conclude(facts, &Judged::flat(facts.label, reason, audit))
 }
 
-/// The label's server is in audit; no when nothing is known of it.
+/// The label's server is in audit, and `unknown` as well if the file is not
+/// verified; no when nothing is known of it.
 #[inline(always)]
 pub(crate) fn in_audit(label: Label) -> bool {
-    match policy::server(kernel::generation(), label.server()) {
-        Some(server) => server.mode == MODE_AUDIT,
+    let generation = kernel::generation();
+    let Some(server) = policy::server(generation, label.server()) else { return false };
+    if server.mode != MODE_AUDIT || !identity::unverified(generation, server, label) {
+        return server.mode == MODE_AUDIT;
+    }
+    match policy::server(generation, SERVER_UNKNOWN) {
+        Some(unknown) => unknown.mode == MODE_AUDIT,
         None => false,
     }
 }

@@ -1,6 +1,7 @@
 //! What the parts of the agent share: maps, policies, instances, the bus.
 
 use super::adopt;
+use super::identity::Identities;
 use super::instances::{Instance, Instances, instance_id};
 use super::process;
 use super::state::{InForce, Policies};
@@ -9,11 +10,16 @@ use crate::event::{Body, Bus, now, pb};
 use crate::kernel::maps::{Labels, Maps, Shared};
 use crate::kernel::record::{self, Record};
 use crate::kernel::tables;
+use crate::policy::Compiled;
 use crate::policy::recognise::Recogniser;
+use sensor_common::identity::FileId;
 use sensor_common::kernel::INSTANCE_BY_AGENT;
 use sensor_common::label::Label;
 use sensor_common::policy::MODE_ENFORCE;
-use sensor_common::record::{EXEC_MOVED, EXEC_NEW_INSTANCE, EXEC_ROLE_CHANGED, Exec, Verdict, VerdictKey};
+use sensor_common::record::{
+    EXEC_MOVED, EXEC_NEW_INSTANCE, EXEC_ROLE_CHANGED, EXEC_UNVERIFIED, Exec, INSTANCE_HASHED, Verdict,
+    VerdictKey,
+};
 use sensor_common::socket::Tuple;
 use std::collections::{BTreeMap, HashSet};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -23,12 +29,16 @@ use std::time::Duration;
 /// How long facts about a process outside the server's tree are waited for.
 const PATIENCE: Duration = Duration::from_millis(100);
 
+/// Behind what an instance was recognised by, where its file is not verified.
+const UNVERIFIED: &str = " (not verified)";
+
 pub struct Core {
     pub bus: Arc<Bus>,
     pub maps: Mutex<Maps>,
     pub labels: Labels,
     pub policies: Mutex<Policies>,
     pub instances: Mutex<Instances>,
+    pub identities: Identities,
     /// Losses since the start, for `status`.
     pub losses: Mutex<BTreeMap<(String, String), u64>>,
     next_instance: AtomicU32,
@@ -41,7 +51,7 @@ pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Core {
-    pub fn new(bus: Arc<Bus>, maps: Maps, labels: Labels) -> Core {
+    pub fn new(bus: Arc<Bus>, maps: Maps, labels: Labels, identities: Identities) -> Core {
         // Numbers of this run do not meet those an earlier agent gave out.
         let seed = (now() / 1_000_000_000) as u32 & 0x00ff_ffff;
         Core {
@@ -50,6 +60,7 @@ impl Core {
             labels,
             policies: Mutex::default(),
             instances: Mutex::default(),
+            identities,
             losses: Mutex::default(),
             next_instance: AtomicU32::new(INSTANCE_BY_AGENT | seed << 4),
         }
@@ -132,7 +143,11 @@ impl Core {
         let exe = record::exe_path(r);
         let (argv, argv_truncated) = record::argv(r);
         if r.flags & EXEC_NEW_INSTANCE != 0 {
-            let evidence = self.in_force().map(|p| p.evidence(r.matched)).unwrap_or_default();
+            let mut evidence = self.in_force().map(|p| p.evidence(r.matched)).unwrap_or_default();
+            if r.flags & EXEC_UNVERIFIED != 0 {
+                evidence.push_str(UNVERIFIED);
+                self.verify_later(label, r.header.tgid, &exe);
+            }
             self.begin(
                 time,
                 label,
@@ -166,6 +181,44 @@ impl Core {
                 new_instance: r.flags & EXEC_NEW_INSTANCE != 0,
             }),
         );
+    }
+
+    fn verify_later(&self, label: Label, pid: u32, exe: &str) {
+        if !self.identities.look_at(label, pid, exe) {
+            self.lose("agent", "identity_queue", 1);
+        }
+    }
+
+    /// A file was hashed: the kernel takes it for verified, for those servers of
+    /// the policy in force that have a rule with that hash.
+    pub fn admit(
+        &self,
+        file: FileId,
+        servers: impl FnOnce(&Compiled) -> HashSet<u16>,
+        evicted: Option<FileId>,
+    ) {
+        let Some(policy) = self.in_force() else { return };
+        let mut maps = lock(&self.maps);
+        if let Some(evicted) = evicted {
+            tables::forget_file(&mut maps, evicted);
+        }
+        let missed = servers(policy.compiled())
+            .into_iter()
+            .filter(|server| tables::verify(&mut maps, policy.generation, file, *server).is_err())
+            .count();
+        drop(maps);
+        if missed > 0 {
+            self.lose("agent", "identities_full", missed as u64);
+        }
+    }
+
+    /// What was hashed while a policy was being switched to.
+    pub fn admit_known(&self, policy: &InForce) {
+        let verified = self.identities.verified(policy.compiled());
+        let mut maps = lock(&self.maps);
+        for (file, server) in verified {
+            let _ = tables::verify(&mut maps, policy.generation, file, server);
+        }
     }
 
     /// A running process came into a cgroup that the policy names; its children
@@ -372,7 +425,9 @@ impl Core {
             let labelled = adopt::labelled(&maps);
             for f in &found {
                 let tasks = labelled.iter().filter(|(_, l)| l.instance() == f.label.instance()).count();
-                add_instance(&mut maps, f.label, f.pid, tasks as u64);
+                let hashed = policy.compiled().matchers.get(f.matched as usize).is_some_and(|m| m.hashed);
+                let file = hashed.then(|| self.identities.of_process(f.pid).unwrap_or_default());
+                add_instance(&mut maps, f.label, f.pid, tasks as u64, file);
             }
             let missed = labelled.iter().map(|(pid, label)| adopt::sockets(&mut maps, *pid, *label)).sum();
             (found, unmarked, missed)
@@ -387,6 +442,9 @@ impl Core {
             let uid = process::uid(f.pid);
             let argv = process::arguments(&f.argv);
             self.begin(now(), f.label, f.pid, uid, parent, &f.exe, argv, policy.evidence(f.matched), 0, true);
+            if policy.compiled().matchers.get(f.matched as usize).is_some_and(|m| m.hashed) {
+                self.verify_later(f.label, f.pid, &f.exe);
+            }
         }
         count
     }
@@ -409,6 +467,10 @@ impl Core {
                 .unwrap_or_default();
             let exe = process::exe(pid);
             self.begin(now(), label, pid, process::uid(pid), parent, &exe, argv, "label".to_owned(), 0, true);
+            let noted = tables::instance(&lock(&self.maps), label.instance());
+            if noted.is_some_and(|i| i.flags & INSTANCE_HASHED != 0) {
+                self.verify_later(label, pid, &exe);
+            }
         }
     }
 
@@ -431,14 +493,17 @@ impl Core {
     }
 }
 
-/// The kernel's entry of an instance that the agent found or launches.
-pub fn add_instance(maps: &mut Maps, label: Label, pid: u32, tasks: u64) {
+/// The kernel's entry of an instance that the agent found or launches. `file`:
+/// what it runs, if a rule with a hash recognised it.
+pub fn add_instance(maps: &mut Maps, label: Label, pid: u32, tasks: u64, file: Option<FileId>) {
     // Not known is never trusted; 0 would be filled in at its next exec.
     let netns = match adopt::home_netns(pid) {
         0 => u64::MAX,
         cookie => cookie,
     };
-    let value = sensor_common::record::Instance { netns, tasks, ..Default::default() };
+    let flags = if file.is_some() { INSTANCE_HASHED } else { 0 };
+    let file = file.unwrap_or_default();
+    let value = sensor_common::record::Instance { netns, tasks, flags, file, ..Default::default() };
     let _ = maps.instances.insert(label.instance(), Shared(value), 0);
 }
 

@@ -3,6 +3,7 @@
 
 mod adopt;
 mod core;
+pub mod identity;
 pub mod instances;
 pub mod process;
 mod reader;
@@ -14,6 +15,7 @@ pub mod translate;
 mod watch;
 
 use self::core::{Core, lock};
+use self::identity::Identities;
 use self::reload::Reloader;
 use self::service::Service;
 use self::watch::Watch;
@@ -141,7 +143,12 @@ async fn serve(args: RunArgs) -> anyhow::Result<ExitCode> {
         warn!("{sentence}");
     }
     let hooks: Vec<pb::Hook> = loaded_kernel.hooks.iter().map(service::hook).collect();
-    let core = Arc::new(Core::new(bus.clone(), loaded_kernel.maps, loaded_kernel.labels));
+    if let Err(error) = &loaded_kernel.identifier {
+        warn!(%error, "no file can be verified: rules with `sha256` hold their servers to `unknown` as well");
+    }
+    let (identities, jobs) = Identities::new(loaded_kernel.identifier);
+    let core = Arc::new(Core::new(bus.clone(), loaded_kernel.maps, loaded_kernel.labels, identities));
+    identity::start(core.clone(), jobs)?;
     let reloader = Arc::new(Reloader::new(core.clone(), args.policy.clone(), ids_file, ids, names));
     reloader.start(loaded).map_err(|e| Failure::new(Exit::Failure, e))?;
     if loaded_kernel.adopted {

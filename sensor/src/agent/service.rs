@@ -221,7 +221,7 @@ fn launch(
     let label = Label::new(id, ROLE_LAUNCHER, core.number());
     let missed = {
         let mut maps = lock(&core.maps);
-        add_instance(&mut maps, label, caller.pid, 1);
+        add_instance(&mut maps, label, caller.pid, 1, None);
         maps.tasks.set(caller.pid, Shared(label), 0).map_err(|_| {
             ControlError::Exhausted(format!(
                 "process {} is beyond the label map; start the sensor with a larger --label-capacity",

@@ -6,7 +6,7 @@
 //! drops the old links, so that no call goes unjudged in between.
 
 use super::maps::{Labels, Maps, MapsError, Rings};
-use super::{OBJECT, btf, sys};
+use super::{Identifier, OBJECT, btf, sys};
 use aya::programs::Program;
 use aya::{EbpfError, EbpfLoader};
 use aya_obj::Object;
@@ -114,6 +114,8 @@ pub struct Loaded {
     pub maps: Maps,
     pub rings: Rings,
     pub labels: Labels,
+    /// Without it no file is verified.
+    pub identifier: Result<Identifier, String>,
     pub hooks: Vec<Hook>,
     /// An earlier agent's maps were found and are in use.
     pub adopted: bool,
@@ -255,9 +257,10 @@ pub fn load(options: &Options) -> Result<Loaded, LoadError> {
     }
     remove_siblings(&options.pins, &pins);
     let labels = Labels::open(&ebpf)?;
+    let identifier = program("identify").and_then(|fd| Identifier::open(&ebpf, fd));
     let (maps, rings) = Maps::take(&mut ebpf)?;
     let attached = Attached { pins, _ebpf: ebpf, _links: links };
-    Ok(Loaded { maps, rings, labels, hooks, adopted, attached })
+    Ok(Loaded { maps, rings, labels, identifier, hooks, adopted, attached })
 }
 
 /// What another version, or another capacity, left there.

@@ -3,6 +3,7 @@
 use aya::maps::{Array, HashMap, LpmTrie, Map, MapData, MapError, PerCpuArray, RingBuf, SkStorage, lpm_trie};
 use aya::{Ebpf, Pod};
 use sensor_common::exec::{ExecRule, KEY_BYTES};
+use sensor_common::identity::IdentityKey;
 use sensor_common::kernel::{Denial, State};
 use sensor_common::label::Label;
 use sensor_common::policy::{LaunchKey, PortSet, Profile, Server};
@@ -57,6 +58,7 @@ pub struct Maps {
     pub cidrs: LpmTrie<MapData, Shared<CidrBits>, u32>,
     pub launches: HashMap<MapData, Shared<LaunchKey>, u8>,
     pub exec_rules: LpmTrie<MapData, Shared<ExecBits>, Shared<ExecRule>>,
+    pub identities: HashMap<MapData, Shared<IdentityKey>, u8>,
     pub unix: LpmTrie<MapData, Shared<UnixBits>, Shared<UnixRule>>,
     pub denials: HashMap<MapData, Shared<VerdictKey>, Shared<Denial>>,
     pub losses: PerCpuArray<MapData, u64>,
@@ -140,6 +142,7 @@ impl Maps {
             cidrs: take!("CIDRS"),
             launches: take!("LAUNCHES"),
             exec_rules: take!("EXEC_RULES"),
+            identities: take!("IDENTITIES"),
             unix: take!("UNIX"),
             denials: take!("DENIALS"),
             losses: take!("LOSSES"),
