@@ -61,24 +61,36 @@ pub(crate) fn is_verified(key: &IdentityKey) -> bool {
 /// has verified its file. What is not known of an instance counts as that.
 #[inline(always)]
 pub(crate) fn unverified(generation: u32, server: &Server, label: Label) -> bool {
-    server.flags & SERVER_HASHED != 0 && is_unverified(generation, label)
+    // SAFETY: plain integers, both ways.
+    server.flags & SERVER_HASHED != 0 && unsafe { is_unverified(generation as u64, label.0) } != 0
 }
 
+/// As [`unverified`], of a label whose server has rules with a hash.
 #[inline(always)]
-fn is_unverified(generation: u32, label: Label) -> bool {
-    let Some(i) = label::instance(label.instance()) else { return true };
+pub(crate) fn is_unverified_now(label: Label) -> bool {
+    // SAFETY: plain integers, both ways.
+    unsafe { is_unverified(kernel::generation() as u64, label.0) != 0 }
+}
+
+/// A global function, which the verifier looks at once: nearly every program
+/// asks.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub unsafe extern "C" fn is_unverified(generation: u64, label: u64) -> u64 {
+    let (generation, label) = (generation as u32, Label(label));
+    let Some(i) = label::instance(label.instance()) else { return 1 };
     // SAFETY: map value; aligned words.
     unsafe {
         if (*i).flags & INSTANCE_HASHED == 0 || (*i).verified == generation {
-            return false;
+            return 0;
         }
         let key = IdentityKey { file: (*i).file, generation, server: label.server() as u32 };
         if !is_verified(&key) {
-            return true;
+            return 1;
         }
         (*i).verified = generation;
     }
-    false
+    0
 }
 
 /// Run by the agent itself (BPF_PROG_TEST_RUN), never attached: what the kernel

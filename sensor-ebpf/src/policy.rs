@@ -81,14 +81,26 @@ pub(crate) fn profile_of(server: &Server, label: Label) -> u16 {
 /// file is not verified.
 #[inline(always)]
 pub(crate) fn unrestricted(label: Label) -> bool {
-    let generation = kernel::generation();
-    let Some(own) = server(generation, label.server()) else { return false };
-    is_unrestricted(generation, profile_of(own, label))
-        && (!identity::unverified(generation, own, label)
-            || match server(generation, SERVER_UNKNOWN) {
-                Some(unknown) => is_unrestricted(generation, unknown.profile),
-                None => false,
-            })
+    // SAFETY: plain integers, both ways.
+    unsafe { label_is_unrestricted(label.0) != 0 }
+}
+
+/// [`unrestricted`] out of line: it is asked for odd sockets and options only.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub unsafe extern "C" fn label_is_unrestricted(label: u64) -> u64 {
+    let (label, generation) = (Label(label), kernel::generation());
+    let Some(own) = server(generation, label.server()) else { return 0 };
+    if !is_unrestricted(generation, profile_of(own, label)) {
+        return 0;
+    }
+    if !identity::unverified(generation, own, label) {
+        return 1;
+    }
+    match server(generation, SERVER_UNKNOWN) {
+        Some(unknown) => is_unrestricted(generation, unknown.profile) as u64,
+        None => 0,
+    }
 }
 
 #[inline(always)]

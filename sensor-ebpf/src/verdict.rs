@@ -10,7 +10,7 @@ use sensor_common::addr::Addr;
 use sensor_common::kernel::Denial;
 use sensor_common::label::{Label, ROLE_SERVER};
 use sensor_common::policy::{
-    Decision, Flow, Held, MODE_AUDIT, PROFILE_SELF, Reason, SERVER_UNKNOWN, decide, stricter,
+    Decision, Flow, Held, MODE_AUDIT, PROFILE_SELF, Reason, SERVER_HASHED, SERVER_UNKNOWN, decide, stricter,
 };
 use sensor_common::record::{
     COMM_BYTES, Hook, KIND_VERDICT, Loss, RING_TELEMETRY, RING_VERDICTS, VERDICT_ALLOW, VERDICT_DENY,
@@ -106,9 +106,11 @@ pub(crate) fn judge(label: Label, flow: &Flow) -> Judged {
     let (high, low) = (a as u64 | (b as u64) << 32, c as u64 | (d as u64) << 32);
     // SAFETY: plain integers, both ways.
     let mut packed = unsafe { judge_flow(label.0, high, low, rest) };
-    if packed & UNVERIFIED != 0 {
+    if packed & HASHED != 0 && identity::is_unverified_now(label) {
         // SAFETY: as above.
-        packed = unsafe { judge_unverified(packed, high, low, rest) };
+        packed = unsafe {
+            both(packed, judge_flow(Label::new(SERVER_UNKNOWN, ROLE_SERVER, 0).0, high, low, rest))
+        };
     }
     let held = unpack(packed);
     Judged { decision: held.decision, label, audit: held.audit, self_rule: held.self_rule }
@@ -128,13 +130,12 @@ fn unpack(packed: u64) -> Held {
 }
 
 /// What [`judge_flow`] said of an instance whose file is not verified, and what
-/// it says of a server that nobody declared.
+/// it says of a server that nobody declared. No caller of [`judge_flow`], which
+/// has what is left of the stack.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub unsafe extern "C" fn judge_unverified(packed: u64, high: u64, low: u64, rest: u64) -> u64 {
-    // SAFETY: plain integers, both ways.
-    let unknown = unsafe { judge_flow(Label::new(SERVER_UNKNOWN, ROLE_SERVER, 0).0, high, low, rest) };
-    let held = stricter(unpack(packed), unpack(unknown));
+pub unsafe extern "C" fn both(server: u64, unknown: u64) -> u64 {
+    let held = stricter(unpack(server), unpack(unknown));
     let (flag, rule) = if held.self_rule != 0 { (ASK_SELF, held.self_rule) } else { (0, held.decision.rule) };
     let audit = if held.audit { IN_AUDIT } else { 0 };
     held.decision.reason as u64 | audit | flag | (rule as u64) << 32
@@ -143,12 +144,12 @@ pub unsafe extern "C" fn judge_unverified(packed: u64, high: u64, low: u64, rest
 const IN_AUDIT: u64 = 1 << 8;
 /// The rule is that of `to: [self]`, and the denial may be lifted by it.
 const ASK_SELF: u64 = 1 << 9;
-/// `unknown` must allow it as well.
-const UNVERIFIED: u64 = 1 << 10;
+/// The server has rules with a hash.
+const HASHED: u64 = 1 << 10;
 
 /// [`judge`] as a global function of integers: the verifier looks at the walk
 /// over the port ranges once, not once per caller and path. Returns the reason
-/// in bits 0..8, [`IN_AUDIT`], [`ASK_SELF`], [`UNVERIFIED`], and the rule in bits 32..64.
+/// in bits 0..8, [`IN_AUDIT`], [`ASK_SELF`], [`HASHED`], and the rule in bits 32..64.
 ///
 /// Without a policy entry it says no, in enforce mode: a label nobody knows is
 /// not a free pass.
@@ -171,8 +172,8 @@ pub unsafe extern "C" fn judge_flow(label: u64, high: u64, low: u64, rest: u64) 
         return Reason::NoPolicy as u64;
     };
     let mut flags = if server.mode == MODE_AUDIT { IN_AUDIT } else { 0 };
-    if identity::unverified(generation, server, label) {
-        flags |= UNVERIFIED;
+    if server.flags & SERVER_HASHED != 0 {
+        flags |= HASHED;
     }
     let profile = policy::profile_of(server, label);
     let decision = decide(&policy::Maps, generation, profile, &flow);
