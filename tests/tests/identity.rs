@@ -6,6 +6,7 @@ use mcp_sensor_tests::events::Event;
 use mcp_sensor_tests::network::Family;
 use mcp_sensor_tests::peer::PORT;
 use mcp_sensor_tests::policy::Policy;
+use mcp_sensor_tests::run::Running;
 use mcp_sensor_tests::sensor::{SOON, Sensor};
 use mcp_sensor_tests::spec::must;
 use sha2::{Digest, Sha256};
@@ -199,10 +200,27 @@ fn a_file_that_comes_after_the_policy_is_verified_shortly_after_its_first_exec()
         let tried = connects(&bed, &exe, "tcp-connect")?;
         ensure!(tried.frames.is_empty() || tried.report.answered(), "{}", tried.report);
         reaches_soon(&bed, &exe)?;
-        let findings = sensor.events().all()?.iter().filter(|e| e.text("type") == "finding").count();
-        ensure!(findings == 0, "{findings} findings");
+        let found = |e: &&Event| ["hash_mismatch", "unverifiable"].contains(&e.text("kind"));
+        let findings: Vec<Event> = sensor.events().all()?.iter().filter(found).cloned().collect();
+        ensure!(findings.is_empty(), "{findings:?}");
         Ok(())
     });
+}
+
+/// A shell that tries until it is connected, in one process.
+fn tries(bed: &Bed, exe: &Path) -> Result<Running> {
+    let mut command = bed.command(exe)?;
+    let place = format!("/dev/tcp/{}/{PORT}", Family::V4.allowed());
+    command
+        .arg("-c")
+        .arg(format!("until true 3<>{place}; do sleep 0.02; done 2>/dev/null; echo connected; sleep 60"));
+    Running::start(command)
+}
+
+fn shell(bed: &Bed) -> Result<PathBuf> {
+    let exe = bed.folder.path().join("shell-server");
+    fs::copy("/bin/bash", &exe)?;
+    Ok(exe)
 }
 
 /// The instance itself, not only the next one.
@@ -210,20 +228,43 @@ fn a_file_that_comes_after_the_policy_is_verified_shortly_after_its_first_exec()
 fn a_running_instance_is_let_out_when_its_file_is_verified() {
     must(|| {
         let bed = Bed::new()?;
-        let exe = installed(&bed)?;
+        let exe = shell(&bed)?;
+        let (hash, away) = (sha256(&exe)?, bed.folder.path().join("away"));
+        fs::rename(&exe, &away)?;
+        let sensor = Sensor::start(&bed, &policy("wire", &exe, &[&hash]))?;
+        // A change time that the agent has not seen.
+        fs::rename(&away, &exe)?;
+        let mut running = tries(&bed, &exe)?;
+        ensure!(running.line(SOON)? == "connected");
+        sensor.events().wait_for("an instance that is not verified", SOON, |e| {
+            e.text("type") == "instance_started" && e.text("evidence").contains("not verified")
+        })?;
+        Ok(())
+    });
+}
+
+#[test]
+fn a_policy_that_names_the_hash_lets_a_running_instance_out_and_back_in() {
+    must(|| {
+        let bed = Bed::new()?;
+        let exe = shell(&bed)?;
         let (hash, wrong) = (sha256(&exe)?, "cd".repeat(32));
         let sensor = Sensor::start(&bed, &policy("wire", &exe, &[&wrong]))?;
-        let mut command = bed.command(&exe)?;
+        let mut running = tries(&bed, &exe)?;
+        sensor.events().wait_for("a denial", SOON, |e| e.is_denial_of(SERVER))?;
+        ensure!(bed.frames()?.is_empty(), "frames of a file that is not verified");
+        sensor.reload(&policy("wire", &exe, &[&wrong, &hash]))?;
+        ensure!(running.line(SOON)? == "connected");
+        // A version that is taken back is held, also where it runs already.
+        let streaming = installed(&bed)?;
+        let hash = sha256(&streaming)?;
+        sensor.reload(&policy("wire", &streaming, &[&hash]))?;
+        let mut command = bed.command(&streaming)?;
         let to = Family::V4.allowed().to_string();
         command.args(["stream", "--to", &to, "--port", &PORT.to_string(), "--", "udp"]);
         let _running = bed.start_until_ready(command)?;
-        sensor.events().wait_for("a denial", SOON, |e| e.is_denial_of(SERVER))?;
-        ensure!(bed.frames()?.is_empty(), "frames of a file that is not verified");
-        let streams = || -> Result<bool> { Ok(bed.sniffer.wait_for(SOON, |f| f.payload() > 500)?.is_some()) };
-        sensor.reload(&policy("wire", &exe, &[&wrong, &hash]))?;
-        ensure!(streams()?, "its hash is in the policy, but nothing is sent");
-        // A version that is taken back is held, also where it runs already.
-        sensor.reload(&policy("wire", &exe, &[&wrong]))?;
+        ensure!(bed.sniffer.wait_for(SOON, |f| f.payload() > 500)?.is_some(), "it does not stream");
+        sensor.reload(&policy("wire", &streaming, &[&wrong]))?;
         bed.frames()?;
         bed.sniffer.wait_for(Duration::from_millis(500), |_| false)?;
         ensure!(bed.frames()?.is_empty(), "frames of a version that was taken back");
@@ -287,5 +328,65 @@ fn a_file_that_is_open_for_writing_is_not_verified() {
         drop(writer);
         // No more said than that: the next exec asks again.
         reaches_soon(&bed, &exe)
+    });
+}
+
+/// What the kernel executes of a script is its interpreter: that is hashed.
+#[test]
+fn the_hash_of_an_interpreter_holds_for_its_scripts() {
+    must(|| {
+        let bed = Bed::new()?;
+        let (exe, script) = (shell(&bed)?, bed.folder.path().join("script"));
+        let place = format!("/dev/tcp/{}/{PORT}", Family::V4.allowed());
+        fs::write(&script, format!("#!{}\ntrue 3<>{place} && echo connected\n", exe.display()))?;
+        fs::set_permissions(&script, fs::Permissions::from_mode(0o755))?;
+        let said = || Ok::<_, anyhow::Error>(Running::start(bed.command(&script)?)?.finish(SOON)?.lines);
+        let sensor = Sensor::start(&bed, &policy("wire", &exe, &[&sha256(&exe)?]))?;
+        ensure!(said()? == ["connected"]);
+        sensor.reload(&policy("wire", &exe, &[&sha256(&script)?]))?;
+        bed.frames()?;
+        ensure!(said()?.is_empty() && bed.frames()?.is_empty(), "the script's hash is not the interpreter's");
+        Ok(())
+    });
+}
+
+/// What `unknown` allows as well is allowed.
+#[test]
+fn a_file_that_is_not_verified_may_do_what_both_profiles_allow() {
+    must(|| {
+        let bed = Bed::new()?;
+        let exe = installed(&bed)?;
+        let text = policy("wire", &exe, &["ab".repeat(32).as_str()]).yaml();
+        let sensor = Sensor::start(&bed, &Policy::standard())?;
+        for (unknown, mode, server_mode, allowed) in [
+            ("wire", "audit", "enforce", true),
+            ("wire", "enforce", "enforce", true),
+            ("none", "audit", "audit", true),
+            ("none", "enforce", "audit", false),
+            ("none", "audit", "enforce", false),
+        ] {
+            let text = text
+                .replace(
+                    "unknown: {profile: none, mode: audit}",
+                    &format!("unknown: {{profile: {unknown}, mode: {mode}}}"),
+                )
+                .replace(
+                    &format!("name: {SERVER}\n    profile: wire\n    mode: enforce"),
+                    &format!("name: {SERVER}\n    profile: wire\n    mode: {server_mode}"),
+                );
+            let generation = sensor.generation()?;
+            sensor.replace_policy(&text)?;
+            let deadline = Instant::now() + SOON;
+            while sensor.generation()? == generation {
+                ensure!(Instant::now() < deadline, "not in force");
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            bed.frames()?;
+            let tried = connects(&bed, &exe, "tcp-connect")?;
+            let case = format!("unknown {unknown} {mode}, server {server_mode}: {}", tried.report);
+            ensure!(tried.report.answered() == allowed, "{case}");
+            ensure!(allowed || tried.frames.is_empty(), "{case}");
+        }
+        Ok(())
     });
 }
