@@ -200,7 +200,9 @@ impl Core {
         let Some(policy) = self.in_force() else { return };
         let mut maps = lock(&self.maps);
         if let Some(evicted) = evicted {
-            tables::forget_file(&mut maps, evicted);
+            for rule in &policy.compiled().hashes {
+                tables::forget_file(&mut maps, policy.generation, evicted, rule.server);
+            }
         }
         let missed = servers(policy.compiled())
             .into_iter()

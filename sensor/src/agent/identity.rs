@@ -167,7 +167,7 @@ fn times(kind: FsType) -> Times {
     const RAMFS: i64 = 0x8584_58f6;
     const OVERLAYFS: i64 = 0x794c_7630;
     const ZFS: i64 = 0x2fc1_2fc1;
-    match kind.0 as i64 {
+    match kind.0 {
         EXT4 | XFS | BTRFS | F2FS | SQUASHFS | EROFS => Times::Exact,
         TMPFS | RAMFS | OVERLAYFS | ZFS => Times::Mapped,
         _ => Times::Foreign,
@@ -189,7 +189,7 @@ fn trusted(file: &File) -> Result<(), Unverifiable> {
         Times::Exact => {}
         Times::Mapped if meta.uid() == 0 && meta.mode() & OTHERS_WRITE == 0 => {}
         Times::Mapped => return Err(Unverifiable::Writable),
-        Times::Foreign => return Err(Unverifiable::FileSystem(kind.0 as i64)),
+        Times::Foreign => return Err(Unverifiable::FileSystem(kind.0)),
     }
     no_writer(file)
 }

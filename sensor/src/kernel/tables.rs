@@ -136,12 +136,10 @@ pub fn verify(maps: &mut Maps, generation: u32, file: FileId, server: u16) -> Re
     maps.identities.insert(Shared(key), 1, 0).map_err(at("IDENTITIES"))
 }
 
-/// Takes a file out again, for whichever server.
-pub fn forget_file(maps: &mut Maps, file: FileId) {
-    let stale: Vec<_> = maps.identities.keys().flatten().filter(|k| k.0.file == file).collect();
-    for key in stale {
-        let _ = maps.identities.remove(&key);
-    }
+/// Takes it out again.
+pub fn forget_file(maps: &mut Maps, generation: u32, file: FileId, server: u16) {
+    let key = IdentityKey { file, generation, server: server.into() };
+    let _ = maps.identities.remove(&Shared(key));
 }
 
 /// What the kernel keeps of an instance.

@@ -168,6 +168,9 @@ profiles:
 servers:
   - {name: a, profile: p, launcher_profile: none}
   - {name: b, profile: none, mode: enforce}
+  - name: c
+    profile: p
+    match: [{exe: /opt/c, sha256: e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855}]
 "#;
 
 fn explained(server: &str, direction: Direction, target: &str) -> crate::policy::explain::Explanation {
@@ -201,6 +204,19 @@ fn explain_names_the_rule_or_the_line_that_would_allow_it() {
     assert_eq!((e.verdict, e.rule.unwrap().path.as_str()), (Verdict::Allow, "profiles.p.inbound[0]"));
     let e = explained("unknown", Direction::Inbound, "127.0.0.1:3901");
     assert_eq!((e.verdict, e.profile.as_str()), (Verdict::WouldDeny, "none"));
+}
+
+#[test]
+fn explain_says_what_holds_while_a_file_is_not_verified() {
+    let e = explained("c", Direction::Egress, "10.1.2.3:443");
+    assert_eq!(e.verdict, Verdict::Allow);
+    assert_eq!(e.notes.len(), 1);
+    assert!(
+        e.notes[0].contains("profile none, audit") && e.notes[0].ends_with("it does not"),
+        "{:?}",
+        e.notes
+    );
+    assert!(explained("a", Direction::Egress, "10.1.2.3:443").notes.is_empty());
 }
 
 #[test]
