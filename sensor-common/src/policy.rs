@@ -224,7 +224,7 @@ pub enum Reason {
     SocketLabel = 49,
     /// The server's profile allows it, but the file is not verified and the
     /// profile of `unknown` does not.
-    Unverified = 50,
+    Unverified = 57,
 }
 
 impl Reason {

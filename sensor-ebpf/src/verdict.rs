@@ -145,7 +145,7 @@ const IN_AUDIT: u64 = 1 << 8;
 /// The rule is that of `to: [self]`, and the denial may be lifted by it.
 const ASK_SELF: u64 = 1 << 9;
 /// The server has rules with a hash.
-const HASHED: u64 = 1 << 10;
+const HASHED: u64 = 1 << 11;
 
 /// [`judge`] as a global function of integers: the verifier looks at the walk
 /// over the port ranges once, not once per caller and path. Returns the reason
