@@ -70,6 +70,9 @@ pub const FLAG_NEEDS_WORD: u16 = 8;
 /// launch, which are no evidence about itself.
 pub const FLAG_OWN: u16 = 16;
 
+/// The rule names a hash: the executable's file must be a verified one.
+pub const FLAG_HASHED: u16 = 32;
+
 /// Value of the exec trie.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
@@ -101,6 +104,8 @@ pub struct Match {
     pub launcher_exe: u8,
     pub exe: u32,
     pub priority: u32,
+    /// 1: the server comes from a rule that names a hash.
+    pub hashed: u32,
 }
 
 impl Match {
@@ -114,6 +119,7 @@ impl Match {
         launcher_exe: 0,
         exe: 0,
         priority: u32::MAX,
+        hashed: 0,
     };
 
     /// The executable itself, first of all.
@@ -171,6 +177,7 @@ impl Match {
         if rule.server != 0 && self.own == 0 && rule.priority < self.priority {
             self.server = rule.server;
             self.priority = rule.priority;
+            self.hashed = (rule.flags & FLAG_HASHED != 0) as u32;
         }
     }
 }
@@ -268,7 +275,7 @@ impl Scan {
 const _: () = {
     assert!(size_of::<ExecKey>() == 260);
     assert!(size_of::<ExecRule>() == 12);
-    assert!(size_of::<Match>() == 16);
+    assert!(size_of::<Match>() == 20);
     assert!(size_of::<Scan>() == 32);
 };
 
@@ -332,6 +339,18 @@ mod tests {
         m.other(&ExecRule { server: 9, flags: 0, exe: 0, priority: 2 });
         m.other(&ExecRule { server: 10, flags: 0, exe: 0, priority: 5 });
         assert_eq!((m.server, m.interpreter), (9, 1));
+    }
+
+    #[test]
+    fn only_the_rule_that_wins_asks_for_a_hash() {
+        let hashed = ExecRule { server: 7, flags: FLAG_HASHED, exe: 4, priority: 2 };
+        let mut m = Match::NONE;
+        m.exe(&hashed);
+        assert_eq!((m.server, m.hashed), (7, 1));
+        m.other(&ExecRule { server: 8, flags: 0, exe: 0, priority: 3 });
+        assert_eq!((m.server, m.hashed), (7, 1), "a later rule");
+        m.other(&ExecRule { server: 8, flags: 0, exe: 0, priority: 1 });
+        assert_eq!((m.server, m.hashed), (8, 0), "an earlier rule");
     }
 
     #[test]

@@ -47,6 +47,12 @@ pub struct Offsets {
     pub fdtable_max_fds: u32,
     pub fdtable_fd: u32,
     pub inode_mode: u32,
+    pub inode_ino: u32,
+    pub inode_sb: u32,
+    pub inode_size: u32,
+    pub inode_ctime_sec: u32,
+    pub inode_ctime_nsec: u32,
+    pub sb_dev: u32,
     pub socket_sk: u32,
     pub sock_family: u32,
     pub sock_cookie: u32,
@@ -87,6 +93,6 @@ pub struct Denial {
 }
 
 const _: () = {
-    assert!(size_of::<Offsets>() == 168);
+    assert!(size_of::<Offsets>() == 192);
     assert!(size_of::<State>() == 24);
 };

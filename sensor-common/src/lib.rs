@@ -9,6 +9,7 @@
 pub mod addr;
 pub mod dns;
 pub mod exec;
+pub mod identity;
 pub mod kernel;
 pub mod label;
 pub mod name;
@@ -20,7 +21,7 @@ pub mod unix;
 
 /// Version of every layout in this crate; part of the name of the pin
 /// directory, so that two versions never share a map.
-pub const ABI: u32 = 2;
+pub const ABI: u32 = 3;
 
 /// IANA protocol numbers that a labelled server may use.
 pub const TCP: u8 = 6;

@@ -29,6 +29,11 @@ pub const UNIX_DEFAULT: u8 = 0;
 pub const UNIX_STRICT: u8 = 1;
 pub const UNIX_OPEN: u8 = 2;
 
+/// Some server may be launched (see [`LaunchKey`]).
+pub const SERVER_LAUNCHES: u8 = 1;
+/// Some rule of it names a hash: an instance may be unverified.
+pub const SERVER_HASHED: u8 = 2;
+
 /// One server under one generation. `valid` is 1, so that a zeroed entry is
 /// never mistaken for a policy.
 #[repr(C)]
@@ -37,8 +42,8 @@ pub struct Server {
     pub valid: u8,
     pub mode: u8,
     pub unix: u8,
-    /// 1: some server may be launched (see [`LaunchKey`]).
-    pub launches: u8,
+    /// [`SERVER_LAUNCHES`], [`SERVER_HASHED`].
+    pub flags: u8,
     pub profile: u16,
     pub launcher_profile: u16,
 }
@@ -259,6 +264,9 @@ pub enum Reason {
     Ech = 55,
     /// The address was learned by a name, and its time is over.
     NameExpired = 56,
+    /// The server's profile allows it, but the file is not verified and the
+    /// profile of `unknown` does not.
+    Unverified = 57,
 }
 
 impl Reason {
@@ -267,7 +275,7 @@ impl Reason {
         (self as u8) < 32
     }
 
-    pub const ALL: [Reason; 36] = [
+    pub const ALL: [Reason; 37] = [
         Reason::Rule,
         Reason::Unrestricted,
         Reason::SelfInstance,
@@ -304,6 +312,7 @@ impl Reason {
         Reason::Sni,
         Reason::Ech,
         Reason::NameExpired,
+        Reason::Unverified,
     ];
 
     /// The name in events and in `explain`.
@@ -345,6 +354,7 @@ impl Reason {
             Reason::Sni => "sni",
             Reason::Ech => "ech",
             Reason::NameExpired => "name_expired",
+            Reason::Unverified => "unverified",
         }
     }
 
@@ -378,6 +388,39 @@ impl Decision {
     #[inline(always)]
     pub const fn allows(self) -> bool {
         self.reason.allows()
+    }
+}
+
+/// What a profile says of one flow, and whether `to: [self]` may lift a denial.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Held {
+    pub decision: Decision,
+    /// 0: no.
+    pub self_rule: u32,
+    pub audit: bool,
+}
+
+impl Held {
+    #[inline(always)]
+    const fn may_pass(&self) -> bool {
+        self.decision.allows() || self.self_rule != 0
+    }
+}
+
+/// What holds an instance whose file is not verified: both its server's profile
+/// and that of `unknown` must allow, in `enforce` if either says so.
+#[inline(always)]
+pub fn stricter(server: Held, unknown: Held) -> Held {
+    let audit = server.audit && unknown.audit;
+    let denied = Decision::because(Reason::Unverified);
+    if !server.may_pass() {
+        Held { audit, ..server }
+    } else if !unknown.may_pass() {
+        Held { decision: denied, self_rule: 0, audit }
+    } else if server.decision.allows() && !unknown.decision.allows() {
+        Held { decision: denied, self_rule: unknown.self_rule, audit }
+    } else {
+        Held { audit, ..server }
     }
 }
 
@@ -535,3 +578,41 @@ const _: () = {
     assert!(size_of::<PortRange>() == 12);
     assert!(size_of::<PortSet>() == 4 + 12 * MAX_RANGES);
 };
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ALLOWED: Held =
+        Held { decision: Decision { reason: Reason::Rule, rule: 7 }, self_rule: 0, audit: true };
+    const DENIED: Held = Held { decision: Decision::because(Reason::NoRule), self_rule: 0, audit: true };
+    const ASKS: Held = Held { self_rule: 9, ..DENIED };
+
+    #[test]
+    fn both_profiles_must_allow_what_is_not_verified() {
+        for (server, unknown, reason, self_rule) in [
+            (ALLOWED, ALLOWED, Reason::Rule, 0),
+            (ALLOWED, DENIED, Reason::Unverified, 0),
+            (ALLOWED, ASKS, Reason::Unverified, 9),
+            (DENIED, ALLOWED, Reason::NoRule, 0),
+            (DENIED, DENIED, Reason::NoRule, 0),
+            (DENIED, ASKS, Reason::NoRule, 0),
+            (ASKS, ALLOWED, Reason::NoRule, 9),
+            (ASKS, DENIED, Reason::Unverified, 0),
+            (ASKS, ASKS, Reason::NoRule, 9),
+        ] {
+            let held = stricter(server, unknown);
+            assert_eq!((held.decision.reason, held.self_rule), (reason, self_rule), "{server:?} {unknown:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_verified_is_enforced_if_either_mode_says_so() {
+        for (server, unknown) in [(true, true), (true, false), (false, true), (false, false)] {
+            for held in [ALLOWED, DENIED, ASKS] {
+                let other = Held { audit: unknown, ..DENIED };
+                assert_eq!(stricter(Held { audit: server, ..held }, other).audit, server && unknown);
+            }
+        }
+    }
+}

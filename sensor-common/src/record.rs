@@ -2,6 +2,7 @@
 
 use crate::addr::Addr;
 use crate::exec::ARGV_BYTES;
+use crate::identity::FileId;
 use crate::label::Label;
 use crate::name::NameText;
 use crate::unix::PATH_BYTES;
@@ -171,6 +172,8 @@ pub const EXEC_ROLE_CHANGED: u32 = 2;
 /// No exec: the process was moved into a cgroup that the policy names. argv,
 /// executable and uid are not in the record.
 pub const EXEC_MOVED: u32 = 4;
+/// A rule with a hash began the instance, and its file is not verified.
+pub const EXEC_UNVERIFIED: u32 = 8;
 
 /// An exec by a labelled task.
 #[repr(C)]
@@ -282,12 +285,21 @@ pub struct Instance {
     pub verdict_tokens: i64,
     pub telemetry_tokens: i64,
     pub tasks: u64,
-    /// [`INSTANCE_NET_ADMIN`].
+    /// [`INSTANCE_NET_ADMIN`], [`INSTANCE_HASHED`].
     pub flags: u64,
+    /// With [`INSTANCE_HASHED`]: the file that began the instance.
+    pub file: FileId,
+    /// The generation under which that file was found verified; under any other
+    /// it is looked up again. 0: none.
+    pub verified: u32,
+    pub _pad: u32,
 }
 
 /// Some task of it had CAP_NET_ADMIN when it exec'ed: translation is not trusted.
 pub const INSTANCE_NET_ADMIN: u64 = 1;
+/// A rule with a hash began it: unless its file is verified, `unknown` holds it
+/// as well.
+pub const INSTANCE_HASHED: u64 = 2;
 
 const _: () = {
     assert!(size_of::<Header>() == 48);
@@ -297,6 +309,6 @@ const _: () = {
     assert!(size_of::<UnixVerdict>() == 48 + 8 + 108 + 4 + 16);
     assert!(size_of::<Exec>() == 48 + 32 + 16 + 256 + 512);
     assert!(size_of::<Exit>() == 56);
-    assert!(size_of::<Instance>() == 48);
+    assert!(size_of::<Instance>() == 88);
     assert!(size_of::<Addr>() == 16);
 };

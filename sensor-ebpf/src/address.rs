@@ -115,7 +115,7 @@ fn judge_outgoing(ctx: *mut bpf_sock_addr, hook: Hook, v6: bool, task_label: Lab
         }
     }
     if matches!(hook, Hook::Sendmsg)
-        && matches!(judged.decision.reason, Reason::NoRule)
+        && matches!(judged.decision.reason, Reason::NoRule | Reason::Unverified)
         // SAFETY: `ctx` is the program's context.
         && let Some(rule) = packet::answers(unsafe { bpf_get_socket_cookie(ctx.cast()) }, &flow)
     {

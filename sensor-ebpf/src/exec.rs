@@ -4,7 +4,7 @@
 use crate::kernel::{self, offset, pointer, read};
 use crate::record::{self, Task};
 use crate::verdict::take_token;
-use crate::{atomic, label, policy, socket};
+use crate::{atomic, identity, label, policy, socket};
 use aya_ebpf::helpers::generated::{
     bpf_get_current_comm, bpf_loop, bpf_probe_read_kernel, bpf_probe_read_kernel_str, bpf_probe_read_user,
 };
@@ -16,10 +16,12 @@ use sensor_common::exec::{
     ARGV_BYTES, EXEC_SCOPE_BITS, ExecRule, KEY_BYTES, KIND_ARG, KIND_CGROUP, KIND_EXE, KIND_MODULE,
     KIND_PACKAGE, KIND_SCRIPT, KIND_SCRIPT_PATH, KIND_WORD, MAX_EXEC_KEYS, Match, Scan, Step,
 };
+use sensor_common::identity::IdentityKey;
 use sensor_common::label::{Label, ROLE_LAUNCHER, ROLE_SERVER, on_exec};
+use sensor_common::policy::SERVER_LAUNCHES;
 use sensor_common::record::{
-    ARGV_SAMPLE, COMM_BYTES, EXE_BYTES, EXEC_MOVED, EXEC_NEW_INSTANCE, EXEC_ROLE_CHANGED, Exec,
-    INSTANCE_NET_ADMIN, Instance, KIND_EXEC, Loss, RING_TELEMETRY, RING_VERDICTS,
+    ARGV_SAMPLE, COMM_BYTES, EXE_BYTES, EXEC_MOVED, EXEC_NEW_INSTANCE, EXEC_ROLE_CHANGED, EXEC_UNVERIFIED,
+    Exec, INSTANCE_HASHED, INSTANCE_NET_ADMIN, Instance, KIND_EXEC, Loss, RING_TELEMETRY, RING_VERDICTS,
 };
 
 #[repr(C)]
@@ -49,8 +51,9 @@ pub struct Work {
     argv_len: u32,
     path_len: u32,
     word_seen: u32,
-    _pad: u32,
     label: Label,
+    /// The executable, looked at where a rule names a hash.
+    file: IdentityKey,
     dentry: u64,
     mount: u64,
     node: u64,
@@ -72,7 +75,10 @@ pub fn exec(_ctx: RawTracePointContext) -> i32 {
         return 0;
     }
     let launches = match policy::server(generation, current.server()) {
-        Some(server) if current.is_some() => server.launches != 0,
+        // What is not verified may start only what `unknown` may: nothing.
+        Some(server) if current.is_some() => {
+            server.flags & SERVER_LAUNCHES != 0 && !identity::unverified(generation, server, current)
+        }
         _ => false,
     };
     let Some(work) = WORK.get_ptr_mut(0) else { return 0 };
@@ -376,8 +382,7 @@ fn relabel(work: &mut Work, task: Task, current: Label) {
     let mut flags = 0;
     if label.instance() == 0 {
         label = Label::new(label.server(), label.role(), next_instance());
-        flags |= EXEC_NEW_INSTANCE;
-        begin(work, label, netns, kernel::current());
+        flags |= EXEC_NEW_INSTANCE | begin(work, label, netns, kernel::current());
     } else if label != current {
         flags |= EXEC_ROLE_CHANGED;
     }
@@ -412,14 +417,28 @@ fn next_instance() -> u32 {
 }
 
 #[inline(always)]
-fn begin(work: &mut Work, label: Label, netns: u64, task: u64) {
-    let instance = Instance { netns, tasks: 1, ..instance_zeroed() };
+fn begin(work: &mut Work, label: Label, netns: u64, task: u64) -> u32 {
+    let mut instance = Instance { netns, tasks: 1, ..instance_zeroed() };
+    let mut flags = 0;
+    if work.found.hashed != 0 {
+        instance.flags = INSTANCE_HASHED;
+        if identity::of_task(task, &mut work.file) {
+            instance.file = work.file.file;
+        }
+        work.file.generation = work.generation;
+        work.file.server = label.server() as u32;
+        if identity::is_verified(&work.file) {
+            instance.verified = work.generation;
+        } else {
+            flags = EXEC_UNVERIFIED;
+        }
+    }
     if !label::add_instance(label.instance(), &instance) {
         record::lost(Loss::InstancesFull, 1);
     }
     // What it inherited is its own from now on.
     let Some(table) = pointer(task, offset!(task_files)).and_then(|f| pointer(f, offset!(files_fdt))) else {
-        return;
+        return flags;
     };
     let max = read::<u32>(table, offset!(fdtable_max_fds)).unwrap_or(0);
     const LOOKED_AT: u32 = 1024;
@@ -430,11 +449,13 @@ fn begin(work: &mut Work, label: Label, netns: u64, task: u64) {
     work.label = label;
     let count = if max > LOOKED_AT { LOOKED_AT } else { max };
     each(count, fd_step, work);
+    flags
 }
 
 #[inline(always)]
 const fn instance_zeroed() -> Instance {
-    Instance { netns: 0, refilled: 0, verdict_tokens: 0, telemetry_tokens: 0, tasks: 0, flags: 0 }
+    // SAFETY: every field is an integer.
+    unsafe { core::mem::MaybeUninit::<Instance>::zeroed().assume_init() }
 }
 
 extern "C" fn fd_step(index: u32, work: *mut *mut Work) -> i64 {

@@ -12,6 +12,7 @@ mod address;
 mod atomic;
 mod dns;
 mod exec;
+mod identity;
 mod kernel;
 mod label;
 mod name;

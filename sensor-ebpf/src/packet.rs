@@ -156,28 +156,39 @@ fn labelled(skb: *mut __sk_buff, hook: Hook) -> i32 {
     }
     let mut stored = storage(sk);
     if stored.is_null() {
-        let mut from_queue = false;
-        let label = match socket::inherited(skb.cast()) {
-            Some(label) => label,
-            None => match queued(skb, matches!(hook, Hook::Egress)) {
-                Some(label) => {
-                    from_queue = true;
-                    label
-                }
-                None => return ALLOW,
-            },
-        };
-        // Its namespace: before Linux 6.13 this hook may not ask.
-        stored = socket::adopt(sk, label, 0, Task { tgid: 0, tid: 0, uid: 0 });
+        let mut is_heir = false;
+        stored = heir(skb, sk, matches!(hook, Hook::Egress), &mut is_heir);
         if stored.is_null() {
-            return 0;
-        }
-        if from_queue {
-            // SAFETY: not null; the value lives as long as the socket.
-            unsafe { (*stored).flags |= SOCKET_INBOUND };
+            return if is_heir { 0 } else { ALLOW };
         }
     }
     judge_packet(skb, sk, stored, hook)
+}
+
+/// Labels a socket that its task held when it was labelled, or that waited in
+/// an accept queue then. Null: it is neither, or could not be. Out of line, to
+/// keep the caller's stack small.
+#[inline(never)]
+fn heir(skb: *mut __sk_buff, sk: *mut bpf_sock, outbound: bool, is_heir: &mut bool) -> *mut Socket {
+    let mut from_queue = false;
+    let label = match socket::inherited(skb.cast()) {
+        Some(label) => label,
+        None => match queued(skb, outbound) {
+            Some(label) => {
+                from_queue = true;
+                label
+            }
+            None => return core::ptr::null_mut(),
+        },
+    };
+    *is_heir = true;
+    // Its namespace: before Linux 6.13 this hook may not ask.
+    let stored = socket::adopt(sk, label, 0, Task { tgid: 0, tid: 0, uid: 0 });
+    if !stored.is_null() && from_queue {
+        // SAFETY: not null; the value lives as long as the socket.
+        unsafe { (*stored).flags |= SOCKET_INBOUND };
+    }
+    stored
 }
 
 #[inline(always)]

@@ -1,6 +1,6 @@
 //! The compiled policy in maps; the decision itself is `sensor_common::policy`.
 
-use crate::{kernel, name};
+use crate::{identity, kernel, name};
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, LpmTrie, lpm_trie::Key};
 use sensor_common::addr::Addr;
@@ -8,7 +8,7 @@ use sensor_common::label::Label;
 use sensor_common::name::LearnedKey;
 use sensor_common::policy::{
     self, CidrKey, Flow, LaunchKey, MAX_CIDRS, MAX_PORT_SETS, MAX_PROFILES, MAX_SERVERS, Match, Named,
-    PROFILE_UNRESTRICTED, PortSet, Profile, Server, slot,
+    PROFILE_UNRESTRICTED, PortSet, Profile, SERVER_UNKNOWN, Server, slot,
 };
 
 #[map]
@@ -148,12 +148,35 @@ pub(crate) fn profile_of(server: &Server, label: Label) -> u16 {
     if label.is_launcher() { server.launcher_profile } else { server.profile }
 }
 
-/// The label's profile is `unrestricted`.
+/// The label's profile is `unrestricted`, and that of `unknown` as well if the
+/// file is not verified.
 #[inline(always)]
 pub(crate) fn unrestricted(label: Label) -> bool {
-    let generation = kernel::generation();
-    let Some(server) = server(generation, label.server()) else { return false };
-    match profile(generation, profile_of(server, label)) {
+    // SAFETY: plain integers, both ways.
+    unsafe { label_is_unrestricted(label.0) != 0 }
+}
+
+/// [`unrestricted`] out of line: it is asked for odd sockets and options only.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub unsafe extern "C" fn label_is_unrestricted(label: u64) -> u64 {
+    let (label, generation) = (Label(label), kernel::generation());
+    let Some(own) = server(generation, label.server()) else { return 0 };
+    if !is_unrestricted(generation, profile_of(own, label)) {
+        return 0;
+    }
+    if !identity::unverified(generation, own, label) {
+        return 1;
+    }
+    match server(generation, SERVER_UNKNOWN) {
+        Some(unknown) => is_unrestricted(generation, unknown.profile) as u64,
+        None => 0,
+    }
+}
+
+#[inline(always)]
+pub(crate) fn is_unrestricted(generation: u32, id: u16) -> bool {
+    match profile(generation, id) {
         Some(p) => p.kind == PROFILE_UNRESTRICTED,
         None => false,
     }

@@ -5,14 +5,14 @@
 use crate::kernel::offset;
 use crate::record::{self, Task};
 use crate::verdict::take_token;
-use crate::{kernel, label, policy};
+use crate::{identity, kernel, label, policy};
 use aya_ebpf::EbpfContext as _;
 use aya_ebpf::helpers::generated::{bpf_get_current_comm, bpf_probe_read_kernel};
 use aya_ebpf::macros::{cgroup_sock_addr, map};
 use aya_ebpf::maps::{LpmTrie, lpm_trie::Key};
 use aya_ebpf::programs::SockAddrContext;
 use sensor_common::label::Label;
-use sensor_common::policy::{MODE_AUDIT, Reason, UNIX_OPEN, UNIX_STRICT};
+use sensor_common::policy::{MODE_AUDIT, Reason, SERVER_UNKNOWN, Server, UNIX_OPEN, UNIX_STRICT};
 use sensor_common::record::{
     COMM_BYTES, Hook, KIND_UNIX, RING_VERDICTS, UnixVerdict, VERDICT_DENY, VERDICT_WOULD_DENY,
 };
@@ -51,26 +51,61 @@ fn judge_unix(ctx: &SockAddrContext, hook: Hook) -> i32 {
     let Some(server) = policy::server(generation, label.server()) else {
         return conclude(label, hook, Reason::NoPolicy, false, None);
     };
-    if server.unix == UNIX_OPEN || (server.unix != UNIX_STRICT && policy::unrestricted(label)) {
+    let profile = policy::profile_of(server, label);
+    // What is not verified, `unknown` must allow as well.
+    let mut unknown = None;
+    if identity::unverified(generation, server, label) {
+        unknown = policy::server(generation, SERVER_UNKNOWN);
+        if unknown.is_none() {
+            return conclude(label, hook, Reason::NoPolicy, false, None);
+        }
+    }
+    let unknown_is_open = match unknown {
+        Some(unknown) => is_open(generation, unknown, unknown.profile),
+        None => true,
+    };
+    let open = is_open(generation, server, profile);
+    if open && unknown_is_open {
         return 1;
     }
-    let audit = server.mode == MODE_AUDIT;
+    let audit = server.mode == MODE_AUDIT
+        && match unknown {
+            Some(unknown) => unknown.mode == MODE_AUDIT,
+            None => true,
+        };
     let Some(mut key) = name(ctx) else {
         return conclude(label, hook, Reason::Malformed, audit, None);
     };
     key.data.generation = generation.to_be();
-    key.data.profile = (policy::profile_of(server, label) as u32).to_be();
-    if UNIX.get(&key).is_some() {
-        return 1;
+    if !open && let Some(reason) = refused(&mut key, server, profile) {
+        return conclude(label, hook, reason, audit, Some(&key.data.path));
     }
-    if server.unix == UNIX_STRICT {
-        return conclude(label, hook, Reason::UnixStrict, audit, Some(&key.data.path));
-    }
-    key.data.profile = POWER.to_be();
-    if UNIX.get(&key).is_some() {
-        return conclude(label, hook, Reason::UnixPath, audit, Some(&key.data.path));
+    if !unknown_is_open
+        && let Some(unknown) = unknown
+        && refused(&mut key, unknown, unknown.profile).is_some()
+    {
+        return conclude(label, hook, Reason::Unverified, audit, Some(&key.data.path));
     }
     1
+}
+
+/// No name is looked at.
+#[inline(always)]
+fn is_open(generation: u32, server: &Server, profile: u16) -> bool {
+    server.unix == UNIX_OPEN || (server.unix != UNIX_STRICT && policy::is_unrestricted(generation, profile))
+}
+
+#[inline(always)]
+fn refused(key: &mut Key<UnixName>, server: &Server, profile: u16) -> Option<Reason> {
+    key.data.profile = (profile as u32).to_be();
+    if UNIX.get(&*key).is_some() {
+        return None;
+    }
+    if server.unix == UNIX_STRICT {
+        return Some(Reason::UnixStrict);
+    }
+    key.data.profile = POWER.to_be();
+    UNIX.get(&*key).is_some().then_some(Reason::UnixPath)
 }
 
 /// `sun_path` of the address in the kernel's copy, zero padded.

@@ -2,16 +2,17 @@
 //! where a denial becomes one.
 
 use crate::record::{self, Task};
-use crate::{atomic, kernel, label, policy};
+use crate::{atomic, identity, kernel, label, policy};
 use aya_ebpf::helpers::generated::{bpf_get_current_comm, bpf_ktime_get_boot_ns};
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::HashMap;
 use sensor_common::addr::Addr;
 use sensor_common::kernel::Denial;
-use sensor_common::label::Label;
+use sensor_common::label::{Label, ROLE_SERVER};
 use sensor_common::name::NAMES_PER_ADDRESS;
 use sensor_common::policy::{
-    Decision, Flow, MODE_AUDIT, PROFILE_NAMES, PROFILE_SELF, Ranked, Reason, Tables as _, by_address, rank,
+    Decision, Flow, Held, MODE_AUDIT, PROFILE_NAMES, PROFILE_SELF, Ranked, Reason, SERVER_HASHED,
+    SERVER_UNKNOWN, Tables as _, by_address, rank, stricter,
 };
 use sensor_common::record::{
     COMM_BYTES, Hook, KIND_VERDICT, Loss, RING_TELEMETRY, RING_VERDICTS, VERDICT_ALLOW, VERDICT_DENY,
@@ -110,10 +111,10 @@ pub(crate) fn judge(label: Label, flow: &Flow, netns: u64) -> Judged {
         if packed & ASK_NAMES == 0 {
             one_path(packed)
         } else {
-            one_path(packed & IN_AUDIT | judge_names(label.0, high, low, rest, netns))
+            one_path(packed & (IN_AUDIT | HASHED) | judge_names(label.0, high, low, rest, netns))
         }
     };
-    unpack(label, packed)
+    verified(label, packed, high, low, rest)
 }
 
 /// [`judge`] where names do not count: what comes in, and groups.
@@ -121,19 +122,34 @@ pub(crate) fn judge(label: Label, flow: &Flow, netns: u64) -> Judged {
 pub(crate) fn judge_by_address(label: Label, flow: &Flow) -> Judged {
     let [a, b, c, d] = flow.addr.0;
     let (high, low) = (a as u64 | (b as u64) << 32, c as u64 | (d as u64) << 32);
+    let rest = policy::pack(flow, false);
     // SAFETY: plain integers, both ways.
-    unpack(label, unsafe { judge_flow(label.0, high, low, policy::pack(flow, false), 0) })
+    let packed = unsafe { judge_flow(label.0, high, low, rest, 0) };
+    verified(label, packed, high, low, rest)
+}
+
+/// The same under the profile of `unknown` too, if the instance's file is not
+/// verified. Names do not open anything there.
+#[inline(always)]
+fn verified(label: Label, packed: u64, high: u64, low: u64, rest: u64) -> Judged {
+    let mut packed = packed;
+    if packed & HASHED != 0 && identity::is_unverified_now(label) {
+        let unknown = Label::new(SERVER_UNKNOWN, ROLE_SERVER, 0);
+        // SAFETY: plain integers, both ways.
+        packed = unsafe { both(packed, judge_flow(unknown.0, high, low, rest, 0)) };
+    }
+    let held = unpack(packed);
+    Judged { decision: held.decision, label, audit: held.audit, self_rule: held.self_rule }
 }
 
 #[inline(always)]
-fn unpack(label: Label, packed: u64) -> Judged {
+fn unpack(packed: u64) -> Held {
     // SAFETY: the low byte is a `Reason`, put there by the functions below.
     let reason = unsafe { core::mem::transmute::<u8, Reason>(packed as u8) };
     let rule = (packed >> 32) as u32;
     let ask_self = packed & ASK_SELF != 0;
-    Judged {
+    Held {
         decision: Decision { reason, rule: if ask_self { 0 } else { rule }, sni: packed & NEEDS_SNI != 0 },
-        label,
         audit: packed & IN_AUDIT != 0,
         self_rule: if ask_self { rule } else { 0 },
     }
@@ -150,18 +166,32 @@ pub unsafe extern "C" fn one_path(mut word: u64) -> u64 {
     word
 }
 
+/// What [`judge_flow`] said of an instance whose file is not verified, and what
+/// it says of a server that nobody declared. No caller of [`judge_flow`], which
+/// has what is left of the stack.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub unsafe extern "C" fn both(server: u64, unknown: u64) -> u64 {
+    let held = stricter(unpack(server), unpack(unknown));
+    let (flag, rule) = if held.self_rule != 0 { (ASK_SELF, held.self_rule) } else { (0, held.decision.rule) };
+    let audit = if held.audit { IN_AUDIT } else { 0 };
+    let sni = if held.decision.sni { NEEDS_SNI } else { 0 };
+    held.decision.reason as u64 | audit | flag | sni | (rule as u64) << 32
+}
+
 const IN_AUDIT: u64 = 1 << 8;
 /// The rule is that of `to: [self]`, and the denial may be lifted by it.
 const ASK_SELF: u64 = 1 << 9;
-/// [`Decision::sni`].
-const NEEDS_SNI: u64 = 1 << 11;
-
 /// No rule covers the address, but the profile has names.
 const ASK_NAMES: u64 = 1 << 10;
+/// [`Decision::sni`].
+const NEEDS_SNI: u64 = 1 << 11;
+/// The server has rules with a hash.
+const HASHED: u64 = 1 << 12;
 
 /// [`judge`] by address, as a global function of integers: the verifier looks at
 /// it once, not once per caller and path. Returns the reason in bits 0..8,
-/// [`IN_AUDIT`], [`ASK_SELF`], [`ASK_NAMES`], and the rule in bits
+/// [`IN_AUDIT`], [`ASK_SELF`], [`ASK_NAMES`], [`HASHED`], and the rule in bits
 /// 32..64.
 ///
 /// Without a policy entry it says no, in enforce mode: a label nobody knows is
@@ -179,7 +209,10 @@ pub unsafe extern "C" fn judge_flow(label: u64, high: u64, low: u64, rest: u64, 
     let Some(server) = policy::server(generation, label.server()) else {
         return Reason::NoPolicy as u64;
     };
-    let audit = if server.mode == MODE_AUDIT { IN_AUDIT } else { 0 };
+    let mut flags = if server.mode == MODE_AUDIT { IN_AUDIT } else { 0 };
+    if server.flags & SERVER_HASHED != 0 {
+        flags |= HASHED;
+    }
     let profile_id = policy::profile_of(server, label);
     let tables = policy::Maps { server: label.server(), netns: label::home(label, netns) };
     let decision = by_address(&tables, generation, profile_id, &flow);
@@ -187,12 +220,13 @@ pub unsafe extern "C" fn judge_flow(label: u64, high: u64, low: u64, rest: u64, 
         && let Some(profile) = policy::profile(generation, profile_id)
     {
         if profile.flags & PROFILE_SELF != 0 && addr.normalise().is_loopback() {
-            return decision.reason as u64 | audit | ASK_SELF | (profile.self_rule as u64) << 32;
+            return decision.reason as u64 | flags | ASK_SELF | (profile.self_rule as u64) << 32;
         }
-        let names = matches!(decision.reason, Reason::NoRule) && profile.flags & PROFILE_NAMES != 0;
-        return decision.reason as u64 | audit | if names { ASK_NAMES } else { 0 };
+        if matches!(decision.reason, Reason::NoRule) && profile.flags & PROFILE_NAMES != 0 {
+            flags |= ASK_NAMES;
+        }
     }
-    decision.reason as u64 | audit | (decision.rule as u64) << 32
+    decision.reason as u64 | flags | (decision.rule as u64) << 32
 }
 
 /// What the names of an address say of it; as [`judge_flow`].
@@ -249,11 +283,17 @@ pub(crate) fn refuse(facts: &mut Facts, reason: Reason) -> i32 {
     conclude(facts, &Judged::flat(facts.label, reason, audit))
 }
 
-/// The label's server is in audit; no when nothing is known of it.
+/// The label's server is in audit, and `unknown` as well if the file is not
+/// verified; no when nothing is known of it.
 #[inline(always)]
 pub(crate) fn in_audit(label: Label) -> bool {
-    match policy::server(kernel::generation(), label.server()) {
-        Some(server) => server.mode == MODE_AUDIT,
+    let generation = kernel::generation();
+    let Some(server) = policy::server(generation, label.server()) else { return false };
+    if server.mode != MODE_AUDIT || !identity::unverified(generation, server, label) {
+        return server.mode == MODE_AUDIT;
+    }
+    match policy::server(generation, SERVER_UNKNOWN) {
+        Some(unknown) => unknown.mode == MODE_AUDIT,
         None => false,
     }
 }

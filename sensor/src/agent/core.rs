@@ -1,6 +1,7 @@
 //! What the parts of the agent share: maps, policies, instances, the bus.
 
 use super::adopt;
+use super::identity::Identities;
 use super::instances::{Instance, Instances, instance_id};
 use super::names::Names;
 use super::process;
@@ -11,13 +12,16 @@ use crate::event::{Body, Bus, now, pb};
 use crate::kernel::maps::{Labels, LearnedNames, Maps, Shared};
 use crate::kernel::record::{self, Record};
 use crate::kernel::tables;
+use crate::policy::Compiled;
 use crate::policy::recognise::Recogniser;
 use sensor_common::addr::Addr;
+use sensor_common::identity::FileId;
 use sensor_common::kernel::INSTANCE_BY_AGENT;
 use sensor_common::label::Label;
 use sensor_common::policy::MODE_ENFORCE;
 use sensor_common::record::{
-    EXEC_MOVED, EXEC_NEW_INSTANCE, EXEC_ROLE_CHANGED, Exec, NameVerdict, Verdict, VerdictKey,
+    EXEC_MOVED, EXEC_NEW_INSTANCE, EXEC_ROLE_CHANGED, EXEC_UNVERIFIED, Exec, INSTANCE_HASHED, NameVerdict,
+    Verdict, VerdictKey,
 };
 use sensor_common::socket::Tuple;
 use std::collections::{BTreeMap, HashSet};
@@ -28,6 +32,9 @@ use std::time::Duration;
 /// How long facts about a process outside the server's tree are waited for.
 const PATIENCE: Duration = Duration::from_millis(100);
 
+/// Behind what an instance was recognised by, where its file is not verified.
+const UNVERIFIED: &str = " (not verified)";
+
 pub struct Core {
     pub bus: Arc<Bus>,
     pub maps: Mutex<Maps>,
@@ -36,6 +43,7 @@ pub struct Core {
     pub resets: Resets,
     pub policies: Mutex<Policies>,
     pub instances: Mutex<Instances>,
+    pub identities: Identities,
     /// Losses since the start, for `status`.
     pub losses: Mutex<BTreeMap<(String, String), u64>>,
     next_instance: AtomicU32,
@@ -48,7 +56,14 @@ pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Core {
-    pub fn new(bus: Arc<Bus>, maps: Maps, labels: Labels, names: LearnedNames, resets: Resets) -> Core {
+    pub fn new(
+        bus: Arc<Bus>,
+        maps: Maps,
+        labels: Labels,
+        names: LearnedNames,
+        resets: Resets,
+        identities: Identities,
+    ) -> Core {
         // Numbers of this run do not meet those an earlier agent gave out.
         let seed = (now() / 1_000_000_000) as u32 & 0x00ff_ffff;
         Core {
@@ -59,6 +74,7 @@ impl Core {
             resets,
             policies: Mutex::default(),
             instances: Mutex::default(),
+            identities,
             losses: Mutex::default(),
             next_instance: AtomicU32::new(INSTANCE_BY_AGENT | seed << 4),
         }
@@ -171,7 +187,11 @@ impl Core {
         let exe = record::exe_path(r);
         let (argv, argv_truncated) = record::argv(r);
         if r.flags & EXEC_NEW_INSTANCE != 0 {
-            let evidence = self.in_force().map(|p| p.evidence(r.matched)).unwrap_or_default();
+            let mut evidence = self.in_force().map(|p| p.evidence(r.matched)).unwrap_or_default();
+            if r.flags & EXEC_UNVERIFIED != 0 {
+                evidence.push_str(UNVERIFIED);
+                self.verify_later(label, r.header.tgid, &exe);
+            }
             self.begin(
                 time,
                 label,
@@ -205,6 +225,46 @@ impl Core {
                 new_instance: r.flags & EXEC_NEW_INSTANCE != 0,
             }),
         );
+    }
+
+    fn verify_later(&self, label: Label, pid: u32, exe: &str) {
+        if !self.identities.look_at(label, pid, exe) {
+            self.lose("agent", "identity_queue", 1);
+        }
+    }
+
+    /// A file was hashed: the kernel takes it for verified, for those servers of
+    /// the policy in force that have a rule with that hash.
+    pub fn admit(
+        &self,
+        file: FileId,
+        servers: impl FnOnce(&Compiled) -> HashSet<u16>,
+        evicted: Option<FileId>,
+    ) {
+        let Some(policy) = self.in_force() else { return };
+        let mut maps = lock(&self.maps);
+        if let Some(evicted) = evicted {
+            for rule in &policy.compiled().hashes {
+                tables::forget_file(&mut maps, policy.generation, evicted, rule.server);
+            }
+        }
+        let missed = servers(policy.compiled())
+            .into_iter()
+            .filter(|server| tables::verify(&mut maps, policy.generation, file, *server).is_err())
+            .count();
+        drop(maps);
+        if missed > 0 {
+            self.lose("agent", "identities_full", missed as u64);
+        }
+    }
+
+    /// What was hashed while a policy was being switched to.
+    pub fn admit_known(&self, policy: &InForce) {
+        let verified = self.identities.verified(policy.compiled());
+        let mut maps = lock(&self.maps);
+        for (file, server) in verified {
+            let _ = tables::verify(&mut maps, policy.generation, file, server);
+        }
     }
 
     /// A running process came into a cgroup that the policy names; its children
@@ -416,7 +476,9 @@ impl Core {
                     0 => u64::MAX,
                     cookie => cookie,
                 };
-                add_instance(&mut maps, f.label, netns, tasks as u64);
+                let hashed = policy.compiled().matchers.get(f.matched as usize).is_some_and(|m| m.hashed);
+                let file = hashed.then(|| self.identities.of_process(f.pid).unwrap_or_default());
+                add_instance(&mut maps, f.label, netns, tasks as u64, file);
             }
             let missed = labelled.iter().map(|(pid, label)| adopt::sockets(&mut maps, *pid, *label)).sum();
             (found, unmarked, missed)
@@ -431,6 +493,9 @@ impl Core {
             let uid = process::uid(f.pid);
             let argv = process::arguments(&f.argv);
             self.begin(now(), f.label, f.pid, uid, parent, &f.exe, argv, policy.evidence(f.matched), 0, true);
+            if policy.compiled().matchers.get(f.matched as usize).is_some_and(|m| m.hashed) {
+                self.verify_later(f.label, f.pid, &f.exe);
+            }
         }
         count
     }
@@ -453,6 +518,10 @@ impl Core {
                 .unwrap_or_default();
             let exe = process::exe(pid);
             self.begin(now(), label, pid, process::uid(pid), parent, &exe, argv, "label".to_owned(), 0, true);
+            let noted = tables::instance(&lock(&self.maps), label.instance());
+            if noted.is_some_and(|i| i.flags & INSTANCE_HASHED != 0) {
+                self.verify_later(label, pid, &exe);
+            }
         }
     }
 
@@ -475,10 +544,13 @@ impl Core {
     }
 }
 
-/// The kernel's entry of an instance that the agent found or launches.
-/// `netns` 0: filled in at its next exec.
-pub fn add_instance(maps: &mut Maps, label: Label, netns: u64, tasks: u64) {
-    let value = sensor_common::record::Instance { netns, tasks, ..Default::default() };
+/// The kernel's entry of an instance that the agent found or launches. `netns`
+/// 0: filled in at its next exec. `file`: what it runs, if a rule with a hash
+/// recognised it.
+pub fn add_instance(maps: &mut Maps, label: Label, netns: u64, tasks: u64, file: Option<FileId>) {
+    let flags = if file.is_some() { INSTANCE_HASHED } else { 0 };
+    let file = file.unwrap_or_default();
+    let value = sensor_common::record::Instance { netns, tasks, flags, file, ..Default::default() };
     let _ = maps.instances.insert(label.instance(), Shared(value), 0);
 }
 

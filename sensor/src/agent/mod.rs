@@ -3,6 +3,7 @@
 
 mod adopt;
 mod core;
+pub mod identity;
 pub mod instances;
 mod names;
 pub mod process;
@@ -16,6 +17,7 @@ pub mod translate;
 mod watch;
 
 use self::core::{Core, lock};
+use self::identity::Identities;
 use self::reload::Reloader;
 use self::service::Service;
 use self::watch::Watch;
@@ -143,6 +145,10 @@ async fn serve(args: RunArgs) -> anyhow::Result<ExitCode> {
         warn!("{sentence}");
     }
     let hooks: Vec<pb::Hook> = loaded_kernel.hooks.iter().map(service::hook).collect();
+    if let Err(error) = &loaded_kernel.identifier {
+        warn!(%error, "no file can be verified: rules with `sha256` hold their servers to `unknown` as well");
+    }
+    let (identities, jobs) = Identities::new(loaded_kernel.identifier);
     let (resets, to_reset) = reset::Resets::new();
     let core = Arc::new(Core::new(
         bus.clone(),
@@ -150,7 +156,9 @@ async fn serve(args: RunArgs) -> anyhow::Result<ExitCode> {
         loaded_kernel.labels,
         loaded_kernel.names,
         resets,
+        identities,
     ));
+    identity::start(core.clone(), jobs)?;
     let reloader = Arc::new(Reloader::new(core.clone(), args.policy.clone(), ids_file, ids, names));
     reloader.start(loaded).map_err(|e| Failure::new(Exit::Failure, e))?;
     if loaded_kernel.adopted {

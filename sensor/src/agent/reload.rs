@@ -171,13 +171,19 @@ impl Reloader {
         let warnings: Vec<String> =
             loaded.warnings.iter().map(|w| w.line(&self.path.display().to_string())).collect();
         self.keep_ids(inner, &loaded)?;
+        self.core.identities.survey(&loaded.compiled);
         let before = tables::generation(&lock(&self.core.maps));
         let generation = tables::next_generation(before);
         let policy = Arc::new(in_force(loaded, generation, hash.clone()));
         lock(&self.core.policies).announce(policy.clone());
         {
             let mut maps = lock(&self.core.maps);
-            if let Err(error) = tables::install(&mut maps, generation, policy.compiled()) {
+            let verified = self.core.identities.verified(policy.compiled());
+            let installed = verified
+                .into_iter()
+                .try_for_each(|(file, server)| tables::verify(&mut maps, generation, file, server))
+                .and_then(|()| tables::install(&mut maps, generation, policy.compiled()));
+            if let Err(error) = installed {
                 tables::sweep(&mut maps, before);
                 drop(maps);
                 lock(&self.core.policies).withdraw();
@@ -185,6 +191,7 @@ impl Reloader {
             }
         }
         lock(&self.core.policies).push(policy.clone());
+        self.core.admit_known(&policy);
         inner.error.clear();
         tracing::info!(generation, %hash, trigger, servers = policy.compiled().servers.len(), "policy in force");
         self.core.bus.publish_now(Body::PolicyChange(pb::PolicyChange {

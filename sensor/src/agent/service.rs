@@ -241,7 +241,7 @@ fn launch(
     let missed = {
         let mut maps = lock(&core.maps);
         // The caller is `mcp-sensor exec`, and where it execs is its server's home.
-        add_instance(&mut maps, label, 0, 1);
+        add_instance(&mut maps, label, 0, 1, None);
         maps.tasks.set(caller.pid, Shared(label), 0).map_err(|_| {
             ControlError::Exhausted(format!(
                 "process {} is beyond the label map; start the sensor with a larger --label-capacity",

@@ -29,6 +29,14 @@ fn offsets_of(path: &Path) -> Result<Offsets, BtfError> {
             .ok_or(BtfError::Missing { structure, field: fields[0] })
     };
     let qstr_name = at("qstr", &["name"])?;
+    // Two fields since Linux 6.11; before, one structure, renamed in 6.6.
+    let ctime = match (member(&btf, "inode", "i_ctime_sec"), member(&btf, "inode", "i_ctime_nsec")) {
+        (Some(sec), Some(nsec)) => (sec, nsec),
+        _ => {
+            let start = at("inode", &["i_ctime", "__i_ctime"])?;
+            (start + at("timespec64", &["tv_sec"])?, start + at("timespec64", &["tv_nsec"])?)
+        }
+    };
     Ok(Offsets {
         task_tgid: at("task_struct", &["tgid"])?,
         task_signal: at("task_struct", &["signal"])?,
@@ -68,6 +76,12 @@ fn offsets_of(path: &Path) -> Result<Offsets, BtfError> {
         fdtable_max_fds: at("fdtable", &["max_fds"])?,
         fdtable_fd: at("fdtable", &["fd"])?,
         inode_mode: at("inode", &["i_mode"])?,
+        inode_ino: at("inode", &["i_ino"])?,
+        inode_sb: at("inode", &["i_sb"])?,
+        inode_size: at("inode", &["i_size"])?,
+        inode_ctime_sec: ctime.0,
+        inode_ctime_nsec: ctime.1,
+        sb_dev: at("super_block", &["s_dev"])?,
         socket_sk: at("socket", &["sk"])?,
         // struct sock begins with struct sock_common.
         sock_family: at("sock_common", &["skc_family"])?,
@@ -129,6 +143,12 @@ mod tests {
         }
         let o = offsets().expect("offsets");
         assert!(o.task_tgid > 0 && o.mm_arg_end == o.mm_arg_start + 8 && o.mount_mnt > 0);
+        assert!(
+            o.inode_ino > 0
+                && o.sb_dev > 0
+                && o.inode_ctime_sec > 0
+                && o.inode_ctime_nsec > o.inode_ctime_sec
+        );
     }
 
     #[test]

@@ -6,7 +6,7 @@
 //! drops the old links, so that no call goes unjudged in between.
 
 use super::maps::{Labels, LearnedNames, Maps, MapsError, Rings};
-use super::{OBJECT, btf, sys};
+use super::{Identifier, OBJECT, btf, sys};
 use aya::maps::ProgramArray;
 use aya::programs::Program;
 use aya::{EbpfError, EbpfLoader};
@@ -129,6 +129,8 @@ pub struct Loaded {
     pub rings: Rings,
     pub labels: Labels,
     pub names: LearnedNames,
+    /// Without it no file is verified.
+    pub identifier: Result<Identifier, String>,
     pub hooks: Vec<Hook>,
     /// An earlier agent's maps were found and are in use.
     pub adopted: bool,
@@ -281,9 +283,10 @@ pub fn load(options: &Options) -> Result<Loaded, LoadError> {
     remove_siblings(&options.pins, &pins);
     let labels = Labels::open(&ebpf)?;
     let names = LearnedNames::open(&ebpf)?;
+    let identifier = program("identify").and_then(|fd| Identifier::open(&ebpf, fd));
     let (maps, rings) = Maps::take(&mut ebpf)?;
     let attached = Attached { pins, _ebpf: ebpf, _links: links };
-    Ok(Loaded { maps, rings, labels, names, hooks, adopted, attached })
+    Ok(Loaded { maps, rings, labels, names, identifier, hooks, adopted, attached })
 }
 
 /// What another version, or another capacity, left there.

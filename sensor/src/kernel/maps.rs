@@ -3,6 +3,7 @@
 use aya::maps::{Array, HashMap, LpmTrie, Map, MapData, MapError, PerCpuArray, RingBuf, SkStorage, lpm_trie};
 use aya::{Ebpf, Pod};
 use sensor_common::exec::{ExecRule, KEY_BYTES};
+use sensor_common::identity::IdentityKey;
 use sensor_common::kernel::{Denial, State};
 use sensor_common::label::Label;
 use sensor_common::name::{Learned, LearnedKey, NameRule, NameText};
@@ -66,6 +67,7 @@ pub struct Maps {
     pub cidrs: LpmTrie<MapData, Shared<CidrBits>, u32>,
     pub launches: HashMap<MapData, Shared<LaunchKey>, u8>,
     pub exec_rules: LpmTrie<MapData, Shared<ExecBits>, Shared<ExecRule>>,
+    pub identities: HashMap<MapData, Shared<IdentityKey>, u8>,
     pub unix: LpmTrie<MapData, Shared<UnixBits>, Shared<UnixRule>>,
     pub names: LpmTrie<MapData, Shared<NameBits>, Shared<NameRule>>,
     pub learned: HashMap<MapData, Shared<LearnedKey>, Shared<Learned>>,
@@ -182,6 +184,7 @@ impl Maps {
             cidrs: take!("CIDRS"),
             launches: take!("LAUNCHES"),
             exec_rules: take!("EXEC_RULES"),
+            identities: take!("IDENTITIES"),
             unix: take!("UNIX"),
             names: take!("NAMES"),
             learned: take!("LEARNED"),

@@ -4,6 +4,7 @@
 pub mod btf;
 pub mod cgroup;
 pub mod doctor;
+mod identify;
 pub mod load;
 pub mod maps;
 pub mod object;
@@ -11,6 +12,7 @@ pub mod record;
 mod sys;
 pub mod tables;
 
+pub use identify::Identifier;
 pub use load::{Attached, Hook, HookState, LoadError, Loaded, Options, load};
 pub use object::OBJECT;
 

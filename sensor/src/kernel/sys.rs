@@ -9,6 +9,7 @@ use std::path::Path;
 const BPF_MAP_LOOKUP_AND_DELETE_ELEM: i64 = 21;
 const BPF_PROG_LOAD: i64 = 5;
 const BPF_OBJ_PIN: i64 = 6;
+const BPF_PROG_TEST_RUN: i64 = 10;
 const BPF_RAW_TRACEPOINT_OPEN: i64 = 17;
 const BPF_LINK_CREATE: i64 = 28;
 const BPF_PROG_QUERY: i64 = 16;
@@ -93,6 +94,17 @@ pub(super) fn raw_tracepoint_open(program: BorrowedFd<'_>, tracepoint: &str) -> 
     let fd = bpf(BPF_RAW_TRACEPOINT_OPEN, &mut attr)?;
     // SAFETY: a descriptor that the kernel just made for us.
     Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+}
+
+/// Runs a raw tracepoint program once, in this task, with one argument.
+pub(super) fn run_raw_tracepoint(program: BorrowedFd<'_>, argument: u64) -> io::Result<()> {
+    let mut attr = words(&[
+        (0, pair(program.as_raw_fd() as u32, 0)),
+        // words 1 to 4: data, repeat and duration, all of which must be 0
+        (5, pair(size_of::<u64>() as u32, 0)),
+        (6, (&raw const argument) as u64),
+    ]);
+    bpf(BPF_PROG_TEST_RUN, &mut attr).map(drop)
 }
 
 /// Ids of the programs of one type that are attached to a cgroup itself.

@@ -5,11 +5,13 @@ use crate::policy::compile::Compiled;
 use aya::maps::MapError;
 use sensor_common::addr::Addr;
 use sensor_common::exec::{ExecKey, KIND_CGROUP};
+use sensor_common::identity::{FileId, IdentityKey};
 use sensor_common::name::NameKey;
 use sensor_common::policy::{
     BIND, CidrKey, INBOUND, LaunchKey, MAX_PORT_SETS, MAX_PROFILES, MAX_RANGES, MAX_SERVERS, PortRange,
     PortSet, Profile, SERVER_UNKNOWN, Server, slot,
 };
+use sensor_common::record::Instance;
 use sensor_common::unix::UnixKey;
 use sensor_common::{TCP, UDP};
 use std::collections::{BTreeSet, HashMap};
@@ -136,6 +138,23 @@ pub fn server(maps: &Maps, generation: u32, id: u16) -> Option<Server> {
     (server.valid == 1).then_some(server)
 }
 
+/// Writes that a file holds what a server's rule says.
+pub fn verify(maps: &mut Maps, generation: u32, file: FileId, server: u16) -> Result<(), InstallError> {
+    let key = IdentityKey { file, generation, server: server.into() };
+    maps.identities.insert(Shared(key), 1, 0).map_err(at("IDENTITIES"))
+}
+
+/// Takes it out again.
+pub fn forget_file(maps: &mut Maps, generation: u32, file: FileId, server: u16) {
+    let key = IdentityKey { file, generation, server: server.into() };
+    let _ = maps.identities.remove(&Shared(key));
+}
+
+/// What the kernel keeps of an instance.
+pub fn instance(maps: &Maps, number: u32) -> Option<Instance> {
+    maps.instances.get(&number, 0).ok().map(|i| i.0)
+}
+
 /// Removes the keys of every generation but `keep`. Errors only leave keys that
 /// no program asks for.
 pub fn sweep(maps: &mut Maps, keep: u32) -> usize {
@@ -175,6 +194,10 @@ pub fn sweep(maps: &mut Maps, keep: u32) -> usize {
     let stale: Vec<_> = maps.launches.keys().flatten().filter(|k| k.0.generation != keep).collect();
     for key in stale {
         removed += usize::from(maps.launches.remove(&key).is_ok());
+    }
+    let stale: Vec<_> = maps.identities.keys().flatten().filter(|k| k.0.generation != keep).collect();
+    for key in stale {
+        removed += usize::from(maps.identities.remove(&key).is_ok());
     }
     removed
 }

@@ -11,8 +11,8 @@ use super::ports::PortSets;
 use super::variants::{Variant, Variants};
 use sensor_common::policy::{
     MAX_CIDRS, MAX_PROFILES, MAX_SERVERS, MODE_AUDIT, MODE_ENFORCE, PROFILE_NAMES, PROFILE_NONE,
-    PROFILE_RULES, PROFILE_SELF, PROFILE_UNRESTRICTED, PortSet, SERVER_UNKNOWN, UNIX_DEFAULT, UNIX_OPEN,
-    UNIX_STRICT,
+    PROFILE_RULES, PROFILE_SELF, PROFILE_UNRESTRICTED, PortSet, SERVER_HASHED, SERVER_LAUNCHES,
+    SERVER_UNKNOWN, UNIX_DEFAULT, UNIX_OPEN, UNIX_STRICT,
 };
 use sensor_common::unix::{MAX_UNIX_RULES, POWER, POWER_SOCKETS, UnixRule};
 use std::collections::{BTreeSet, HashMap};
@@ -92,6 +92,8 @@ pub struct Compiled {
     /// What each `match` entry is, by its place in the file: index is
     /// `ExecRule::priority`.
     pub matchers: Vec<MatcherInfo>,
+    /// Files whose hash the policy names.
+    pub hashes: Vec<FileHashes>,
     /// (from, to).
     pub launches: Vec<(u16, u16)>,
     /// Rule `id` is at index `id - 1`.
@@ -126,6 +128,20 @@ pub struct MatcherInfo {
     pub path: String,
     /// `package: @scope/name`.
     pub evidence: String,
+    /// It names a hash: the executable's file must be a verified one.
+    pub hashed: bool,
+}
+
+/// A file that a server is recognised by, and what it may hold: one hash for
+/// each version.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FileHashes {
+    pub server: u16,
+    pub name: String,
+    pub exe: String,
+    pub sha256: Vec<[u8; 32]>,
+    /// `servers[0].match[1]`, the first that names the file.
+    pub path: String,
 }
 
 /// What a rule number in a verdict means.
@@ -383,7 +399,7 @@ fn power_sockets(unix: &mut Vec<UnixEntry>) {
 }
 
 fn servers(policy: &Policy, ids: &[u16], variants: &mut Variants, compiled: &mut Compiled) {
-    let entry = |mode, unix, profile: usize, launcher: usize, launches: bool| sensor_common::policy::Server {
+    let entry = |mode, unix, profile: usize, launcher: usize, flags: u8| sensor_common::policy::Server {
         valid: 1,
         mode: match mode {
             Mode::Audit => MODE_AUDIT,
@@ -394,7 +410,7 @@ fn servers(policy: &Policy, ids: &[u16], variants: &mut Variants, compiled: &mut
             UnixMode::Strict => UNIX_STRICT,
             UnixMode::Open => UNIX_OPEN,
         },
-        launches: u8::from(launches),
+        flags,
         profile: profile as u16,
         launcher_profile: launcher as u16,
     };
@@ -403,19 +419,47 @@ fn servers(policy: &Policy, ids: &[u16], variants: &mut Variants, compiled: &mut
     compiled.servers.push((
         SERVER_UNKNOWN,
         UNKNOWN.to_owned(),
-        entry(unknown.mode, unknown.unix, profile, profile, false),
+        entry(unknown.mode, unknown.unix, profile, profile, 0),
     ));
     for (server, id) in policy.servers.iter().zip(ids) {
         let resolvers = server.resolvers.as_deref();
         let profile = variants.of(policy, server.profile, resolvers);
         let launcher = variants.of(policy, server.launcher_profile, resolvers);
-        let value = entry(server.mode, server.unix, profile, launcher, !server.may_launch.is_empty());
+        let hashes = file_hashes(server, *id);
+        let mut flags = 0;
+        if !server.may_launch.is_empty() {
+            flags |= SERVER_LAUNCHES;
+        }
+        if !hashes.is_empty() {
+            flags |= SERVER_HASHED;
+        }
+        let value = entry(server.mode, server.unix, profile, launcher, flags);
+        compiled.hashes.extend(hashes);
         compiled.servers.push((*id, server.name.clone(), value));
         compiled.matchers.extend(server.matches.iter().map(|matcher| MatcherInfo {
             server: *id,
             path: matcher.path.clone(),
             evidence: matcher.evidence(),
+            hashed: matcher.sha256.is_some(),
         }));
         compiled.launches.extend(server.may_launch.iter().map(|to| (*id, ids[*to])));
     }
+}
+
+fn file_hashes(server: &super::model::Server, id: u16) -> Vec<FileHashes> {
+    let mut files: Vec<FileHashes> = Vec::new();
+    for matcher in &server.matches {
+        let (Some(exe), Some(hash)) = (&matcher.exe, matcher.sha256) else { continue };
+        match files.iter_mut().find(|file| file.exe == *exe) {
+            Some(file) => file.sha256.push(hash),
+            None => files.push(FileHashes {
+                server: id,
+                name: server.name.clone(),
+                exe: exe.clone(),
+                sha256: vec![hash],
+                path: matcher.path.clone(),
+            }),
+        }
+    }
+    files
 }

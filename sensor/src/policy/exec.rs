@@ -7,8 +7,8 @@ use super::launchers::Launchers;
 use super::matching::{exe_key, keys};
 use super::model::{Matcher, Policy};
 use sensor_common::exec::{
-    ExecRule, FLAG_INTERPRETER, FLAG_LAUNCHER, FLAG_LAUNCHER_LIKE, FLAG_NEEDS_WORD, KEY_BYTES, KIND_EXE,
-    KIND_SCRIPT, KIND_SCRIPT_PATH, KIND_WORD, MAX_EXEC_KEYS,
+    ExecRule, FLAG_HASHED, FLAG_INTERPRETER, FLAG_LAUNCHER, FLAG_LAUNCHER_LIKE, FLAG_NEEDS_WORD, KEY_BYTES,
+    KIND_EXE, KIND_SCRIPT, KIND_SCRIPT_PATH, KIND_WORD, MAX_EXEC_KEYS,
 };
 use std::collections::{BTreeMap, HashMap};
 
@@ -166,7 +166,13 @@ impl<'a> Builder<'a> {
             number
         });
         match (&matcher.subject, &matcher.exe) {
-            (None, Some(path)) => self.server(KIND_EXE, &exe_key(path), server, exe, priority, matcher),
+            (None, Some(path)) => {
+                let key = exe_key(path);
+                self.server(KIND_EXE, &key, server, exe, priority, matcher);
+                if matcher.sha256.is_some() {
+                    self.flags(KIND_EXE, key, FLAG_HASHED);
+                }
+            }
             (None, None) => {}
             (Some(subject), _) => {
                 for (kind, text) in keys(subject) {
@@ -189,6 +195,20 @@ impl<'a> Builder<'a> {
         if rule.server == 0 {
             (rule.server, rule.exe, rule.priority) = (server, exe, priority);
             entry.from = Some(from);
+            return;
+        }
+        if let Some(other) = entry.from.filter(|other| {
+            kind == KIND_EXE && rule.server == server && other.sha256.is_some() != from.sha256.is_some()
+        }) {
+            let message = format!(
+                "{} matches the same ({}), one of them whatever the file holds",
+                other.path,
+                show(kind, text)
+            );
+            self.errors.push(
+                Diagnostic::error(from.position, from.path.clone(), message)
+                    .help("give each a `sha256`, or none"),
+            );
             return;
         }
         if rule.server == server && (rule.exe == exe || rule.exe == 0) {

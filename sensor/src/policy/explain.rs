@@ -6,7 +6,9 @@ use super::model::{Direction, Mode, Policy, ProfileKind};
 use super::tables::MemoryTables;
 use sensor_common::addr::Addr;
 use sensor_common::name::NAME_ASK_ONLY;
-use sensor_common::policy::{Flow, PROFILE_NAMES, PROFILE_SELF, Reason, SERVER_UNKNOWN, decide};
+use sensor_common::policy::{
+    Flow, PROFILE_NAMES, PROFILE_SELF, Reason, SERVER_HASHED, SERVER_UNKNOWN, decide,
+};
 use sensor_common::{TCP, UDP};
 use serde::Serialize;
 use std::fmt::Write;
@@ -152,6 +154,9 @@ pub fn explain(policy: &Policy, compiled: &Compiled, query: &Query) -> Result<Ex
         Host::Ip(ip) => by_address(compiled, profile_id, query, *ip, &mut answer),
         Host::Name(name) => by_name(profile, compiled, profile_id, query, name, &mut answer),
     };
+    if server.flags & SERVER_HASHED != 0 {
+        answer.notes.push(unverified(policy, compiled, query));
+    }
     if allowed {
         return Ok(answer);
     }
@@ -175,6 +180,27 @@ pub fn explain(policy: &Policy, compiled: &Compiled, query: &Query) -> Result<Ex
         answer.notes.push("SO_BROADCAST is refused to every labelled socket".to_owned());
     }
     Ok(answer)
+}
+
+/// What holds as long as the file of an instance is not verified.
+fn unverified(policy: &Policy, compiled: &Compiled, query: &Query) -> String {
+    let (profile, mode) = (policy.unknown.profile, policy.unknown.mode.name());
+    let name = &policy.profiles[profile].name;
+    let mut note = format!(
+        "while its file is not verified (`sha256`), `unknown` (profile {name}, {mode}) must allow it as well"
+    );
+    if let Host::Ip(ip) = query.target.host {
+        let flow = Flow {
+            direction: query.direction.code(),
+            protocol: query.target.protocol,
+            port: query.target.port,
+            addr: Addr::from(ip),
+            any_port: false,
+        };
+        let allows = decide(&MemoryTables::new(compiled), 0, profile as u16, &flow).allows();
+        note.push_str(if allows { "; it does" } else { "; it does not" });
+    }
+    note
 }
 
 fn by_address(

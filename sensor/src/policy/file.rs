@@ -141,10 +141,10 @@ pub struct RawServer {
 }
 
 /// One way to recognise a server. Keys stand alone, except that `exe` may be
-/// added to `package`, `script`, `argv` or `image`.
+/// added to `package`, `script`, `argv` or `image`, and `sha256` to `exe` alone.
 #[derive(Debug, Default, serde::Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-#[schemars(rename = "Match")]
+#[schemars(rename = "Match", transform = super::schema::hash_beside_exe)]
 pub struct RawMatch {
     /// npm or PyPI package, without version.
     #[serde(default)]
@@ -162,6 +162,11 @@ pub struct RawMatch {
     #[serde(default)]
     #[schemars(with = "Option<String>")]
     pub exe: Option<Spanned<String>>,
+    /// SHA-256 of the file at `exe`, in hexadecimal digits. Of a script the
+    /// executable is its interpreter.
+    #[serde(default)]
+    #[schemars(schema_with = "super::schema::sha256")]
+    pub sha256: Option<Spanned<String>>,
     /// systemd unit.
     #[serde(default)]
     #[schemars(with = "Option<String>")]

@@ -51,8 +51,18 @@ pub fn check(
         },
         None => None,
     };
+    let sha256 = match &raw.sha256 {
+        Some(hash) => match file_hash(hash, exe.is_some(), subjects.first().map(|(key, ..)| *key)) {
+            Ok(hash) => Some(hash),
+            Err((message, help)) => {
+                checker.error(at(hash), format!("{path}.sha256"), message).help = help;
+                return None;
+            }
+        },
+        None => None,
+    };
     let subject = match subjects.pop() {
-        None if exe.is_none() => {
+        None if exe.is_none() && raw.sha256.is_none() => {
             checker.error(place, path, "an entry that matches nothing").help =
                 Some("name a package, script, argv, exe, unit, container or image".to_owned());
             return None;
@@ -72,10 +82,27 @@ pub fn check(
             Some(subject)
         }
     };
-    Some(Matcher { subject, exe, path, position: place })
+    Some(Matcher { subject, exe, sha256, path, position: place })
 }
 
 type Complaint = (String, Option<String>);
+
+fn file_hash(hash: &Spanned<String>, exe: bool, beside: Option<&str>) -> Result<[u8; 32], Complaint> {
+    if let Some(key) = beside {
+        let help = "the kernel compares the file it executes, which of a script is the interpreter";
+        return Err((format!("`sha256` cannot be added to `{key}`"), Some(help.to_owned())));
+    }
+    if !exe {
+        let help = "name the file: `{exe: /path, sha256: …}`".to_owned();
+        return Err(("`sha256` without `exe`".to_owned(), Some(help)));
+    }
+    let mut bytes = [0; 32];
+    hex::decode_to_slice(hash.value.as_bytes(), &mut bytes).map_err(|_| {
+        let help = "64 hexadecimal digits, as `sha256sum FILE` prints them".to_owned();
+        (format!("`{}` is no SHA-256", hash.value.escape_debug()), Some(help))
+    })?;
+    Ok(bytes)
+}
 
 fn check_subject(subject: &Subject) -> Result<(), Complaint> {
     let plain = |text: &str| -> Result<(), Complaint> {

@@ -254,6 +254,8 @@ pub struct Matcher {
     pub subject: Option<Subject>,
     /// Absolute path.
     pub exe: Option<String>,
+    /// What the file at `exe` must hold.
+    pub sha256: Option<[u8; 32]>,
     pub path: String,
     pub position: Option<Position>,
 }
@@ -271,7 +273,8 @@ impl Matcher {
             Some(Subject::Image(name)) => Some(format!("image: {name}")),
         };
         let exe = self.exe.as_ref().map(|path| format!("exe: {path}"));
-        exe.into_iter().chain(subject).collect::<Vec<_>>().join(", ")
+        let hash = self.sha256.map(|_| "sha256".to_owned());
+        exe.into_iter().chain(subject).chain(hash).collect::<Vec<_>>().join(", ")
     }
 }
 

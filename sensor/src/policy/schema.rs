@@ -115,6 +115,23 @@ pub(super) fn unix_mode(_: &mut SchemaGenerator) -> Schema {
     json_schema!({ "enum": ["default", "strict", "open"], "default": "default" })
 }
 
+pub(super) fn sha256(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({
+        "description": "SHA-256 of the file at `exe`, in hexadecimal digits. Of a script the executable is its \
+                        interpreter.",
+        "type": "string",
+        "pattern": "^[0-9a-fA-F]{64}$"
+    })
+}
+
+/// `sha256` is of the executable, so that it stands beside `exe` alone.
+pub(super) fn hash_beside_exe(schema: &mut Schema) {
+    let alone = serde_json::json!({
+        "sha256": { "required": ["exe"], "propertyNames": { "enum": ["exe", "sha256"] } }
+    });
+    schema.insert("dependentSchemas".to_owned(), alone);
+}
+
 pub(super) fn one_or_many(_: &mut SchemaGenerator) -> Schema {
     json_schema!({
         "anyOf": [

@@ -27,9 +27,20 @@ claim() {
 # Whether the program got its bytes to the listener.
 reaches() { "$@" 2>/dev/null | grep -q '"outcome":"done"'; }
 stays() { ! reaches "$@"; }
+# A file is hashed within a moment of its first exec.
+soon() {
+    for _ in 1 2 3 4 5 6 7 8 9 10; do
+        reaches "$@" && return
+        sleep 1
+    done
+    return 1
+}
 
 echo "VM kernel $(uname -r)"
 mcp-sensor doctor
+cp /bin/attempt /bin/hashed
+hash=$(sha256sum /bin/hashed | cut -d ' ' -f 1)
+echo "  - {name: hashed, profile: loopback, mode: enforce, match: [{exe: /bin/hashed, sha256: $hash}]}" >>/policy.yaml
 nc -ll -p 7001 -e cat >/dev/null 2>&1 &
 mcp-sensor run --policy /policy.yaml --control /run/control.sock --state-dir /run/state \
     --events /run/events >/run/said 2>/run/log &
@@ -50,6 +61,10 @@ if grep -qx ready /run/said; then
     claim connect_under_none_is_denied stays $as none -- $attempt
     claim connect_under_a_cidr_rule_reaches_the_listener reaches $as loopback -- $attempt
     claim unrestricted_connect_reaches_the_listener reaches $as open -- $attempt
+    hashed="hashed tcp-connect --to 127.0.0.1 --port 7001"
+    claim connect_by_a_verified_file_reaches_the_listener soon $hashed
+    echo >>/bin/hashed
+    claim connect_by_a_changed_file_is_denied stays $hashed
     sleep 1
     claim denial_is_an_event grep -q '"verdict":"deny"' /run/events
     kill -9 $sensor

@@ -268,3 +268,71 @@ proptest! {
         }
     }
 }
+
+fn one_server(matches: &str) -> String {
+    format!("version: 1\nservers:\n  - name: a\n    profile: none\n    match: [{matches}]\n")
+}
+
+const HASH: &str = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
+
+#[test]
+fn a_hash_stands_beside_an_executable_alone() {
+    for (entry, message) in [
+        (format!("{{sha256: {HASH}}}"), "without `exe`"),
+        (format!("{{sha256: {HASH}, package: x}}"), "cannot be added to `package`"),
+        (format!("{{sha256: {HASH}, exe: /usr/bin/node, script: server.js}}"), "cannot be added to `script`"),
+        (format!("{{sha256: {HASH}, unit: x.service}}"), "cannot be added to `unit`"),
+        ("{sha256: abc, exe: /usr/bin/node}".to_owned(), "`abc` is no SHA-256"),
+        (format!("{{sha256: {HASH}00, exe: /usr/bin/node}}"), "is no SHA-256"),
+        (format!("{{sha256: {}, exe: /usr/bin/node}}", HASH.replace('e', "g")), "is no SHA-256"),
+    ] {
+        let found = errors(&one_server(&entry));
+        assert_eq!(found.len(), 1, "{entry}: {found:?}");
+        assert!(found[0].message.contains(message), "{entry}: {found:?}");
+        assert_eq!(found[0].path, "servers[0].match[0].sha256");
+        let position = found[0].position.expect("a position");
+        let column = "    match: [".len() + entry.find("sha256: ").expect("a hash") + "sha256: ".len() + 1;
+        assert_eq!((position.line, position.column), (5, column as u32), "{entry}");
+    }
+}
+
+#[test]
+fn versions_of_a_file_are_hashes_of_one_rule() {
+    use sensor_common::policy::{SERVER_HASHED, Server};
+    let other = "F".repeat(64);
+    let c = compiled(&one_server(&format!(
+        "{{exe: /opt/a, sha256: {HASH}}}, {{exe: /opt/a, sha256: {other}}}, {{exe: /opt/b}}, {{argv: mcp-a}}"
+    )));
+    assert_eq!(c.hashes.len(), 1);
+    assert_eq!((c.hashes[0].exe.as_str(), c.hashes[0].name.as_str()), ("/opt/a", "a"));
+    assert_eq!(c.hashes[0].sha256.iter().map(hex::encode).collect::<Vec<_>>(), [HASH, &"f".repeat(64)]);
+    let (_, _, Server { flags, .. }) = c.servers[1];
+    assert_eq!(flags, SERVER_HASHED);
+    let trie = Trie::of(&c);
+    let hashed = |exe: &str, argv: &[&str]| {
+        let m = trie.exec(exe, argv, &[]);
+        (m.server, m.hashed, c.matchers.get(m.priority as usize).map(|m| m.hashed))
+    };
+    assert_eq!(hashed("/opt/a", &["a"]), (2, 1, Some(true)));
+    assert_eq!(hashed("/opt/a", &["a", "mcp-a"]), (2, 1, Some(true)), "the first in the file decides");
+    assert_eq!(hashed("/opt/b", &["b"]), (2, 0, Some(false)));
+    assert_eq!(hashed("/bin/x", &["x", "mcp-a"]), (2, 0, Some(false)));
+    assert_eq!(c.matchers[0].evidence, "exe: /opt/a, sha256");
+}
+
+#[test]
+fn one_file_with_and_without_a_hash_is_refused() {
+    for (first, second) in [
+        (format!("{{exe: /opt/a, sha256: {HASH}}}"), "{exe: /opt/a}".to_owned()),
+        ("{exe: /opt/a}".to_owned(), format!("{{exe: /opt/a, sha256: {HASH}}}")),
+    ] {
+        let found = errors(&one_server(&format!("{first}, {second}")));
+        assert!(found[0].message.contains("whatever the file holds"), "{found:?}");
+        assert_eq!((found.len(), found[0].path.as_str()), (1, "servers[0].match[1]"));
+    }
+    let entry = |name: &str| {
+        format!("  - {{name: {name}, profile: none, match: [{{exe: /opt/a, sha256: {HASH}}}]}}\n")
+    };
+    let found = errors(&format!("version: 1\nservers:\n{}{}", entry("a"), entry("b")));
+    assert!(found[0].message.contains("matches the same"), "{found:?}");
+}

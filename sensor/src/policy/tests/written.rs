@@ -8,7 +8,9 @@ use crate::policy::explain::{Query, Target, Verdict, allow_line, line_for, unix_
 use crate::policy::load::load;
 use crate::policy::model::Direction;
 use crate::policy::toolhive;
-use sensor_common::policy::{PROFILE_NONE, PROFILE_UNRESTRICTED, Reason, UNIX_OPEN, UNIX_STRICT};
+use sensor_common::policy::{
+    PROFILE_NONE, PROFILE_UNRESTRICTED, Reason, SERVER_LAUNCHES, UNIX_OPEN, UNIX_STRICT,
+};
 use sensor_common::unix::{PATH_BYTES, POWER};
 use sensor_common::{TCP, UDP};
 use std::path::{Path, PathBuf};
@@ -57,6 +59,9 @@ fn the_schema_refuses_what_the_parser_refuses() {
         "version: 1\nservers: [{name: a, profile: none, mode: on}]",
         "version: 1\nservers: [{name: a, profile: none, matches: []}]",
         "version: 1\nservers: [{name: a, profile: none, match: [{sha256: x}]}]",
+        "version: 1\nservers: [{name: a, profile: none, match: [{exe: /a, sha256: x}]}]",
+        "version: 1\nservers: [{name: a, profile: none, match: [{sha256: e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855}]}]",
+        "version: 1\nservers: [{name: a, profile: none, match: [{exe: /a, argv: x, sha256: e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855}]}]",
         "version: 1\nservers: [{name: a, profile: none, unix: all}]",
         "version: 1\nunknown: {profil: none}",
     ] {
@@ -100,8 +105,11 @@ fn servers_profiles_and_launches_are_as_declared() {
     );
     let of = |name| *c.server(name).unwrap().1;
     let (gateway, leaf, unknown) = (of("gateway"), of("leaf"), of("unknown"));
-    assert_eq!((gateway.valid, gateway.mode, gateway.unix, gateway.launches), (1, 1, UNIX_OPEN, 1));
-    assert_eq!((leaf.valid, leaf.mode, leaf.unix, leaf.launches), (1, 0, UNIX_STRICT, 0));
+    assert_eq!(
+        (gateway.valid, gateway.mode, gateway.unix, gateway.flags),
+        (1, 1, UNIX_OPEN, SERVER_LAUNCHES)
+    );
+    assert_eq!((leaf.valid, leaf.mode, leaf.unix, leaf.flags), (1, 0, UNIX_STRICT, 0));
     assert_eq!((unknown.mode, unknown.profile, unknown.launcher_profile), (1, 2, 2));
     assert_eq!(c.profiles[gateway.launcher_profile as usize].kind, PROFILE_UNRESTRICTED);
     assert_eq!(c.profiles[leaf.launcher_profile as usize].kind, PROFILE_NONE);
@@ -140,6 +148,9 @@ profiles:
 servers:
   - {name: a, profile: p, launcher_profile: none}
   - {name: b, profile: none, mode: enforce}
+  - name: c
+    profile: p
+    match: [{exe: /opt/c, sha256: e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855}]
 "#;
 
 fn explained(server: &str, direction: Direction, target: &str) -> crate::policy::explain::Explanation {
@@ -173,6 +184,19 @@ fn explain_names_the_rule_or_the_line_that_would_allow_it() {
     assert_eq!((e.verdict, e.rule.unwrap().path.as_str()), (Verdict::Allow, "profiles.p.inbound[0]"));
     let e = explained("unknown", Direction::Inbound, "127.0.0.1:3901");
     assert_eq!((e.verdict, e.profile.as_str()), (Verdict::WouldDeny, "none"));
+}
+
+#[test]
+fn explain_says_what_holds_while_a_file_is_not_verified() {
+    let e = explained("c", Direction::Egress, "10.1.2.3:443");
+    assert_eq!(e.verdict, Verdict::Allow);
+    assert_eq!(e.notes.len(), 1);
+    assert!(
+        e.notes[0].contains("profile none, audit") && e.notes[0].ends_with("it does not"),
+        "{:?}",
+        e.notes
+    );
+    assert!(explained("a", Direction::Egress, "10.1.2.3:443").notes.is_empty());
 }
 
 #[test]
