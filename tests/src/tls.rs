@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 pub const PORT: u16 = 443;
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -77,7 +77,17 @@ impl TlsServer {
 
     /// Did any client say this in the clear?
     pub fn heard(&self, what: &str) -> bool {
-        self.heard.lock().expect("heard").windows(what.len()).any(|w| w == what.as_bytes())
+        let heard = self.heard.lock().expect("heard");
+        !heard.is_empty() && (what.is_empty() || heard.windows(what.len()).any(|w| w == what.as_bytes()))
+    }
+
+    /// The same, soon: a client may be gone before the server has read.
+    pub fn hears(&self, what: &str) -> bool {
+        let deadline = Instant::now() + PATIENCE;
+        while !self.heard(what) && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        self.heard(what)
     }
 }
 

@@ -336,7 +336,10 @@ fn system(name: &str, port: u16, each: impl Fn(SocketAddr) -> Result<(), Stop>) 
 /// the address then is this process's to use.
 fn answer_itself(name: &str, resolver: SocketAddr, address: IpAddr) -> Step1 {
     let answered = crate::process::in_child(|| {
+        let user = nix::unistd::geteuid();
         crate::process::own_namespace()?;
+        // Or an exec would take what it may do here.
+        std::fs::write("/proc/self/uid_map", format!("0 {user} 1")).map_err(failed("uid_map"))?;
         crate::process::loopback_up()?;
         let added = std::process::Command::new("ip")
             .args(["addr", "add", &resolver.ip().to_string(), "dev", "lo"])
