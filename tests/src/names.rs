@@ -63,8 +63,17 @@ impl World {
     }
 
     pub fn with_policy(labelled: bool, zone: fn() -> Zone, policy: &Policy) -> Result<World> {
+        World::build(labelled, zone, policy, &[RESOLVER.ip(), RESOLVER_V6.ip()])
+    }
+
+    /// Nobody answers at the resolver's address yet.
+    pub fn without_resolver(labelled: bool) -> Result<World> {
+        World::build(labelled, Zone::new, &policy(), &[])
+    }
+
+    fn build(labelled: bool, zone: fn() -> Zone, policy: &Policy, resolvers: &[IpAddr]) -> Result<World> {
         let bed = Bed::with_network(Network::with_public_addresses(&SPECIAL)?)?;
-        let resolver = DnsServer::start(&bed.network, &[RESOLVER.ip(), RESOLVER_V6.ip()], zone())?;
+        let resolver = DnsServer::start(&bed.network, resolvers, zone())?;
         let foreign = DnsServer::start(&bed.network, &[FOREIGN.ip()], zone())?;
         let sensor = if labelled { Some(Sensor::start(&bed, policy)?) } else { None };
         Ok(World { bed, resolver, foreign, sensor })

@@ -102,6 +102,11 @@ const NEEDED: &[Needed] = &[
     Needed { what: "nft", packages: &["nftables"], there: || on_path("nft") },
     // Go's own resolver and dialler.
     Needed { what: "go", packages: &["golang-go"], there: || on_path("go") },
+    // Another C library's resolver.
+    Needed { what: "musl-gcc", packages: &["musl-tools"], there: || on_path("musl-gcc") },
+    // Real resolvers; neither package starts a service.
+    Needed { what: "dnsmasq", packages: &["dnsmasq-base"], there: || on_path("dnsmasq") },
+    Needed { what: "unbound", packages: &["unbound"], there: || on_path("unbound") },
 ];
 
 /// Namespaces, Python and node for tests and the demo. What is missing and
