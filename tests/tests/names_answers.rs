@@ -132,7 +132,7 @@ mod learned {
         a_truncated_answer_asked_again_over_tcp: |l| {
             Case::new(truncated).ask(vec![ask(API, A), ask_tcp(API, A)]).opened(&[ONE]).holds(l)
         };
-        a_hundred_addresses: |l| hundred(l);
+        a_hundred_addresses: hundred;
         an_answer_without_compression: |l| {
             Case::new(|| api(|q, _| one(Message::reply(q).answer(address(wire_name(API), ONE))))).opened(&[ONE]).holds(l)
         };

@@ -34,9 +34,9 @@ enum Ends {
 }
 
 /// One step that carries bytes to a resolver, and what denies it.
-fn denied(labelled: bool, step: Step, ends: Ends, reason: &str, name: &str) -> Result<()> {
+fn denied(labelled: bool, step: &Step, ends: Ends, reason: &str, name: &str) -> Result<()> {
     let world = World::new(labelled, zone)?;
-    let ran = world.run(std::slice::from_ref(&step))?;
+    let ran = world.run(std::slice::from_ref(step))?;
     let outcome = ran.last();
     let arrived = world.resolver.bytes() + world.foreign.bytes();
     if !labelled {
@@ -55,11 +55,11 @@ fn denied(labelled: bool, step: Step, ends: Ends, reason: &str, name: &str) -> R
 }
 
 fn denied_udp(labelled: bool, name: &str, kind: u16, reason: &str) -> Result<()> {
-    denied(labelled, ask(name, kind), Ends::Refused, reason, name)
+    denied(labelled, &ask(name, kind), Ends::Refused, reason, name)
 }
 
 fn denied_tcp(labelled: bool, name: &str, kind: u16, reason: &str) -> Result<()> {
-    denied(labelled, ask_tcp(name, kind), Ends::Closed, reason, name)
+    denied(labelled, &ask_tcp(name, kind), Ends::Closed, reason, name)
 }
 
 /// Bytes that are no plain query; nothing is said of their name.
@@ -267,7 +267,7 @@ mod others_who_answer {
     const REASON: &str = "foreign_resolver";
 
     with_and_without_label! {
-        another_resolver: |l| denied(l, ask_at(FOREIGN, API, A), Ends::Refused, REASON, API);
+        another_resolver: |l| denied(l, &ask_at(FOREIGN, API, A), Ends::Refused, REASON, API);
         another_resolver_over_tcp: |l| {
             let step = Step::Ask { name: API.into(), kind: A, to: FOREIGN, tcp: true };
             closed_to(l, step, FOREIGN)

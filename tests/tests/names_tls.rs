@@ -93,7 +93,7 @@ fn hello_passes(labelled: bool, hello: Hello) -> Result<()> {
 }
 
 /// Ends with an error and at once; `unheard` never arrives.
-fn hello_is_closed(labelled: bool, hello: Hello, reason: &str, unheard: &str) -> Result<()> {
+fn hello_is_closed(labelled: bool, hello: &Hello, reason: &str, unheard: &str) -> Result<()> {
     let https = Https::new(labelled, PORT, Groups::Usual)?;
     let ran = https.after_learning(Step::Hello { to: front(), hello: hello.clone() })?;
     let outcome = ran.last();
@@ -147,23 +147,23 @@ mod closed {
         // Allowed both, but this address was learned by the other.
         an_allowed_name_that_led_elsewhere: |l| get_is_closed(l, PORT, API, false);
         no_name: |l| get_is_closed(l, PORT, "", true);
-        an_empty_name: |l| hello_is_closed(l, hello(""), "sni", "\0\x03\0\0\0");
+        an_empty_name: |l| hello_is_closed(l, &hello(""), "sni", "\0\x03\0\0\0");
         two_names: |l| {
             let names = vec![API.to_string(), OTHER.to_string()];
-            hello_is_closed(l, Hello { names, ..Hello::default() }, "sni", OTHER)
+            hello_is_closed(l, &Hello { names, ..Hello::default() }, "sni", OTHER)
         };
         two_names_the_allowed_last: |l| {
             let names = vec![OTHER.to_string(), API.to_string()];
-            hello_is_closed(l, Hello { names, ..Hello::default() }, "sni", OTHER)
+            hello_is_closed(l, &Hello { names, ..Hello::default() }, "sni", OTHER)
         };
-        a_name_with_a_nul: |l| hello_is_closed(l, hello("api.example.test\0.evil.test"), "sni", ".evil.test");
-        a_name_that_ends_like_a_wildcard: |l| hello_is_closed(l, hello("evilcdn.example.test"), "sni", "evilcdn");
-        an_encrypted_hello: |l| hello_is_closed(l, Hello { ech: true, ..hello(API) }, "ech", API);
-        a_hello_in_two_segments: |l| hello_is_closed(l, Hello { cut: Cut::At(40), ..hello(API) }, "sni", API);
-        a_hello_after_its_first_byte: |l| hello_is_closed(l, Hello { cut: Cut::At(1), ..hello(API) }, "sni", API);
-        a_hello_in_two_records: |l| hello_is_closed(l, Hello { cut: Cut::Records(30), ..hello(API) }, "sni", API);
+        a_name_with_a_nul: |l| hello_is_closed(l, &hello("api.example.test\0.evil.test"), "sni", ".evil.test");
+        a_name_that_ends_like_a_wildcard: |l| hello_is_closed(l, &hello("evilcdn.example.test"), "sni", "evilcdn");
+        an_encrypted_hello: |l| hello_is_closed(l, &Hello { ech: true, ..hello(API) }, "ech", API);
+        a_hello_in_two_segments: |l| hello_is_closed(l, &Hello { cut: Cut::At(40), ..hello(API) }, "sni", API);
+        a_hello_after_its_first_byte: |l| hello_is_closed(l, &Hello { cut: Cut::At(1), ..hello(API) }, "sni", API);
+        a_hello_in_two_records: |l| hello_is_closed(l, &Hello { cut: Cut::Records(30), ..hello(API) }, "sni", API);
         a_second_hello_with_another_name: |l| {
-            hello_is_closed(l, Hello { second: Some(Box::new(hello(OTHER))), ..hello(API) }, "sni", OTHER)
+            hello_is_closed(l, &Hello { second: Some(Box::new(hello(OTHER))), ..hello(API) }, "sni", OTHER)
         };
         plain_http: |l| bytes_are_closed(l, &[b"GET / HTTP/1.1\r\nHost: api.example.test\r\n\r\n"], Trick::None, "sni");
         plain_http_in_the_syn: |l| {
