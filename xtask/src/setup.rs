@@ -113,6 +113,17 @@ const NEEDED: &[Needed] = &[
 /// test is worth that on somebody's host.
 const SERVICES: &[&str] = &["unbound"];
 
+/// Those that would start a service are left to the operator.
+pub(crate) fn apt_without_service(packages: &[&str]) -> Result<()> {
+    if runs_services() {
+        bail!(
+            "its package starts a service; run: apt-get install --no-install-recommends {}",
+            packages.join(" ")
+        );
+    }
+    apt(packages)
+}
+
 fn runs_services() -> bool {
     Path::new("/run/systemd/system").exists()
 }

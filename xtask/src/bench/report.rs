@@ -176,6 +176,7 @@ pub(crate) fn write(figures: &Figures, starts: &[f64], programs: &[Cost], rounds
 
 const fn title(operation: Operation) -> &'static str {
     match operation {
+        Operation::Names => "names",
         Operation::TcpConnect => "TCP connect(), loopback",
         Operation::UdpConnect => "UDP connect()",
         Operation::UdpSendto => "UDP sendto(), loopback",
