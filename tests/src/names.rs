@@ -127,6 +127,9 @@ impl World {
         for key in ["verdict", "qtype", "instance", "resolver"] {
             ensure!(event.0.get(key).is_some(), "the event has no \"{key}\": {}", event.0);
         }
+        if reason == "name_no_rule" {
+            ensure!(!event.text("suggestion").is_empty(), "which rule would allow it? {}", event.0);
+        }
         Ok(())
     }
 

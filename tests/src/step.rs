@@ -69,8 +69,8 @@ pub enum Step {
         rounds: u32,
         port: u16,
     },
-    /// In user and network namespaces of its own, takes the resolver's
-    /// address, asks itself for `name`, and answers with `address`.
+    /// In user, network and mount namespaces of its own, takes the resolver's
+    /// address, has the C library ask it for `name`, and answers `address`.
     AnswerItself {
         name: String,
         resolver: SocketAddr,

@@ -5,6 +5,7 @@ use anyhow::{Result, bail, ensure};
 use mcp_sensor_tests::bed::LIMIT;
 use mcp_sensor_tests::dns::zone::{Zone, addresses_of};
 use mcp_sensor_tests::drivers::{found, installed, script, with_resolver};
+use mcp_sensor_tests::events::Event;
 use mcp_sensor_tests::names::{
     API, CDN, FOREIGN, NAMED, OTHER, PLAIN, RESOLVER, Ran, World, ask, ask_tcp, connect, ip, policy,
 };
@@ -77,10 +78,12 @@ fn finds_its_names(
         ensure!(said, "{name}: it says {:?}, not \"{says}\": {}", done.lines, done.stderr);
     }
     if let Some(sensor) = &web.world.sensor {
-        let denials: Vec<_> =
-            sensor.events().all()?.iter().filter(|e| e.text("verdict") == "deny").cloned().collect();
         // Type 65 is asked by some before they connect, and denied.
-        let others: Vec<_> = denials.iter().filter(|e| e.text("reason") != "query_type").collect();
+        let is_other = |e: &&Event| {
+            e.is_denial_of(NAMED)
+                || e.text("type") == "dns" && e.text("verdict") == "deny" && e.text("reason") != "query_type"
+        };
+        let others: Vec<_> = sensor.events().all()?.iter().filter(is_other).cloned().collect();
         ensure!(others.is_empty(), "{others:?}");
     }
     let done = web.run(program, &arguments(OTHER), RESOLVER.ip())?;

@@ -4,10 +4,11 @@
 use crate::Target;
 use crate::wire::*;
 use libc::{SOCK_DGRAM, SOCK_STREAM};
-use mcp_sensor_tests::dns::message::{A, AAAA, Message, all_addresses, framed};
+use mcp_sensor_tests::dns::message::{A, AAAA, Message, Query, all_addresses, framed};
+use mcp_sensor_tests::dns::zone::addresses_of;
 use mcp_sensor_tests::report::{PAYLOAD, Report};
 use mcp_sensor_tests::step::{Outcome, Step, Trick};
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
 use std::net::{IpAddr, SocketAddr, TcpStream, ToSocketAddrs, UdpSocket};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -336,10 +337,17 @@ fn system(name: &str, port: u16, each: impl Fn(SocketAddr) -> Result<(), Stop>) 
 /// the address then is this process's to use.
 fn answer_itself(name: &str, resolver: SocketAddr, address: IpAddr) -> Step1 {
     let answered = crate::process::in_child(|| {
-        let user = nix::unistd::geteuid();
+        let (user, group) = (nix::unistd::geteuid(), nix::unistd::getegid());
         crate::process::own_namespace()?;
-        // Or an exec would take what it may do here.
-        std::fs::write("/proc/self/uid_map", format!("0 {user} 1")).map_err(failed("uid_map"))?;
+        // Without a user here, an exec would take what it may do, and it could make no file.
+        let maps = [
+            ("uid_map", format!("0 {user} 1")),
+            ("setgroups", "deny".to_string()),
+            ("gid_map", format!("0 {group} 1")),
+        ];
+        for (file, text) in maps {
+            std::fs::write(format!("/proc/self/{file}"), text).map_err(failed("uid_map, gid_map"))?;
+        }
         crate::process::loopback_up()?;
         let added = std::process::Command::new("ip")
             .args(["addr", "add", &resolver.ip().to_string(), "dev", "lo"])
@@ -347,24 +355,36 @@ fn answer_itself(name: &str, resolver: SocketAddr, address: IpAddr) -> Step1 {
         if !added.map_err(failed("ip addr add"))?.success() {
             return Err(Stop { step: "ip addr add", errno: libc::EIO });
         }
+        own_resolver_file(resolver.ip())?;
         let server = UdpSocket::bind(resolver).map_err(failed("bind"))?;
-        let client = socket_for(resolver.ip(), SOCK_DGRAM, 0)?;
-        let query = Message::query(next_id(), name, A).to_bytes();
-        sendto(&client, &query, 0, resolver)?;
-        server.set_read_timeout(Some(FIRST)).map_err(failed("SO_RCVTIMEO"))?;
-        let mut bytes = [0; 512];
-        let (n, from) = server.recv_from(&mut bytes).map_err(failed("the query"))?;
-        let query = mcp_sensor_tests::dns::message::Query::parse(&bytes[..n])
-            .ok_or(Stop { step: "no query", errno: libc::EBADMSG })?;
-        let answer = mcp_sensor_tests::dns::zone::addresses_of(&query, &[address]);
-        server.send_to(&answer.to_bytes(), from).map_err(failed("the answer"))?;
-        let got = receive(&client, &mut bytes, FIRST)?;
-        Ok(got.is_some_and(|n| all_addresses(&bytes[..n]) == [address]))
+        std::thread::spawn(move || {
+            let mut bytes = [0; 512];
+            while let Ok((n, from)) = server.recv_from(&mut bytes) {
+                let Some(query) = Query::parse(&bytes[..n]) else { continue };
+                let _ = server.send_to(&addresses_of(&query, &[address]).to_bytes(), from);
+            }
+        });
+        let found = (name, 0).to_socket_addrs();
+        let mut found = found.map_err(|_| Stop { step: "getaddrinfo", errno: libc::EHOSTUNREACH })?;
+        Ok(found.any(|f| f.ip() == address))
     })?;
     Ok(Got { answered, addresses: vec![address], ..Got::default() })
 }
 
-/// Writes to a connection until the other end has closed it for sure.
+/// An `/etc/resolv.conf` of its own, in a mount namespace of its own.
+fn own_resolver_file(resolver: IpAddr) -> Result<(), Stop> {
+    use nix::mount::{MsFlags, mount};
+    let none: Option<&str> = None;
+    let error = |step| move |e: nix::Error| Stop { step, errno: e as i32 };
+    nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS).map_err(error("unshare"))?;
+    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).map_err(error("mount"))?;
+    mount(Some("none"), "/mnt", Some("tmpfs"), MsFlags::empty(), none).map_err(error("mount"))?;
+    let text = format!("nameserver {resolver}\noptions timeout:1 attempts:1\n");
+    std::fs::write("/mnt/resolv.conf", text).map_err(failed("resolv.conf"))?;
+    mount(Some("/mnt/resolv.conf"), "/etc/resolv.conf", none, MsFlags::MS_BIND, none).map_err(error("mount"))
+}
+
+/// What the other end says first.
 pub(crate) fn first_byte(stream: &mut TcpStream) -> Result<u8, Stop> {
     let deadline = Instant::now() + PATIENCE;
     let mut byte = [0];
@@ -374,6 +394,5 @@ pub(crate) fn first_byte(stream: &mut TcpStream) -> Result<u8, Stop> {
         return Err(Stop { step: "recv", errno: libc::ETIMEDOUT });
     }
     read.map_err(failed("recv"))?;
-    let _ = stream.flush();
     Ok(byte[0])
 }

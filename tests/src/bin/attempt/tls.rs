@@ -10,7 +10,7 @@ use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// TLS record types (RFC 8446, 5.1).
 const HANDSHAKE: u8 = 22;
@@ -41,9 +41,13 @@ pub(crate) fn hello(to: SocketAddr, hello: &Hello) -> Tried {
     if let Some(second) = &hello.second {
         std::thread::sleep(MOMENT);
         send(&s, &record(&client_hello(second)), 0)?;
-        // The error of a segment that was dropped comes with the next call.
-        std::thread::sleep(MOMENT);
-        send(&s, &[0], 0)?;
+        // What the server said to the first could be read for long: the end of
+        // the connection shows when something is sent.
+        let deadline = Instant::now() + PATIENCE;
+        while Instant::now() < deadline {
+            std::thread::sleep(MOMENT);
+            send(&s, &[0], 0)?;
+        }
     }
     let mut stream = TcpStream::from(s);
     Ok(crate::steps::first_byte(&mut stream)? == HANDSHAKE)
