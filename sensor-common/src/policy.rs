@@ -583,8 +583,7 @@ const _: () = {
 mod tests {
     use super::*;
 
-    const ALLOWED: Held =
-        Held { decision: Decision { reason: Reason::Rule, rule: 7 }, self_rule: 0, audit: true };
+    const ALLOWED: Held = Held { decision: Decision::by_rule(Reason::Rule, 7), self_rule: 0, audit: true };
     const DENIED: Held = Held { decision: Decision::because(Reason::NoRule), self_rule: 0, audit: true };
     const ASKS: Held = Held { self_rule: 9, ..DENIED };
 

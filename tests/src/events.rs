@@ -35,6 +35,13 @@ impl Event {
     }
 }
 
+impl Event {
+    /// Of a question or an answer.
+    pub fn is_of_a_name(&self, server: &str, reason: &str) -> bool {
+        self.text("type") == "dns" && self.text("server") == server && self.text("reason") == reason
+    }
+}
+
 pub struct Events {
     path: PathBuf,
     offset: u64,

@@ -4,9 +4,11 @@
 
 pub mod bed;
 pub mod cgroup;
+pub mod dns;
 pub mod drivers;
 pub mod events;
 pub mod frame;
+pub mod names;
 pub mod network;
 pub mod peer;
 pub mod policy;
@@ -16,3 +18,5 @@ pub mod sensor;
 pub mod service;
 pub mod sniffer;
 pub mod spec;
+pub mod step;
+pub mod tls;

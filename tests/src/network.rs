@@ -193,6 +193,21 @@ impl Network {
     }
 }
 
+/// Networks for documentation (RFC 5737, RFC 3849): public, as far as anybody
+/// who judges addresses can tell.
+const PUBLIC: [&str; 4] = ["198.51.100.0/24", "203.0.113.0/24", "192.0.2.0/24", "2001:db8::/32"];
+
+impl Network {
+    /// The peer has every public address, and those of `more`.
+    pub fn with_public_addresses(more: &[&str]) -> Result<Network> {
+        let network = Network::new()?;
+        let routes: String =
+            PUBLIC.iter().chain(more).map(|net| format!("route add local {net} dev lo\n")).collect();
+        network.peer.tool("ip", &["-batch", "-"], &routes)?;
+        Ok(network)
+    }
+}
+
 fn quieten() -> Result<()> {
     for (name, value) in QUIET {
         let path = format!("/proc/sys/net/{name}");

@@ -17,6 +17,7 @@ pub const AUDIT: &str = "audited";
 /// A policy text, put together from pieces.
 #[derive(Clone, Default)]
 pub struct Policy {
+    top: String,
     profiles: String,
     servers: String,
 }
@@ -38,6 +39,12 @@ impl Policy {
              \x20 - {{to: [10.77.1.0/24, \"fd77:0:0:1::/64\"], ports: [{PORT}], protocol: tcp}}\n\
              \x20 - {{to: [10.77.1.0/24, \"fd77:0:0:1::/64\"], ports: [{PORT}], protocol: udp}}\n"
         )
+    }
+
+    /// A key of the file itself, one line.
+    pub fn top(mut self, line: &str) -> Policy {
+        self.top += &format!("{line}\n");
+        self
     }
 
     /// `body`: the profile's keys, at no indentation.
@@ -65,8 +72,8 @@ impl Policy {
     pub fn yaml(&self) -> String {
         let profiles = if self.profiles.is_empty() { "  {}\n" } else { &self.profiles };
         format!(
-            "version: 1\nprofiles:\n{profiles}servers:\n{}unknown: {{profile: none, mode: audit}}\n",
-            self.servers
+            "version: 1\n{}profiles:\n{profiles}servers:\n{}unknown: {{profile: none, mode: audit}}\n",
+            self.top, self.servers
         )
     }
 }

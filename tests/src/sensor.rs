@@ -32,10 +32,14 @@ impl Sensor {
     }
 
     pub fn start_with(bed: &Bed, policy: &Policy, arguments: &[&str]) -> Result<Sensor> {
+        Sensor::start_on(bed.cgroup.path(), policy, arguments)
+    }
+
+    /// On a cgroup subtree without a bed.
+    pub fn start_on(cgroup: &Path, policy: &Policy, arguments: &[&str]) -> Result<Sensor> {
         let folder = tempfile::Builder::new().prefix("mcp-sensor-test-").tempdir()?;
         let events = Mutex::new(Events::new(folder.path().join("events.ndjson")));
-        let cgroup = bed.cgroup.path().to_path_buf();
-        let sensor = Sensor { folder, cgroup, process: Mutex::new(None), events };
+        let sensor = Sensor { folder, cgroup: cgroup.to_path_buf(), process: Mutex::new(None), events };
         fs::write(sensor.policy_path(), policy.yaml())?;
         sensor.launch(arguments)?;
         Ok(sensor)

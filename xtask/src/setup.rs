@@ -102,7 +102,31 @@ const NEEDED: &[Needed] = &[
     Needed { what: "nft", packages: &["nftables"], there: || on_path("nft") },
     // Go's own resolver and dialler.
     Needed { what: "go", packages: &["golang-go"], there: || on_path("go") },
+    // Another C library's resolver.
+    Needed { what: "musl-gcc", packages: &["musl-tools"], there: || on_path("musl-gcc") },
+    // Real resolvers.
+    Needed { what: "dnsmasq", packages: &["dnsmasq-base"], there: || on_path("dnsmasq") },
+    Needed { what: "unbound", packages: &["unbound"], there: || on_path("unbound") },
 ];
+
+/// Packages that bring a service along, which Debian starts and enables: no
+/// test is worth that on somebody's host.
+const SERVICES: &[&str] = &["unbound"];
+
+/// Those that would start a service are left to the operator.
+pub(crate) fn apt_without_service(packages: &[&str]) -> Result<()> {
+    if runs_services() {
+        bail!(
+            "its package starts a service; run: apt-get install --no-install-recommends {}",
+            packages.join(" ")
+        );
+    }
+    apt(packages)
+}
+
+fn runs_services() -> bool {
+    Path::new("/run/systemd/system").exists()
+}
 
 /// Namespaces, Python and node for tests and the demo. What is missing and
 /// cannot be installed is said; it does not stop a build.
@@ -111,6 +135,8 @@ fn test_tools() -> Result<()> {
     for needed in NEEDED {
         if (needed.there)() {
             say(format!("{}: there", needed.what));
+        } else if runs_services() && needed.packages.iter().any(|p| SERVICES.contains(p)) {
+            say(format!("{}: left out, since its package starts a service", needed.what));
         } else {
             missing.extend(needed.packages);
         }

@@ -3,6 +3,7 @@
 //! machines drift; figures are medians, ratios are medians of paired rounds.
 
 mod attach;
+mod names;
 mod programs;
 mod report;
 mod scale;
@@ -61,6 +62,8 @@ impl Setting {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
 pub(crate) enum Operation {
+    /// Look-ups and HTTPS by name, beside a proxy; alone, and in no setting
+    Names,
     TcpConnect,
     UdpConnect,
     UdpSendto,
@@ -82,6 +85,7 @@ impl Operation {
 
     pub(crate) const fn name(self) -> &'static str {
         match self {
+            Operation::Names => "names",
             Operation::TcpConnect => "tcp-connect",
             Operation::UdpConnect => "udp-connect",
             Operation::UdpSendto => "udp-sendto",
@@ -109,6 +113,12 @@ pub(crate) struct Options {
 pub(crate) fn all(options: &Options) -> Result<()> {
     if !nix::unistd::geteuid().is_root() {
         bail!("not root: the benchmark makes a cgroup, a network namespace and loads programs");
+    }
+    if options.operations == [Operation::Names] {
+        return names::all(options.rounds, options.print_only);
+    }
+    if options.operations.contains(&Operation::Names) {
+        bail!("`names` has a bed of its own: cargo xtask bench names");
     }
     if std::thread::available_parallelism()?.get() < 2 {
         bail!("one CPU only: client and listener need one each");

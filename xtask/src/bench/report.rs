@@ -206,6 +206,7 @@ const fn said(ok: bool) -> &'static str {
 
 const fn title(operation: Operation) -> &'static str {
     match operation {
+        Operation::Names => "names",
         Operation::TcpConnect => "TCP connect(), loopback",
         Operation::UdpConnect => "UDP connect()",
         Operation::UdpSendto => "UDP sendto(), loopback",

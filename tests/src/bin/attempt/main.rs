@@ -6,7 +6,9 @@ mod groups;
 mod packet;
 mod process;
 mod sockets;
+mod steps;
 mod tcp;
+mod tls;
 mod udp;
 mod unix;
 mod uring;
@@ -49,6 +51,7 @@ fn find(name: &str) -> Option<Attempt> {
         sockets::ALL,
         control::ALL,
         unix::ALL,
+        steps::ALL,
     ]
     .iter()
     .flat_map(|all| all.iter())

@@ -98,7 +98,7 @@ fn as_orphan_thread(t: &Target) -> Tried {
 }
 
 /// Runs `f` in a child made by fork() and returns what it says.
-fn in_child(f: impl FnOnce() -> Tried) -> Tried {
+pub(crate) fn in_child(f: impl FnOnce() -> Tried) -> Tried {
     let (read, write) = pipe().map_err(error("pipe"))?;
     // SAFETY: this program has one thread here.
     match unsafe { fork() }.map_err(error("fork"))? {
@@ -352,7 +352,7 @@ fn as_flood(t: &Target) -> Tried {
 /// comes up, and the attempt goes to itself.
 fn in_own_namespace(t: &Target) -> Tried {
     let attempt = inner(t)?;
-    unshare(CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNET).map_err(error("unshare"))?;
+    own_namespace()?;
     loopback_up()?;
     let address = std::net::SocketAddr::new(t.to, t.port);
     let udp = std::net::UdpSocket::bind(address)
@@ -373,7 +373,12 @@ fn after_own_namespace(t: &Target) -> Tried {
     Ok(crate::wire::answered(&s))
 }
 
-fn loopback_up() -> Result<(), Stop> {
+/// Where it is root, and may have any address.
+pub(crate) fn own_namespace() -> Result<(), Stop> {
+    unshare(CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNET).map_err(error("unshare"))
+}
+
+pub(crate) fn loopback_up() -> Result<(), Stop> {
     let s = crate::wire::socket(libc::AF_NETLINK, libc::SOCK_RAW, libc::NETLINK_ROUTE)?;
     // RTM_NEWLINK for interface 1 with IFF_UP: nlmsghdr, ifinfomsg.
     let mut request = Vec::new();

@@ -32,8 +32,8 @@ pub(crate) const ALL: &[(&str, Attempt)] = &[
     ("udp-splice", splice_in),
 ];
 
-const SOL_UDP: i32 = 17;
-const UDP_SEGMENT: i32 = 103;
+pub(crate) const SOL_UDP: i32 = 17;
+pub(crate) const UDP_SEGMENT: i32 = 103;
 
 fn connected(t: &Target) -> Tried {
     let s = socket_for(t.to, SOCK_DGRAM, 0)?;
