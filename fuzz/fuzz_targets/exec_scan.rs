@@ -18,12 +18,9 @@ fn walked(argv: &[u8]) -> Vec<Argument> {
         .enumerate()
         .filter_map(|(at, byte)| match scan.step(at as u32, *byte) {
             Step::Within => None,
-            Step::Argument { start, base, module, script } => Some(Argument {
-                start: start as usize,
-                base: base as usize,
-                module: module as usize,
-                script,
-            }),
+            Step::Argument { start, base, module, script } => {
+                Some(Argument { start: start as usize, base: base as usize, module: module as usize, script })
+            }
         })
         .collect()
 }

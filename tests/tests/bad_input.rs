@@ -111,11 +111,24 @@ fn overlapping_rules_are_accepted() {
 }
 
 #[test]
-fn enforce_with_names_is_refused_rather_than_half_enforced() {
+fn mistakes_about_names_are_refused_with_the_position() {
     must(|| {
-        let policy = with_rule("{to: [api.example.com], ports: [443]}")
-            .replace("profile: p", "profile: p, mode: enforce");
-        is_refused(&policy, 7, "api.example.com")
+        let enforced = |rule: &str| with_rule(rule).replace("profile: p", "profile: p, mode: enforce");
+        let good = enforced("{to: [api.example.com], ports: [443]}");
+        let done = check(&format!("{good}resolvers: [192.0.2.53]\n"))?;
+        ensure!(done.status.success(), "{:?} {}", done.lines, done.stderr);
+        is_refused(&good.replace("version: 1\n", "version: 1\nresolvers: []\n"), 2, "resolvers")?;
+        is_refused(
+            &good.replace("version: 1\n", "version: 1\nresolvers: [dns.example]\n"),
+            2,
+            "dns.example",
+        )?;
+        is_refused(
+            &enforced("{to: [api.example.com], ports: [443], protocol: udp, sni: require}"),
+            5,
+            "sni",
+        )?;
+        is_refused(&enforced("{to: [\"*.com\"], ports: [443]}"), 5, "com")
     });
 }
 

@@ -13,12 +13,13 @@ use crate::kernel::maps::{Labels, LearnedNames, Maps, Shared};
 use crate::kernel::record::{self, Record};
 use crate::kernel::tables;
 use crate::policy::Compiled;
+use crate::policy::explain::name_line;
 use crate::policy::recognise::Recogniser;
 use sensor_common::addr::Addr;
 use sensor_common::identity::FileId;
 use sensor_common::kernel::INSTANCE_BY_AGENT;
 use sensor_common::label::Label;
-use sensor_common::policy::MODE_ENFORCE;
+use sensor_common::policy::{MODE_ENFORCE, Reason};
 use sensor_common::record::{
     EXEC_MOVED, EXEC_NEW_INSTANCE, EXEC_ROLE_CHANGED, EXEC_UNVERIFIED, Exec, INSTANCE_HASHED, NameVerdict,
     Verdict, VerdictKey,
@@ -147,7 +148,18 @@ impl Core {
             && let Some(dst) = &mut c.dst
         {
             let netns = c.actor.as_ref().map_or(0, |a| a.netns);
-            dst.name = self.names.of(key.server, netns, Addr(key.addr), at).unwrap_or_default();
+            let Some(name) = self.names.of(key.server, netns, Addr(key.addr), at) else { return };
+            if let Some(decision) = &mut c.decision
+                && matches!(
+                    Reason::from_code(key.reason),
+                    Some(Reason::NoRule | Reason::ProfileNone | Reason::NameExpired)
+                )
+                && let Some(line) = name_line(&name, key.port, key.protocol)
+            {
+                // A rule for the name outlives the address.
+                decision.suggestion = line;
+            }
+            dst.name = name;
         }
     }
 

@@ -9,7 +9,7 @@ use crate::policy::Compiled;
 use crate::policy::compile::NameEntry;
 use sensor_common::addr::Addr;
 use sensor_common::name::{
-    Learned, LearnedKey, MAX_LEARNED, NAME_ASK_ONLY, NAMES_PER_ADDRESS, NameText, readable,
+    LEARNED_TRUSTED, Learned, LearnedKey, MAX_LEARNED, NAME_ASK_ONLY, NAMES_PER_ADDRESS, NameText, readable,
 };
 use sensor_common::policy::MAX_SERVERS;
 use std::collections::{BTreeSet, HashMap};
@@ -112,7 +112,10 @@ pub fn shown(
                 learned_unix_ns: time(learned.learned),
                 until_unix_ns: time(learned.expires),
                 expired: boot > learned.expires,
-                rules: covering.rules(key.server, &learned.text),
+                rules: match learned.flags & LEARNED_TRUSTED {
+                    0 => Vec::new(), // it opens nothing
+                    _ => covering.rules(key.server, &learned.text),
+                },
             };
             (ip, name)
         })

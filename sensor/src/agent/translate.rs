@@ -5,9 +5,8 @@ use super::instances::Instances;
 use super::state::Policies;
 use crate::event::{Body, pb};
 use crate::kernel::record;
-use crate::policy::explain::{line_for, unix_line};
+use crate::policy::explain::{line_for, line_for_query, unix_line};
 use crate::policy::model::Direction;
-use crate::policy::names::NamePattern;
 use sensor_common::addr::Addr;
 use sensor_common::name::readable;
 use sensor_common::policy::Reason;
@@ -244,18 +243,15 @@ fn name_suggestion(key: &VerdictKey, name: &str) -> Option<String> {
     if verdict(key.verdict) == pb::Verdict::Allow {
         return None;
     }
-    match Reason::from_code(key.reason)? {
-        Reason::NameNoRule | Reason::ProfileNone => {
-            let name = NamePattern::parse(name).ok().filter(|n| !n.below)?;
-            Some(format!("{{to: [{name}], ports: [443]}}"))
-        }
+    let reason = Reason::from_code(key.reason)?;
+    match reason {
         // NoRule: DNS over TCP, which is no different from any other connection
         // until it is read.
         Reason::ForeignResolver | Reason::NoRule => {
             let ip = IpAddr::from(Addr(key.addr).normalise());
             Some(if ip.is_ipv6() { format!("resolvers: [\"{ip}\"]") } else { format!("resolvers: [{ip}]") })
         }
-        _ => None,
+        _ => line_for_query(reason, name),
     }
 }
 

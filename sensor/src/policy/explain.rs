@@ -329,7 +329,7 @@ pub fn name_line(name: &str, port: u16, protocol: u8) -> Option<String> {
 /// The entry that allows a name which was asked for and denied: what it was
 /// asked for is not known yet, so HTTPS.
 pub fn line_for_query(reason: Reason, name: &str) -> Option<String> {
-    if reason == Reason::NameNoRule { name_line(name, 443, TCP) } else { None }
+    if matches!(reason, Reason::NameNoRule | Reason::ProfileNone) { name_line(name, 443, TCP) } else { None }
 }
 
 /// As [`allow_line`] for a denial with its reason. `None`: no rule allows it
