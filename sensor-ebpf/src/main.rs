@@ -5,6 +5,7 @@
 #![no_std]
 #![no_main]
 #![allow(clippy::needless_pass_by_value, reason = "aya's macros hand contexts over by value")]
+#![allow(clippy::needless_borrows_for_generic_args, reason = "what is passed by copy lies on the stack")]
 #![feature(core_intrinsics, asm_experimental_arch)]
 #![allow(internal_features, reason = "the target's atomics are behind intrinsics only")]
 

@@ -193,13 +193,7 @@ fn learn(scratch: &mut Scratch) -> Reason {
         }
     }
     let ttl = scratch.dns.ttl;
-    let seconds = if ttl < TTL_FLOOR {
-        TTL_FLOOR
-    } else if ttl > TTL_CEILING {
-        TTL_CEILING
-    } else {
-        ttl
-    };
+    let seconds = ttl.clamp(TTL_FLOOR, TTL_CEILING);
     let new = &mut scratch.learned;
     new.expires = about.now + (seconds + TTL_GRACE) as u64 * 1_000_000_000;
     new.learned = about.now;
