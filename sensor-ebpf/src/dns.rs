@@ -270,7 +270,14 @@ extern "C" fn answer_step(_index: u32, work: *mut Work) -> i64 {
             if scratch.about.asked & ASKED_ONLY == 0 {
                 // SAFETY: plain integers, both ways.
                 let outcome = unsafe { name::learn_name(number) };
-                if outcome != Reason::Name as u32 {
+                if outcome & name::NEW != 0 {
+                    // SAFETY: as above.
+                    unsafe {
+                        if name::enter_name(number) != 0 {
+                            name::forget_name(number);
+                        }
+                    }
+                } else if outcome != Reason::Name as u32 {
                     scratch.about.reason = outcome as u8;
                     conclude(number, Hook::Ingress, scratch.dns.qtype);
                 }

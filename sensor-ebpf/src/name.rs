@@ -167,20 +167,27 @@ pub unsafe extern "C" fn conclude_name(number: u32, hook: u32, qtype: u32) -> u3
     verdict as u32
 }
 
-/// Learns that the name in a buffer is at its `dns.addr`. Returns a [`Reason`];
-/// `Name`: learned.
+/// Learns that the name in a buffer is at its `dns.addr`. Returns a [`Reason`]
+/// (`Name`: learned), and [`NEW`].
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub unsafe extern "C" fn learn_name(number: u32) -> u32 {
     match scratch::at(number) {
         // SAFETY: the caller's buffer.
-        Some(scratch) => learn(unsafe { &mut *scratch }) as u32,
+        Some(scratch) => {
+            let (reason, new) = learn(unsafe { &mut *scratch });
+            reason as u32 | if new { NEW } else { 0 }
+        }
         None => Reason::NotLearned as u32,
     }
 }
 
+/// The server did not have the address by that name before: its key, which is
+/// in the buffer, is to be entered by [`enter_name`].
+pub(crate) const NEW: u32 = 1 << 8;
+
 #[inline(always)]
-fn learn(scratch: &mut Scratch) -> Reason {
+fn learn(scratch: &mut Scratch) -> (Reason, bool) {
     let trusted = scratch.about.asked & ASKED_TRUSTED != 0;
     let addr = scratch.dns.addr.normalise();
     let about = &scratch.about;
@@ -189,7 +196,7 @@ fn learn(scratch: &mut Scratch) -> Reason {
         let profile = u32::from_be(about.scope) as u16;
         let tables = policy::Maps { server, netns: about.netns };
         if tables.set(&CidrKey::new(about.generation, profile, EGRESS, addr, 128)).is_none() {
-            return Reason::Rebinding;
+            return (Reason::Rebinding, false);
         }
     }
     let ttl = scratch.dns.ttl;
@@ -222,7 +229,7 @@ fn learn(scratch: &mut Scratch) -> Reason {
             slot = i;
             // What a pinned resolver said is not taken back by another.
             if !trusted && known.flags & LEARNED_TRUSTED != 0 {
-                return Reason::Name;
+                return (Reason::Name, false);
             }
             break;
         }
@@ -234,12 +241,9 @@ fn learn(scratch: &mut Scratch) -> Reason {
     key.slot = slot;
     if LEARNED.insert(&*key, &*new, 0).is_err() {
         record::lost(Loss::LearnedFull, 1);
-        return Reason::NotLearned;
+        return (Reason::NotLearned, false);
     }
-    if free {
-        make_room(key, scratch.learned.learned);
-    }
-    Reason::Name
+    (Reason::Name, free)
 }
 
 #[inline(always)]
@@ -258,50 +262,53 @@ fn same(a: &NameText, b: &NameText) -> bool {
 
 /// Enters a new key in its server's ring. What stands there goes, unless it was
 /// learned again since it was entered: then it is entered anew, and the next
-/// goes.
-#[inline(always)]
-fn make_room(key: &LearnedKey, stamp: u64) {
+/// goes. Returns 1 if one goes: its key is then in the buffer, for [`forget_name`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub unsafe extern "C" fn enter_name(number: u32) -> u32 {
     const CHANCES: u32 = 4;
-    let Some(count) = LEARNED_COUNT.get_ptr_mut(key.server as u32) else { return };
-    let mut entry = Order { key: *key, stamp };
+    let Some(scratch) = scratch::at(number) else { return 0 };
+    // SAFETY: the caller's buffer.
+    let scratch = unsafe { &mut *scratch };
+    let mut entry = Order { key: scratch.key, stamp: scratch.learned.learned };
+    let Some(count) = LEARNED_COUNT.get_ptr_mut(entry.key.server as u32) else { return 0 };
     let mut chances = 0;
     while chances < CHANCES {
         let index = atomic::fetch_add(count, 1) as u32 % LEARNED_PER_SERVER;
         let at = OrderKey { server: entry.key.server as u32, index };
         let Some(oldest) = LEARNED_ORDER.get_ptr_mut(at) else {
             let _ = LEARNED_ORDER.insert(at, entry, 0);
-            return;
+            return 0;
         };
         // SAFETY: map value.
         let previous = unsafe { core::ptr::replace(oldest, entry) };
-        let Some(learned) = LEARNED.get_ptr_mut(previous.key) else { return };
+        let Some(learned) = LEARNED.get_ptr_mut(previous.key) else { return 0 };
         // SAFETY: map value.
         let again = unsafe { (*learned).learned };
         chances += 1;
         if again == previous.stamp || chances == CHANCES {
-            let LearnedKey { netns, addr: [a, b, c, d], server, slot, .. } = previous.key;
-            let (high, low) = (a as u64 | (b as u64) << 32, c as u64 | (d as u64) << 32);
-            // SAFETY: plain integers.
-            unsafe { forget_name(high, low, netns, server as u64 | (slot as u64) << 16) };
-            return;
+            scratch.key = previous.key;
+            return 1;
         }
         entry = Order { key: previous.key, stamp: again };
     }
+    0
 }
 
-/// Removes one name of an address; the last one takes its slot, so that there
-/// is no gap. `whose`: the server, and the slot in bits 16..32. Returns 0.
+/// Removes the name whose key is in a buffer; the last one of the address takes
+/// its slot, so that there is no gap. Returns 0.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub unsafe extern "C" fn forget_name(high: u64, low: u64, netns: u64, whose: u64) -> u64 {
-    let addr = [high as u32, (high >> 32) as u32, low as u32, (low >> 32) as u32];
-    let gone = (whose >> 16) as u16 & (NAMES_PER_ADDRESS as u16 - 1);
-    let mut key = LearnedKey { netns, addr, server: whose as u16, slot: 0, _pad: 0 };
+pub unsafe extern "C" fn forget_name(number: u32) -> u32 {
+    let Some(scratch) = scratch::at(number) else { return 0 };
+    // SAFETY: the caller's buffer.
+    let key = unsafe { &mut (*scratch).key };
+    let gone = key.slot & (NAMES_PER_ADDRESS as u16 - 1);
     let mut last = core::ptr::null_mut();
     let mut i = 0;
     while i < NAMES_PER_ADDRESS as u16 {
         key.slot = i;
-        let Some(learned) = LEARNED.get_ptr_mut(key) else { break };
+        let Some(learned) = LEARNED.get_ptr_mut(&*key) else { break };
         last = learned;
         i += 1;
     }
@@ -311,11 +318,11 @@ pub unsafe extern "C" fn forget_name(high: u64, low: u64, netns: u64, whose: u64
     if gone + 1 < i && !last.is_null() {
         key.slot = gone;
         // SAFETY: map value; the kernel copies it.
-        let _ = LEARNED.insert(key, unsafe { &*last }, 0);
+        let _ = LEARNED.insert(&*key, unsafe { &*last }, 0);
     }
     key.slot = i - 1;
     if gone <= key.slot {
-        let _ = LEARNED.remove(key);
+        let _ = LEARNED.remove(&*key);
     }
     0
 }
