@@ -12,6 +12,8 @@ mount -t bpf none /sys/fs/bpf
 mount -t tmpfs none /run
 mount -t tmpfs none /tmp
 ip link set lo up
+ip addr add 192.0.2.53/32 dev lo
+ip addr add 192.0.2.80/32 dev lo
 
 claim() {
     name=$1
@@ -27,6 +29,9 @@ claim() {
 # Whether the program got its bytes to the listener.
 reaches() { "$@" 2>/dev/null | grep -q '"outcome":"done"'; }
 stays() { ! reaches "$@"; }
+# The same of every step of several.
+all_reach() { "$@" >/tmp/steps 2>/dev/null && ! grep -q '"outcome":"stopped"' /tmp/steps; }
+is_stopped() { "$@" >/tmp/steps 2>/dev/null; grep -q '"outcome":"stopped"' /tmp/steps; }
 # A file is hashed within a moment of its first exec.
 soon() {
     for _ in 1 2 3 4 5 6 7 8 9 10; do
@@ -41,6 +46,7 @@ mcp-sensor doctor
 cp /bin/attempt /bin/hashed
 hash=$(sha256sum /bin/hashed | cut -d ' ' -f 1)
 echo "  - {name: hashed, profile: loopback, mode: enforce, match: [{exe: /bin/hashed, sha256: $hash}]}" >>/policy.yaml
+attempt dns-answer --to 192.0.2.53 --port 53 --via 192.0.2.80 >/dev/null 2>&1 &
 nc -ll -p 7001 -e cat >/dev/null 2>&1 &
 mcp-sensor run --policy /policy.yaml --control /run/control.sock --state-dir /run/state \
     --events /run/events >/run/said 2>/run/log &
@@ -65,6 +71,13 @@ if grep -qx ready /run/said; then
     claim connect_by_a_verified_file_reaches_the_listener soon $hashed
     echo >>/bin/hashed
     claim connect_by_a_changed_file_is_denied stays $hashed
+    ask='{"ask":{"name":"api.example.test","kind":1,"to":"192.0.2.53:53","tcp":false}}'
+    other='{"ask":{"name":"other.example.test","kind":1,"to":"192.0.2.53:53","tcp":false}}'
+    connect='{"connect":{"to":"192.0.2.80:7001"}}'
+    named="$as names -- attempt steps --to 192.0.2.53 --"
+    claim an_address_is_closed_before_its_name_is_asked is_stopped $named "[$connect]"
+    claim another_name_is_not_asked is_stopped $named "[$other]"
+    claim an_address_is_open_after_its_name_is_asked all_reach $named "[$ask,$connect]"
     sleep 1
     claim denial_is_an_event grep -q '"verdict":"deny"' /run/events
     kill -9 $sensor

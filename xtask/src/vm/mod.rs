@@ -27,18 +27,21 @@ pub(crate) const SERIES: &[&str] = &["6.1", "6.12"];
 
 const POLICY: &str = "\
 version: 1
+resolvers: [192.0.2.53]
 profiles:
   loopback: {egress: [{to: [127.0.0.0/8], ports: [7001]}]}
+  names: {egress: [{to: [api.example.test], ports: [7001]}]}
 servers:
   - {name: none, profile: none, mode: enforce}
   - {name: loopback, profile: loopback, mode: enforce}
+  - {name: names, profile: names, mode: enforce}
   - {name: open, profile: unrestricted, mode: enforce}
 ";
 
 /// Emulation on a loaded machine.
 const LIMIT: Duration = Duration::from_secs(300);
 /// Claims that `init.sh` makes when all is well.
-const CLAIMS: usize = 9;
+const CLAIMS: usize = 12;
 
 pub(crate) fn run(only: Option<&str>) -> Result<()> {
     let series: Vec<_> = SERIES.iter().filter(|series| only.is_none_or(|only| **series == only)).collect();
