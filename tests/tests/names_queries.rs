@@ -6,12 +6,13 @@ use mcp_sensor_tests::dns::message::{A, AAAA, HTTPS, Message, NULL, Record, TXT,
 use mcp_sensor_tests::dns::zone::{Zone, addresses_of};
 use mcp_sensor_tests::frame::Frame;
 use mcp_sensor_tests::names::{
-    API, FOREIGN, NAMED, OTHER, RESOLVER, RESOLVER_V6, World, ask, ask_at, ask_tcp, ip,
+    API, FOREIGN, NAMED, OTHER, PLAIN, RESOLVER, RESOLVER_V6, World, ask, ask_at, ask_tcp, connect, ip,
 };
 use mcp_sensor_tests::policy::AUDIT;
 use mcp_sensor_tests::step::{Step, Trick};
 use mcp_sensor_tests::with_and_without_label;
 use std::net::{IpAddr, SocketAddr};
+use std::time::{Duration, Instant};
 
 const ONE: &str = "198.51.100.7";
 
@@ -361,5 +362,27 @@ fn an_audited_server_asks_what_it_likes() {
         let ran = world.run_as(AUDIT, &step, |_| Ok(()), mcp_sensor_tests::bed::LIMIT)?;
         ensure!(ran.outcomes.iter().all(|o| o.answered()), "{:?}", ran.outcomes);
         Ok(())
+    });
+}
+
+/// What audit saw is proposed by name, and replayed it is allowed.
+#[test]
+fn a_suggestion_names_what_was_asked_for() {
+    mcp_sensor_tests::spec::must(|| {
+        let world = World::new(true, zone)?;
+        let step = [ask(OTHER, A), connect(ip(ONE), PLAIN)];
+        let ran = world.run_as(AUDIT, &step, |_| Ok(()), mcp_sensor_tests::bed::LIMIT)?;
+        ensure!(ran.last().answered(), "proves nothing: {:?}", ran.outcomes);
+        let sensor = world.sensor.as_ref().expect("a sensor");
+        let deadline = Instant::now() + Duration::from_secs(5);
+        loop {
+            let said = sensor.command(&["policy", "suggest", "--server", AUDIT])?.lines.join("\n");
+            if said.contains(OTHER) && said.contains(&PLAIN.to_string()) {
+                ensure!(!said.contains(ONE), "by address, too: {said}");
+                return Ok(());
+            }
+            ensure!(Instant::now() < deadline, "{said}");
+            std::thread::sleep(Duration::from_millis(50));
+        }
     });
 }
