@@ -175,3 +175,45 @@ fn an_open_connection_outlives_the_ttl_and_a_new_one_does_not() {
         Ok(())
     });
 }
+
+/// What is learned, and what is closed, needs no agent.
+#[test]
+fn names_go_on_while_no_agent_runs() {
+    must(|| {
+        let world = World::new(true, fixed)?;
+        let steps = [
+            Step::Pause,
+            connect(ip(ONE), PLAIN),
+            ask(SHARED, A),
+            connect(ip(ONE), PLAIN),
+            ask("other.test", A),
+        ];
+        let mut running = world.start(NAMED, &steps)?;
+        world.sensor.as_ref().expect("a sensor").kill()?;
+        running.say("go")?;
+        let outcomes = outcomes(running, LIMIT)?;
+        ensure!(outcomes[1].is_refused(), "before it is asked for: {}", outcomes[1].report);
+        ensure!(outcomes[2].answered() && outcomes[3].answered(), "{outcomes:?}");
+        ensure!(outcomes[4].is_refused(), "another name: {}", outcomes[4].report);
+        Ok(())
+    });
+}
+
+/// Nobody resets the connection then: TCP itself gives up, in seconds.
+#[test]
+fn a_denied_query_over_tcp_ends_while_no_agent_runs() {
+    must(|| {
+        let world = World::new(true, fixed)?;
+        let mut command = world.command(NAMED, mcp_sensor_tests::run::built("attempt")?)?;
+        let to = RESOLVER.ip().to_string();
+        command.args(["dns-wait", "--to", &to, "--port", "53", "--pause", "--", "other.test"]);
+        let mut running = world.bed.start_until_ready(command)?;
+        world.sensor.as_ref().expect("a sensor").kill()?;
+        running.say("go")?;
+        let done = running.finish(Duration::from_secs(20))?;
+        let said = done.lines.join("\n");
+        ensure!(said.contains(&format!("\"errno\":{}", libc::ETIMEDOUT)), "{said} {}", done.stderr);
+        ensure!(world.resolver.bytes() == 0, "{} bytes arrived", world.resolver.bytes());
+        Ok(())
+    });
+}

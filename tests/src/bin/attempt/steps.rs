@@ -8,13 +8,23 @@ use mcp_sensor_tests::dns::message::{A, AAAA, Message, Query, all_addresses, fra
 use mcp_sensor_tests::dns::zone::addresses_of;
 use mcp_sensor_tests::report::{PAYLOAD, Report};
 use mcp_sensor_tests::step::{Outcome, Step, Trick};
-use std::io::{self, Read};
+use std::io::{self, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream, ToSocketAddrs, UdpSocket};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-pub(crate) const ALL: &[(&str, Attempt)] = &[("steps", steps), ("dns-answer", dns_answer)];
+pub(crate) const ALL: &[(&str, Attempt)] =
+    &[("steps", steps), ("dns-answer", dns_answer), ("dns-wait", dns_wait)];
+
+/// A query over TCP, and then waiting for whatever becomes of the connection.
+fn dns_wait(t: &Target) -> Tried {
+    let mut stream = TcpStream::connect(t.address()).map_err(|_| stop("connect"))?;
+    let name = t.rest.first().map_or("", String::as_str);
+    stream.write_all(&framed(&Message::query(7, name, A).to_bytes())).map_err(|_| stop("send"))?;
+    let mut answer = [0; 512];
+    stream.read(&mut answer).map(|n| n > 0).map_err(|_| stop("recv"))
+}
 
 /// A resolver that knows one address, `--via`, for every name. Until it is ended.
 fn dns_answer(t: &Target) -> Tried {
