@@ -27,11 +27,25 @@ pub struct Finished {
     pub stderr: String,
 }
 
+/// A program that a test has just copied stays open for writing as long as
+/// another test's child, forked at that moment, has not called exec.
+fn spawn(command: &mut Command) -> std::io::Result<Child> {
+    let deadline = Instant::now() + Duration::from_secs(2);
+    loop {
+        match command.spawn() {
+            Err(e) if e.raw_os_error() == Some(libc::ETXTBSY) && Instant::now() < deadline => {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            other => return other,
+        }
+    }
+}
+
 impl Running {
     pub fn start(mut command: Command) -> Result<Running> {
         let what = format!("{command:?}");
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let mut child = command.spawn().with_context(|| format!("cannot start {what}"))?;
+        let mut child = spawn(&mut command).with_context(|| format!("cannot start {what}"))?;
         let stdout = child.stdout.take().expect("piped");
         let (send, lines) = channel();
         std::thread::spawn(move || {
