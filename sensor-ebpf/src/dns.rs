@@ -2,7 +2,8 @@
 //! an answer is learned from before the program can read it. The reading itself
 //! is `sensor_common::dns`.
 
-use crate::packet::{self, Note};
+use crate::handover::{Note, handed};
+use crate::packet;
 use crate::record;
 use crate::scratch::{self, Scratch};
 use crate::{name, policy};
@@ -77,7 +78,7 @@ pub fn dns_query(ctx: SkBuffContext) -> i32 {
     let skb: *mut __sk_buff = ctx.as_ptr().cast();
     let note = Note::read(skb);
     let mut packet = packet::EMPTY;
-    let Some((sk, stored)) = packet::handed(skb, &mut packet) else { return 0 };
+    let Some((sk, stored)) = handed(skb, &mut packet) else { return 0 };
     // SAFETY: fields of the context.
     let (len, data, data_end, gso) =
         unsafe { ((*skb).len, (*skb).data as u64, (*skb).data_end as u64, (*skb).gso_size) };
@@ -88,11 +89,11 @@ pub fn dns_query(ctx: SkBuffContext) -> i32 {
     let queries = queries(sk, true);
     if queries.is_null() {
         record::lost(Loss::NameBuffer, 1);
-        return note.audit as i32;
+        return note.unread();
     }
     let Some((number, scratch)) = scratch::take() else {
         record::lost(Loss::NameBuffer, 1);
-        return note.audit as i32;
+        return note.unread();
     };
     // SAFETY: the buffer is this run's alone; the socket's value outlives it.
     let (work, s) = unsafe { (&mut *scratch, &*stored) };
@@ -202,7 +203,7 @@ pub fn dns_answer(ctx: SkBuffContext) -> i32 {
     let skb: *mut __sk_buff = ctx.as_ptr().cast();
     let note = Note::read(skb);
     let mut packet = packet::EMPTY;
-    let Some((sk, stored)) = packet::handed(skb, &mut packet) else { return 1 };
+    let Some((sk, stored)) = handed(skb, &mut packet) else { return 1 };
     let queries = queries(sk, false);
     if queries.is_null() {
         return 1;

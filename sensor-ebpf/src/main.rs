@@ -13,6 +13,7 @@ mod address;
 mod atomic;
 mod dns;
 mod exec;
+mod handover;
 mod identity;
 mod kernel;
 mod label;

@@ -1,7 +1,8 @@
 //! Names that servers learned, and what they open. Learning is `dns.rs`,
 //! holding TLS to it `tls.rs`.
 
-use crate::packet::{Note, Packet};
+use crate::handover::Note;
+use crate::packet::Packet;
 use crate::record::Task;
 use crate::scratch::{About, Scratch};
 use crate::verdict::{NO_NAME, judge_name, take_token};
@@ -173,8 +174,8 @@ pub unsafe extern "C" fn conclude_name(number: u32, hook: u32, qtype: u32) -> u3
 #[inline(never)]
 pub unsafe extern "C" fn learn_name(number: u32) -> u32 {
     match scratch::at(number) {
-        // SAFETY: the caller's buffer.
         Some(scratch) => {
+            // SAFETY: the caller's buffer.
             let (reason, new) = learn(unsafe { &mut *scratch });
             reason as u32 | if new { NEW } else { 0 }
         }

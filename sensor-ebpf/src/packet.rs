@@ -1,6 +1,7 @@
 //! Every packet of a labelled socket, both ways: the authority that nothing IP
 //! gets past. Runs in softirq too, so it knows the socket, never the task.
 
+use crate::handover::{HELLO, QUERY, hand_over, received};
 use crate::record::Task;
 use crate::socket::{self, storage};
 use crate::verdict::{self, Facts, Judged, judge, judge_by_address};
@@ -12,8 +13,8 @@ use aya_ebpf::helpers::generated::{
     bpf_skb_load_bytes,
 };
 use aya_ebpf::macros::{cgroup_skb, map};
-use aya_ebpf::maps::{LruHashMap, ProgramArray};
-use aya_ebpf::programs::sk_buff::{SkBuff, SkBuffContext};
+use aya_ebpf::maps::LruHashMap;
+use aya_ebpf::programs::SkBuffContext;
 use core::ffi::c_void;
 use core::mem::MaybeUninit;
 use sensor_common::addr::Addr;
@@ -39,7 +40,7 @@ pub struct UdpPeer {
     generation: u32,
 }
 
-const ALLOW: i32 = 1;
+pub(crate) const ALLOW: i32 = 1;
 const TCP_LISTEN: u32 = 10;
 const AF_INET: u32 = 2;
 
@@ -62,7 +63,7 @@ pub(crate) struct Packet {
 /// packet, `reason` says why. Out of line, and in words of one buffer, to keep
 /// the stack small.
 #[inline(never)]
-fn parse(skb: *mut __sk_buff, packet: &mut Packet, reason: &mut Reason) -> bool {
+pub(crate) fn parse(skb: *mut __sk_buff, packet: &mut Packet, reason: &mut Reason) -> bool {
     const ETH_P_IP: u32 = 0x0800u16.to_be() as u32;
     const ETH_P_IPV6: u32 = 0x86ddu16.to_be() as u32;
     let mut h = MaybeUninit::<[u32; 10]>::uninit();
@@ -280,101 +281,6 @@ fn judge_packet(skb: *mut __sk_buff, sk: *mut bpf_sock, stored: *mut Socket, hoo
     let own_side = matches!(judged.decision.reason, Reason::NoInboundRule) || flow.direction == INBOUND;
     let verdict = conclude(skb, s, &packet, &judged, outbound as u32 | if own_side { OWN_SIDE } else { 0 });
     if verdict == ALLOW && !outbound { received(skb, &packet, &judged) } else { verdict }
-}
-
-/// Programs that a packet is handed to after it was judged: verified apart, on
-/// a stack of their own. The index is what for.
-#[map]
-static OUT_PROGRAMS: ProgramArray = ProgramArray::with_max_entries(2, 0);
-#[map]
-static IN_PROGRAMS: ProgramArray = ProgramArray::with_max_entries(1, 0);
-/// `dns_query`
-const QUERY: u32 = 0;
-/// `tls_hello`
-const HELLO: u32 = 1;
-/// `dns_answer`
-const ANSWER: u32 = 0;
-
-/// Leaves the verdict to the program that reads names. It knows what is in
-/// [`Note`]; without it nothing leaves.
-#[inline(always)]
-fn hand_over(skb: *mut __sk_buff, program: u32, packet: &Packet, judged: &Judged) -> i32 {
-    Note::write(skb, judged, &packet.destination);
-    // SAFETY: `skb` is the program's context.
-    unsafe { OUT_PROGRAMS.tail_call(&SkBuffContext { skb: SkBuff { skb } }, program) };
-    0
-}
-
-/// What comes from port 53 may be learned from; it passes in any case.
-#[inline(always)]
-fn received(skb: *mut __sk_buff, packet: &Packet, judged: &Judged) -> i32 {
-    if packet.source_port == dns::PORT {
-        Note::write(skb, judged, &packet.source);
-        // SAFETY: `skb` is the program's context.
-        unsafe { IN_PROGRAMS.tail_call(&SkBuffContext { skb: SkBuff { skb } }, ANSWER) };
-    }
-    ALLOW
-}
-
-/// What the judging program tells the one it hands a packet to, in the packet's
-/// `cb`.
-pub(crate) struct Note {
-    pub reason: u8,
-    pub audit: bool,
-    /// Who the socket talks to, before translation; its port is 53, or the
-    /// packet's.
-    pub peer: Addr,
-}
-
-impl Note {
-    #[inline(always)]
-    fn write(skb: *mut __sk_buff, judged: &Judged, peer: &Addr) {
-        // SAFETY: fields of the context, each written on its own.
-        unsafe {
-            let cb = (&raw mut (*skb).cb).cast::<u32>();
-            cb.write_volatile(judged.decision.reason as u32 | (judged.audit as u32) << 8);
-            cb.add(1).write_volatile(peer.0[0]);
-            cb.add(2).write_volatile(peer.0[1]);
-            cb.add(3).write_volatile(peer.0[2]);
-            cb.add(4).write_volatile(peer.0[3]);
-        }
-    }
-
-    #[inline(always)]
-    pub(crate) fn read(skb: *mut __sk_buff) -> Note {
-        // SAFETY: fields of the context, each read on its own.
-        unsafe {
-            let cb = (&raw const (*skb).cb).cast::<u32>();
-            let first = cb.read_volatile();
-            let word = |i: usize| cb.add(i).read_volatile();
-            Note {
-                reason: first as u8,
-                audit: first >> 8 & 1 != 0,
-                peer: Addr([word(1), word(2), word(3), word(4)]),
-            }
-        }
-    }
-}
-
-/// The socket and the headers again, for a program that a packet was handed to.
-#[inline(always)]
-pub(crate) fn handed(skb: *mut __sk_buff, packet: &mut Packet) -> Option<(*mut bpf_sock, *mut Socket)> {
-    // SAFETY: a field of the context.
-    let sk = unsafe { (*skb).__bindgen_anon_2.sk };
-    if sk.is_null() {
-        return None;
-    }
-    // SAFETY: `sk` is not null.
-    let sk = unsafe { bpf_sk_fullsock(sk) };
-    if sk.is_null() {
-        return None;
-    }
-    let stored = storage(sk);
-    let mut reason = Reason::Malformed;
-    if stored.is_null() || !parse(skb, packet, &mut reason) {
-        return None;
-    }
-    Some((sk, stored))
 }
 
 /// A query is read where it decides, and where its name is worth knowing.

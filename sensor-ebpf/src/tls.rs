@@ -1,7 +1,8 @@
 //! The start of connections to addresses that were learned by name: the TLS
 //! ClientHello must name it. The reading itself is `sensor_common::tls`.
 
-use crate::packet::{self, Note};
+use crate::handover::{Note, handed};
+use crate::packet;
 use crate::scratch::{self, Scratch};
 use crate::{name, record};
 use aya_ebpf::EbpfContext as _;
@@ -40,7 +41,7 @@ pub fn tls_hello(ctx: SkBuffContext) -> i32 {
     let skb: *mut __sk_buff = ctx.as_ptr().cast();
     let note = Note::read(skb);
     let mut packet = packet::EMPTY;
-    let Some((_, stored)) = packet::handed(skb, &mut packet) else { return 0 };
+    let Some((_, stored)) = handed(skb, &mut packet) else { return 0 };
     // SAFETY: a field of the context.
     let len = unsafe { (*skb).len };
     let size = len.wrapping_sub(packet.payload);
@@ -56,7 +57,7 @@ pub fn tls_hello(ctx: SkBuffContext) -> i32 {
     }
     let Some((number, scratch)) = scratch::take() else {
         record::lost(Loss::NameBuffer, 1);
-        return note.audit as i32;
+        return note.unread();
     };
     // SAFETY: the buffer is this run's alone.
     let work = unsafe { &mut *scratch };
