@@ -13,6 +13,9 @@ fuzz_target!(|data: &[u8]| {
         Ok(Record::Unix(unix)) => {
             let _ = record::unix_path(&unix.path);
         }
+        Ok(Record::Name(name)) => {
+            let _ = sensor_common::name::readable(&name.text);
+        }
         Ok(Record::Verdict(_) | Record::Exit(_)) | Err(_) => {}
     }
 });

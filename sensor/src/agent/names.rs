@@ -246,11 +246,14 @@ mod tests {
             (learned.expires, learned.learned, learned.ttl) = (expires, boot, 30);
             learned.resolver = Addr::from("10.0.0.2".parse::<IpAddr>().unwrap());
             learned.text = text(name);
+            learned.flags = LEARNED_TRUSTED;
             (LearnedKey { netns: 7, addr, server: 5, slot: 0, _pad: 0 }, learned)
         };
         let hour = 3_600_000_000_000;
+        let mut hearsay = entry("192.0.2.10", "b.example.com", boot + hour);
+        hearsay.1.flags = 0;
         let entries = vec![
-            entry("192.0.2.10", "b.example.com", boot + hour),
+            hearsay,
             entry("192.0.2.9", "b.example.com", boot + hour),
             entry("2001:db8::1", "api.example.com", 1),
         ];
@@ -267,5 +270,6 @@ mod tests {
         let ahead = shown[1].until_unix_ns - now();
         assert!((hour as i64 - 10_000_000_000..=hour as i64).contains(&ahead), "{ahead}");
         assert_eq!((shown[1].resolver.as_str(), shown[1].rules.len()), ("10.0.0.2", 1));
+        assert!(shown[2].rules.is_empty(), "not from a pinned resolver: it opens nothing");
     }
 }
