@@ -65,6 +65,10 @@ impl NamePattern {
         if below && !name.contains('.') {
             return Err(NameError::TooWide(name));
         }
+        // With one more label there would be no name left to cover.
+        if below && name.len() + 2 > MAX_NAME {
+            return Err(NameError::Long);
+        }
         Ok(NamePattern { below, name })
     }
 
@@ -122,6 +126,16 @@ fn ascii(text: &str) -> Result<String, NameError> {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn a_wildcard_leaves_room_for_a_label() {
+        let long = |n: usize| format!("*.{}.b", ["a"; 125].join(".") + &"a".repeat(n - 251));
+        assert!(NamePattern::parse(&long(251)).is_err(), "251 bytes below which there is nothing");
+        let name = format!("{}.bb", ["a"; 123].join("."));
+        assert_eq!(name.len() + 1, 249);
+        let pattern = NamePattern::parse(&format!("*.{name}c")).expect("249 bytes");
+        assert!(pattern.covers(&format!("x.{name}c")));
+    }
 
     #[test]
     fn names_are_stored_as_dns_carries_them() {
