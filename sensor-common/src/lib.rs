@@ -16,6 +16,7 @@ pub mod name;
 pub mod policy;
 pub mod record;
 pub mod socket;
+pub mod stdio;
 pub mod tls;
 pub mod unix;
 

@@ -8,5 +8,6 @@ pub mod event;
 pub mod feed;
 pub mod grpc;
 pub mod kernel;
+pub mod mcp;
 pub mod outputs;
 pub mod policy;

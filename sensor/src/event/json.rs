@@ -69,11 +69,20 @@ fn kind_name(body: &Body) -> &'static str {
         Body::PolicyChange(_) => "policy_change",
         Body::SensorState(_) => "sensor_state",
         Body::Finding(_) => "finding",
+        Body::ToolCall(_) => "tool_call",
+        Body::Prompt(_) => "prompt",
+        Body::Resource(_) => "resource",
+        Body::McpMessage(_) => "mcp_message",
+        Body::ToolsListed(_) => "tools_listed",
+        Body::Drift(_) => "drift",
+        Body::Uninspected(_) => "uninspected",
+        Body::Http(_) => "http",
+        Body::ConnectionEnd(_) => "connection_end",
     }
 }
 
 /// Every `type` that [`type_name`] gives.
-pub const TYPES: [&str; 12] = [
+pub const TYPES: [&str; 21] = [
     "connection",
     "repeat",
     "socket",
@@ -86,6 +95,15 @@ pub const TYPES: [&str; 12] = [
     "policy_change",
     "sensor_state",
     "finding",
+    "tool_call",
+    "prompt",
+    "resource",
+    "mcp_message",
+    "tools_listed",
+    "drift",
+    "uninspected",
+    "http",
+    "connection_end",
 ];
 
 pub fn verdict_name(verdict: pb::Verdict) -> &'static str {
@@ -322,6 +340,7 @@ impl<M: SerializeMap> Fields<M> {
                 self.text("instance", &f.instance)?;
                 self.text("detail", &f.detail)
             }
+            _ => self.actor(super::actor(body)),
         }
     }
 }

@@ -45,7 +45,28 @@ pub fn actor(body: &Body) -> Option<&pb::Actor> {
         Body::Exec(e) => e.actor.as_ref(),
         Body::InstanceStarted(i) => i.actor.as_ref(),
         Body::InstanceEnded(i) => i.actor.as_ref(),
+        Body::Drift(d) => d.actor.as_ref(),
+        Body::Uninspected(u) => u.actor.as_ref(),
+        Body::Http(h) => h.actor.as_ref(),
+        Body::ConnectionEnd(c) => c.actor.as_ref(),
+        Body::ToolCall(_)
+        | Body::Prompt(_)
+        | Body::Resource(_)
+        | Body::McpMessage(_)
+        | Body::ToolsListed(_) => exchange(body).and_then(|e| e.actor.as_ref()),
         Body::Loss(_) | Body::PolicyChange(_) | Body::SensorState(_) | Body::Finding(_) => None,
+    }
+}
+
+/// The MCP request or notification that a body is about.
+pub fn exchange(body: &Body) -> Option<&pb::Exchange> {
+    match body {
+        Body::ToolCall(t) => t.exchange.as_ref(),
+        Body::Prompt(p) => p.exchange.as_ref(),
+        Body::Resource(r) => r.exchange.as_ref(),
+        Body::McpMessage(m) => m.exchange.as_ref(),
+        Body::ToolsListed(t) => t.exchange.as_ref(),
+        _ => None,
     }
 }
 
@@ -64,8 +85,22 @@ pub fn class(body: &Body) -> Class {
             let denial = |d: &pb::Decision| d.verdict() != pb::Verdict::Allow;
             if decision(body).is_none_or(denial) { Class::Essential } else { Class::Telemetry }
         }
-        Body::Exec(_) | Body::InstanceStarted(_) | Body::InstanceEnded(_) => Class::Telemetry,
-        Body::Loss(_) | Body::PolicyChange(_) | Body::SensorState(_) | Body::Finding(_) => Class::Essential,
+        Body::Exec(_)
+        | Body::InstanceStarted(_)
+        | Body::InstanceEnded(_)
+        | Body::ToolCall(_)
+        | Body::Prompt(_)
+        | Body::Resource(_)
+        | Body::McpMessage(_)
+        | Body::ToolsListed(_)
+        | Body::Http(_)
+        | Body::ConnectionEnd(_) => Class::Telemetry,
+        Body::Loss(_)
+        | Body::PolicyChange(_)
+        | Body::SensorState(_)
+        | Body::Finding(_)
+        | Body::Drift(_)
+        | Body::Uninspected(_) => Class::Essential,
     }
 }
 

@@ -136,6 +136,7 @@ fn describe(body: &Body, row: &mut Row) {
             push(&mut row.detail, "", &f.detail);
         }
         Body::Connection(_) | Body::Socket(_) | Body::UnixConnection(_) | Body::Dns(_) => (),
+        _ => super::json::type_name(body).clone_into(&mut row.what),
     }
 }
 
