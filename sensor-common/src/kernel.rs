@@ -80,7 +80,7 @@ pub struct Offsets {
     pub uring_complete_args: u32,
 }
 
-/// The one entry of the state map.
+/// The one entry of the state map: what the agent writes and the programs read.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct State {
@@ -88,16 +88,23 @@ pub struct State {
     pub generation: u32,
     /// 1: the policy matches by cgroup, so that exec looks at it.
     pub cgroup_rules: u32,
-    /// Inherited sockets that no packet has shown yet.
-    pub inherited: u32,
     /// Accepted connections that nobody has taken yet, see `socket::Tuple`.
     pub queued: u32,
+    /// 1: programs that nobody declared are looked at, see `stdio::Candidate`.
+    pub candidates: u32,
+}
+
+/// The one entry of another map: what the programs write. Apart, since a map's
+/// value is written whole: the agent would undo what they count meanwhile.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Counts {
+    /// 1: there are inherited sockets that no packet has shown yet.
+    pub inherited: u64,
     /// Next instance number; the agent's own have the top bit set.
     pub next_instance: u64,
     /// Next number of a connection over stdio.
     pub next_connection: u64,
-    /// 1: programs that nobody declared are looked at, see `stdio::Candidate`.
-    pub candidates: u64,
 }
 
 /// Set in the instance numbers that user space gives out.
@@ -117,5 +124,5 @@ pub struct Denial {
 
 const _: () = {
     assert!(size_of::<Offsets>() == 248);
-    assert!(size_of::<State>() == 40);
+    assert!(size_of::<State>() == 16);
 };

@@ -409,11 +409,11 @@ fn relabel(work: &mut Work, task: Task, current: Label) -> (Label, bool) {
 
 #[inline(always)]
 fn next_instance() -> u32 {
-    match kernel::state_mut() {
+    match kernel::counts() {
         // 0 is "not given yet".
-        Some(state) => {
+        Some(counts) => {
             // SAFETY: an aligned word in a map value.
-            let word = unsafe { &raw mut (*state).next_instance };
+            let word = unsafe { &raw mut (*counts).next_instance };
             (atomic::fetch_add(word, 1) as u32 & 0x3fff_ffff) + 1
         }
         None => 0,

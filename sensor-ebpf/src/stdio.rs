@@ -12,14 +12,14 @@ use crate::record::{self, Task};
 use crate::{atomic, label};
 use aya_ebpf::helpers::generated::{bpf_loop, bpf_probe_read_user};
 use aya_ebpf::macros::map;
-use aya_ebpf::maps::{Array, HashMap, RingBuf};
+use aya_ebpf::maps::{Array, HashMap, PerCpuArray, RingBuf};
 use core::ffi::c_void;
 use sensor_common::kernel::PID_LIMIT;
 use sensor_common::label::Label;
 use sensor_common::record::{Header, KIND_CANDIDATE, KIND_CHUNK, Loss, RING_STDIO, RING_VERDICTS};
 use sensor_common::stdio::{
     CANDIDATE_BYTES, CHUNK_BYTES, CHUNK_CLASSES, Candidate, Chunk, FROM_CLIENT, FROM_SERVER, HOW_DATA,
-    HOW_FAULT, WIRE_IGNORED, WIRE_JOINED, Wire, WireKey, may_begin,
+    HOW_FAULT, HOW_SEGMENTS, WIRE_IGNORED, WIRE_JOINED, Wire, WireKey, may_begin,
 };
 
 #[map]
@@ -214,20 +214,22 @@ fn add(key: &WireKey, wire: &Wire) {
 
 #[inline(always)]
 fn next_connection() -> u64 {
-    match kernel::state_mut() {
+    match kernel::counts() {
         // SAFETY: an aligned word in a map value; 0 is "not known".
-        Some(state) => atomic::fetch_add(unsafe { &raw mut (*state).next_connection }, 1) + 1,
+        Some(counts) => atomic::fetch_add(unsafe { &raw mut (*counts).next_connection }, 1) + 1,
         None => 0,
     }
 }
 
-/// Where the bytes of one call lie, and how many moved.
+/// Where the bytes of one call lie, and how many moved. In a map: of what lies
+/// on the stack the verifier would follow each step of the loop.
 #[repr(C)]
-struct Moved {
-    wire: *mut Wire,
+pub struct Moved {
     /// [`Label::NONE`]: a candidate's.
     label: Label,
-    inode: u64,
+    key: WireKey,
+    connection: u64,
+    flags: u64,
     /// Bytes that moved and are not in a record yet.
     left: u64,
     /// Wire position of the next.
@@ -239,9 +241,18 @@ struct Moved {
     /// What is left of the segment at hand.
     base: u64,
     rest: u64,
-    direction: u32,
     how: u32,
+    /// Which of [`MOVES`] this is.
+    number: u32,
 }
+
+/// Per CPU. fexit programs can be preempted by one another.
+const MOVES_AT_ONCE: u32 = 4;
+#[map]
+static MOVES: PerCpuArray<Moved> = PerCpuArray::with_max_entries(MOVES_AT_ONCE, 0);
+/// One bit per entry in use.
+#[map]
+static MOVES_BUSY: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
 
 #[repr(C)]
 #[derive(Clone, Copy)]
@@ -252,7 +263,7 @@ struct Segment {
 
 /// The wire, if these bytes are to be recorded, and their place in its stream.
 #[inline(always)]
-fn admit(key: &WireKey, bytes: u64) -> Option<Moved> {
+fn admit(key: &WireKey, bytes: u64) -> Option<(&'static mut Moved, *mut Wire)> {
     let wire = WIRES.get_ptr_mut(key)?;
     // SAFETY: aligned words in a map value.
     let (mut label, connection, flags, position) =
@@ -266,69 +277,104 @@ fn admit(key: &WireKey, bytes: u64) -> Option<Moved> {
     if !label.is_some() && (flags & WIRE_IGNORED != 0 || position >= CANDIDATE_BYTES) {
         return None;
     }
-    Some(Moved {
-        wire,
+    // SAFETY: as above.
+    let position = atomic::fetch_add(unsafe { &raw mut (*wire).position }, bytes);
+    let busy = MOVES_BUSY.get_ptr_mut(0)?;
+    let mut number = 0;
+    while number < MOVES_AT_ONCE {
+        if atomic::fetch_or(busy, 1 << number) & 1 << number == 0 {
+            break;
+        }
+        number += 1;
+    }
+    let Some(moved) = MOVES.get_ptr_mut(number) else {
+        // As many programs at once: the gap in the positions tells.
+        record::lost(Loss::StdioRingFull, bytes);
+        return None;
+    };
+    // SAFETY: this entry is the program's alone until it is given back.
+    let moved = unsafe { &mut *moved };
+    *moved = Moved {
         label,
-        inode: key.inode,
+        key: *key,
+        connection,
+        flags,
         left: bytes,
-        // SAFETY: as above.
-        position: atomic::fetch_add(unsafe { &raw mut (*wire).position }, bytes),
+        position,
         segments: 0,
         count: 0,
         in_kernel: 0,
         base: 0,
         rest: 0,
-        direction: key.direction,
         how: HOW_DATA,
-    })
+        number,
+    };
+    Some((moved, wire))
+}
+
+#[inline(always)]
+fn give_back(moved: &Moved) {
+    if let Some(busy) = MOVES_BUSY.get_ptr_mut(0) {
+        atomic::and(busy, !(1 << (moved.number & (MOVES_AT_ONCE - 1))));
+    }
 }
 
 /// `bytes` went over the wire from or to one place in user memory.
 #[inline(always)]
 fn moved(key: &WireKey, base: u64, bytes: u64) {
-    let Some(mut m) = admit(key, bytes) else { return };
+    let Some((m, wire)) = admit(key, bytes) else { return };
     (m.base, m.rest) = (base, bytes);
-    record_all(&mut m);
+    record_all(m, wire);
 }
 
 /// The same from or to several places: `struct iovec` at `segments`, the first
 /// of them from `skip` on.
 #[inline(always)]
 fn moved_in_parts(key: &WireKey, segments: u64, count: u64, skip: u64, in_kernel: bool, bytes: u64) {
-    let Some(mut m) = admit(key, bytes) else { return };
+    let Some((m, wire)) = admit(key, bytes) else { return };
     (m.segments, m.count, m.in_kernel) = (segments, count, in_kernel as u64);
     if skip > 0 {
-        next_segment(&mut m);
+        next_segment(m);
         if skip <= m.rest {
             m.base += skip;
             m.rest -= skip;
         }
     }
-    record_all(&mut m);
+    record_all(m, wire);
 }
 
 /// `bytes` went over the wire where nobody can read them.
 #[inline(always)]
 fn moved_unread(key: &WireKey, bytes: u64, how: u32) {
-    let Some(mut m) = admit(key, bytes) else { return };
+    let Some((m, wire)) = admit(key, bytes) else { return };
     m.how = how;
-    put::<{ CHUNK_CLASSES[0] }>(&m, bytes, 0);
+    put::<{ CHUNK_CLASSES[0] }>(m, wire, bytes, 0);
+    give_back(m);
 }
 
 /// More segments than this are not looked at (UIO_MAXIOV, linux/uio.h).
 const SEGMENTS: u64 = 1024;
 
+/// What a step of the loop works on; bpf_loop takes it from the stack only.
+#[repr(C)]
+struct Work {
+    moved: *mut Moved,
+    wire: *mut Wire,
+}
+
 #[inline(always)]
-fn record_all(m: &mut Moved) {
+fn record_all(m: &mut Moved, wire: *mut Wire) {
     let count = m.left / CHUNK_BYTES as u64 + if m.count > SEGMENTS { SEGMENTS } else { m.count } * 2 + 2;
     const MOST: u64 = 1 << 22; // of bpf_loop: 1 << 23
     let count = if count > MOST { MOST } else { count } as u32;
+    let mut work = Work { moved: m, wire };
     // SAFETY: the callback and its context outlive the call.
-    unsafe { bpf_loop(count, step as *mut c_void, (&raw mut *m).cast(), 0) };
+    unsafe { bpf_loop(count, step as *mut c_void, (&raw mut work).cast(), 0) };
     if m.left > 0 {
-        m.how = sensor_common::stdio::HOW_SEGMENTS;
-        put::<{ CHUNK_CLASSES[0] }>(m, m.left, 0);
+        m.how = HOW_SEGMENTS;
+        put::<{ CHUNK_CLASSES[0] }>(m, wire, m.left, 0);
     }
+    give_back(m);
 }
 
 #[inline(always)]
@@ -362,9 +408,9 @@ fn next_segment(m: &mut Moved) -> bool {
 }
 
 /// One record, or one step to the next segment.
-extern "C" fn step(_index: u32, m: *mut Moved) -> i64 {
+extern "C" fn step(_index: u32, work: *mut Work) -> i64 {
     // SAFETY: what `record_all` gave to bpf_loop.
-    let m = unsafe { &mut *m };
+    let (m, wire) = unsafe { (&mut *(*work).moved, (*work).wire) };
     if m.left == 0 {
         return 1;
     }
@@ -375,22 +421,22 @@ extern "C" fn step(_index: u32, m: *mut Moved) -> i64 {
     if n > CHUNK_BYTES as u64 {
         n = CHUNK_BYTES as u64;
     }
+    let base = m.base;
     if n <= CHUNK_CLASSES[0] as u64 {
-        put::<{ CHUNK_CLASSES[0] }>(m, n, m.base);
+        put::<{ CHUNK_CLASSES[0] }>(m, wire, n, base);
     } else if n <= CHUNK_CLASSES[1] as u64 {
-        put::<{ CHUNK_CLASSES[1] }>(m, n, m.base);
+        put::<{ CHUNK_CLASSES[1] }>(m, wire, n, base);
     } else if n <= CHUNK_CLASSES[2] as u64 {
-        put::<{ CHUNK_CLASSES[2] }>(m, n, m.base);
+        put::<{ CHUNK_CLASSES[2] }>(m, wire, n, base);
     } else {
-        put::<{ CHUNK_CLASSES[3] }>(m, n, m.base);
+        put::<{ CHUNK_CLASSES[3] }>(m, wire, n, base);
     }
     m.left -= n;
     m.rest -= n;
     m.base += n;
     m.position += n;
     // A candidate may have ended with this record.
-    // SAFETY: map value.
-    if !m.label.is_some() && unsafe { (*m.wire).flags } & WIRE_IGNORED != 0 {
+    if m.flags & WIRE_IGNORED != 0 {
         m.left = 0;
     }
     0
@@ -404,7 +450,7 @@ struct Record<const ROOM: usize> {
 
 /// One record about `n` bytes, which lie at `base`, or nowhere (0).
 #[inline(always)]
-fn put<const ROOM: usize>(m: &Moved, n: u64, base: u64) {
+fn put<const ROOM: usize>(m: &mut Moved, wire: *mut Wire, n: u64, base: u64) {
     let seq = record::next_seq(RING_STDIO);
     let Some(mut entry) = STDIO.reserve::<Record<ROOM>>(0) else {
         record::lost(Loss::StdioRingFull, n);
@@ -425,16 +471,17 @@ fn put<const ROOM: usize>(m: &Moved, n: u64, base: u64) {
             len = 0;
         }
     }
-    // SAFETY: map value.
-    let (connection, flags) = unsafe { ((*m.wire).connection, (*m.wire).flags) };
     let label = m.label;
     // Most candidates end here: a shell's pipeline carries no JSON.
-    if !label.is_some() && m.position == 0 && how == HOW_DATA && flags & WIRE_JOINED == 0 {
+    if !label.is_some() && m.position == 0 && how == HOW_DATA && m.flags & WIRE_JOINED == 0 {
         // SAFETY: at least one byte was written.
         let first = unsafe { (&raw const (*record).data).cast::<u8>().read() };
         if !may_begin(first) {
             // SAFETY: an aligned word in a map value.
-            atomic::or(unsafe { &raw mut (*m.wire).flags }, WIRE_IGNORED);
+            atomic::or(unsafe { &raw mut (*wire).flags }, WIRE_IGNORED);
+            m.flags |= WIRE_IGNORED;
+            entry.discard(0);
+            return;
         }
     }
     let task = Task::current();
@@ -453,12 +500,12 @@ fn put<const ROOM: usize>(m: &Moved, n: u64, base: u64) {
                 uid: task.uid,
                 generation: kernel::generation(),
             },
-            connection,
-            inode: m.inode,
+            connection: m.connection,
+            inode: m.key.inode,
             position: m.position,
             moved: n as u32,
             len: len as u32,
-            direction: m.direction,
+            direction: m.key.direction,
             how,
         };
     }

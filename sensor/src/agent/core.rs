@@ -472,7 +472,7 @@ impl Core {
     /// Sockets that were noted at exec and never showed themselves.
     fn forget_inherited(&self, label: Label) {
         let mut maps = lock(&self.maps);
-        if maps.state.get(&0, 0).is_ok_and(|s| s.0.inherited == 0) {
+        if maps.counts.get(&0, 0).is_ok_and(|c| c.0.inherited == 0) {
             return;
         }
         let stale: Vec<u64> = maps
@@ -549,7 +549,6 @@ impl Core {
     pub fn look_for_candidates(&self, yes: bool) {
         let mut maps = lock(&self.maps);
         if let Ok(state) = maps.state.get(&0, 0) {
-            // Only the kernel counts in `state`, and only in other words of it.
             let _ = maps.state.set(0, Shared(State { candidates: yes.into(), ..state.0 }), 0);
         }
     }

@@ -78,13 +78,13 @@ pub fn exchange(actor: pb::Actor, transport: &str, connection: u64, e: &Exchange
         ..Default::default()
     };
     exchange.set_sender(wire_sender(e.sender));
+    if let Outcome::RpcError(code) = e.outcome {
+        exchange.error_code = code;
+    }
     exchange.set_outcome(match e.outcome {
         Outcome::Ok => pb::Outcome::Ok,
         Outcome::ToolError => pb::Outcome::ToolError,
-        Outcome::RpcError(code) => {
-            exchange.error_code = code;
-            pb::Outcome::RpcError
-        }
+        Outcome::RpcError(_) => pb::Outcome::RpcError,
         Outcome::Cancelled => pb::Outcome::Cancelled,
         Outcome::NoResponse => pb::Outcome::NoResponse,
         Outcome::InputRequired => pb::Outcome::InputRequired,

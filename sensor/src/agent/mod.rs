@@ -106,8 +106,7 @@ fn hash_key(path: &Path) -> anyhow::Result<[u8; 16]> {
     }
     let mut key = [0; 16];
     std::io::Read::read_exact(&mut fs::File::open("/dev/urandom")?, &mut key)?;
-    let mut file =
-        fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?;
+    let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?;
     file.write_all(&key).with_context(|| path.display().to_string())?;
     Ok(key)
 }
@@ -179,8 +178,9 @@ async fn serve(args: RunArgs) -> anyhow::Result<ExitCode> {
     let (resets, to_reset) = reset::Resets::new();
     let key = hash_key(&args.state_dir.join("hash.key"))?;
     let reads_stdio = loaded_kernel.capture.is_ok();
-    let (stdio, wires) =
-        stdio::prepare(loaded_kernel.rings.stdio, loaded_kernel.wires, loaded_kernel.capture, key)?;
+    let kernel::maps::Rings { verdicts, telemetry, stdio } = loaded_kernel.rings;
+    let rings = reader::Rings { verdicts, telemetry };
+    let (stdio, wires) = stdio::prepare(stdio, loaded_kernel.wires, loaded_kernel.capture, key)?;
     let core = Arc::new(Core::new(
         bus.clone(),
         loaded_kernel.maps,
@@ -218,7 +218,7 @@ async fn serve(args: RunArgs) -> anyhow::Result<ExitCode> {
 
     let stop = Arc::new(AtomicBool::new(false));
     let reader = {
-        let (core, stop, rings) = (core.clone(), stop.clone(), loaded_kernel.rings);
+        let (core, stop, rings) = (core.clone(), stop.clone(), rings);
         std::thread::Builder::new()
             .name("rings".to_owned())
             .spawn(move || reader::run(&core, rings, &stop))?

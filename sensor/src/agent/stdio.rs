@@ -299,7 +299,7 @@ impl Reader {
         if let Some(live) = self.live.get_mut(&id) {
             let at = now();
             for sender in [Sender::Client, Sender::Server] {
-                live.connection.gap(sender, at, 0, &mut Vec::new());
+                live.connection.gap(sender, at, 0, &mut (), &mut Vec::new());
             }
         }
     }
@@ -332,7 +332,7 @@ impl Reader {
                     if chunk.position > 0 {
                         // It began while nobody listened.
                         for sender in [Sender::Client, Sender::Server] {
-                            connection.gap(sender, time, 0, &mut out);
+                            connection.gap(sender, time, 0, &mut (), &mut out);
                         }
                     }
                     vacant.insert(Live {
@@ -445,7 +445,7 @@ impl Reader {
         let (label, pid) = (live.label, live.processes.first().copied().unwrap_or(0));
         let mut out = Vec::new();
         let time = now();
-        live.connection.close(time, &mut out);
+        live.connection.close(time, &mut (), &mut out);
         if label.is_some() {
             for output in out {
                 self.say(core, id, label, pid, u32::MAX, time, output);
@@ -575,14 +575,14 @@ impl Live {
             self.connection.bytes(sender, time, data, &mut (), out);
         } else {
             out.push(Output::Uninspected { sender, bytes: moved, how: how_name(chunk.how) });
-            self.connection.gap(sender, time, moved, out);
+            self.connection.gap(sender, time, moved, &mut (), out);
         }
     }
 
     fn lost(&mut self, direction: u32, time: i64, bytes: u64, out: &mut Vec<Output>) {
         let sender = sender(direction);
         out.push(Output::Uninspected { sender, bytes, how: "lost" });
-        self.connection.gap(sender, time, bytes, out);
+        self.connection.gap(sender, time, bytes, &mut (), out);
     }
 }
 

@@ -31,7 +31,12 @@ pub struct Pair {
 impl Pair {
     /// Keys of the kernel's map: what a socket carries both ways included.
     pub fn keys(&self) -> Vec<WireKey> {
-        keys(key(&self.input, FROM_CLIENT), self.input.socket, key(&self.output, FROM_SERVER), self.output.socket)
+        keys(
+            key(&self.input, FROM_CLIENT),
+            self.input.socket,
+            key(&self.output, FROM_SERVER),
+            self.output.socket,
+        )
     }
 }
 

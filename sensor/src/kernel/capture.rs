@@ -5,6 +5,7 @@ use super::load::chain;
 use super::sys;
 use aya::programs::Program;
 use aya::{Btf, Ebpf};
+use aya_obj::btf::BtfKind;
 use std::fmt;
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
@@ -147,8 +148,9 @@ fn function(ebpf: &mut Ebpf, btf: &Btf, name: &str, candidates: &[&str]) -> Resu
     let Some(Program::FExit(program)) = ebpf.program_mut(name) else {
         return Err("not in the kernel object".to_owned());
     };
-    let mut reason = String::new();
-    for candidate in candidates {
+    let known = |name: &&&str| btf.id_by_type_name_kind(name, BtfKind::Func).is_ok();
+    let mut reason = format!("this kernel has no {}", candidates.join(" and no "));
+    for candidate in candidates.iter().filter(known) {
         match program.load(candidate, btf) {
             Ok(()) => {
                 let fd = program.fd().map_err(|e| chain(&e))?;

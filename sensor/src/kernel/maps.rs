@@ -4,7 +4,7 @@ use aya::maps::{Array, HashMap, LpmTrie, Map, MapData, MapError, PerCpuArray, Ri
 use aya::{Ebpf, Pod};
 use sensor_common::exec::{ExecRule, KEY_BYTES};
 use sensor_common::identity::IdentityKey;
-use sensor_common::kernel::{Denial, State};
+use sensor_common::kernel::{Counts, Denial, State};
 use sensor_common::label::Label;
 use sensor_common::name::{Learned, LearnedKey, NameRule, NameText};
 use sensor_common::policy::{LaunchKey, PortSet, Profile, Server};
@@ -56,6 +56,7 @@ pub type LpmKey<T> = lpm_trie::Key<Shared<T>>;
 /// All maps. Taken out of the loader, so that each has one owner.
 pub struct Maps {
     pub state: Array<MapData, Shared<State>>,
+    pub counts: Array<MapData, Shared<Counts>>,
     pub tasks: Array<MapData, Shared<Label>>,
     pub overflow: Array<MapData, u64>,
     pub instances: HashMap<MapData, u32, Shared<Instance>>,
@@ -95,7 +96,11 @@ pub struct Wires {
 
 impl Wires {
     pub(super) fn open(ebpf: &Ebpf) -> Result<Wires, MapsError> {
-        Ok(Wires { wires: second(ebpf, "WIRES")?, candidates: second(ebpf, "CANDIDATES")?, admitted: second(ebpf, "ADMITTED")? })
+        Ok(Wires {
+            wires: second(ebpf, "WIRES")?,
+            candidates: second(ebpf, "CANDIDATES")?,
+            admitted: second(ebpf, "ADMITTED")?,
+        })
     }
 
     pub fn get(&self, key: &WireKey) -> Option<Wire> {
@@ -222,6 +227,7 @@ impl Maps {
         let maps = Maps {
             denials_fd,
             state: take!("STATE"),
+            counts: take!("COUNTS"),
             tasks: take!("TASKS"),
             overflow: take!("OVERFLOW"),
             instances: take!("INSTANCES"),
