@@ -115,12 +115,22 @@ pub enum Output {
     NotMcp,
     /// A request was read whole; its [`Exchange`] follows when it has ended.
     /// For those who act on the request itself.
-    Asked { method: String, sender: Sender, name: String, id_hash: u64, at: i64 },
+    Asked {
+        method: String,
+        sender: Sender,
+        name: String,
+        id_hash: u64,
+        at: i64,
+    },
     Ended(Box<Exchange>),
     Notified(Box<Notification>),
     Tools(Box<Exchange>, ToolsPage),
     /// Bytes that were not read, and why.
-    Uninspected { sender: Sender, bytes: u64, how: &'static str },
+    Uninspected {
+        sender: Sender,
+        bytes: u64,
+        how: &'static str,
+    },
 }
 
 /// Looks at string values while they pass by. Implemented by `inspect`; a
