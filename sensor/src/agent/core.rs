@@ -12,6 +12,7 @@ use crate::event::{Body, Bus, now, pb};
 use crate::kernel::maps::{Labels, LearnedNames, Maps, Shared};
 use crate::kernel::record::{self, Record};
 use crate::kernel::tables;
+use crate::mcp::inventory::Inventory;
 use crate::policy::Compiled;
 use crate::policy::explain::name_line;
 use crate::policy::recognise::Recogniser;
@@ -45,6 +46,7 @@ pub struct Core {
     pub policies: Mutex<Policies>,
     pub instances: Mutex<Instances>,
     pub identities: Identities,
+    pub inventory: Mutex<Inventory>,
     /// Losses since the start, for `status`.
     pub losses: Mutex<BTreeMap<(String, String), u64>>,
     next_instance: AtomicU32,
@@ -64,6 +66,7 @@ impl Core {
         names: LearnedNames,
         resets: Resets,
         identities: Identities,
+        inventory: Inventory,
     ) -> Core {
         // Numbers of this run do not meet those an earlier agent gave out.
         let seed = (now() / 1_000_000_000) as u32 & 0x00ff_ffff;
@@ -76,6 +79,7 @@ impl Core {
             policies: Mutex::default(),
             instances: Mutex::default(),
             identities,
+            inventory: Mutex::new(inventory),
             losses: Mutex::default(),
             next_instance: AtomicU32::new(INSTANCE_BY_AGENT | seed << 4),
         }

@@ -5,6 +5,8 @@
 //! Sources: MCP 2024-11-05, 2025-03-26, 2025-06-18, 2025-11-25 and 2026-07-28;
 //! JSON-RPC 2.0; RFC 8259 (JSON), RFC 6901 (JSON pointer).
 
+pub mod inventory;
+
 /// Which side sent a message. Values as in `sensor_common::stdio`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Sender {
