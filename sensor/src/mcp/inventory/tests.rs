@@ -13,6 +13,10 @@ fn described(name: &str, description: &str) -> Value {
     json!({"name": name, "description": description, "inputSchema": {"type": "object"}})
 }
 
+fn alone(tool: &Value) -> ListHashes {
+    list(std::slice::from_ref(tool))
+}
+
 fn list(tools: &[Value]) -> ListHashes {
     ListHashes::of(tools.iter().map(|t| ToolHashes::of(&tool(t.clone()))).collect(), false)
 }
@@ -42,7 +46,7 @@ fn the_same_list_in_both_eras_has_the_same_hashes() {
         "inputSchema": {"required": ["tz"], "properties": {"tz": {"maxLength": 64.0, "type": "string"}}, "type": "object"},
         "title": "Now", "description": "The time.", "name": "now",
     });
-    assert_eq!(list(&[legacy]), list(&[modern]));
+    assert_eq!(alone(&legacy), alone(&modern));
 }
 
 #[test]
@@ -174,12 +178,12 @@ fn one_changed_description_is_one_drift() {
 fn tools_that_come_and_go_are_drift() {
     let mut inventory = Inventory::default();
     let (a, b) = (described("a", ""), described("b", ""));
-    inventory.listed(&time(), None, None, &list(&[a.clone()]), 1);
+    inventory.listed(&time(), None, None, &alone(&a), 1);
     assert_eq!(
         said(&inventory.listed(&time(), None, None, &list(&[a, b.clone()]), 2)),
         [("tool_added", "b")]
     );
-    assert_eq!(said(&inventory.listed(&time(), None, None, &list(&[b]), 3)), [("tool_removed", "a")]);
+    assert_eq!(said(&inventory.listed(&time(), None, None, &alone(&b), 3)), [("tool_removed", "a")]);
     assert_eq!(said(&inventory.listed(&time(), None, None, &list(&[]), 4)), [("tool_removed", "b")]);
 }
 
@@ -200,14 +204,14 @@ fn of_a_list_that_is_not_whole_nothing_is_missing() {
     let mut inventory = Inventory::default();
     let (a, b, c) = (described("a", ""), described("b", ""), described("c", ""));
     inventory.listed(&time(), None, None, &list(&[a.clone(), b.clone()]), 1);
-    assert_eq!(inventory.listed(&time(), None, None, &part(&[b.clone()]), 2), []);
+    assert_eq!(inventory.listed(&time(), None, None, &part(std::slice::from_ref(&b)), 2), []);
     let changed = part(&[described("b", "new")]);
     assert_eq!(said(&inventory.listed(&time(), None, None, &changed, 3)), [("tool_changed", "b")]);
     // And what an earlier part did not have may have been there.
     let other = Which::new("other", "");
-    inventory.listed(&other, None, None, &part(&[a.clone()]), 1);
+    inventory.listed(&other, None, None, &part(std::slice::from_ref(&a)), 1);
     assert_eq!(inventory.listed(&other, None, None, &list(&[a, b, c.clone()]), 2), []);
-    assert_eq!(said(&inventory.listed(&other, None, None, &list(&[c]), 3)).len(), 2);
+    assert_eq!(said(&inventory.listed(&other, None, None, &alone(&c), 3)).len(), 2);
 }
 
 #[test]
@@ -216,7 +220,7 @@ fn two_tools_of_one_name_count_as_both() {
     let (one, two) = (described("a", "1"), described("a", "2"));
     inventory.listed(&time(), None, None, &list(&[one.clone(), two.clone()]), 1);
     assert_eq!(inventory.listed(&time(), None, None, &list(&[two, one.clone()]), 2), []);
-    let drift = inventory.listed(&time(), None, None, &list(&[one]), 3);
+    let drift = inventory.listed(&time(), None, None, &alone(&one), 3);
     assert_eq!(said(&drift), [("tool_changed", "a")]);
 }
 
@@ -246,18 +250,24 @@ fn page(first: bool, last: bool, tools: &[Value]) -> ToolsPage {
 fn pages_are_one_list() {
     let (a, b, c) = (described("a", ""), described("b", ""), described("c", ""));
     let mut pages = Pages::default();
-    assert_eq!(pages.add(&page(true, false, &[c.clone()])), []);
-    assert_eq!(pages.add(&page(false, false, &[a.clone()])), []);
-    assert_eq!(pages.add(&page(false, true, &[b.clone()])), [list(&[a.clone(), b.clone(), c.clone()])]);
+    assert_eq!(pages.add(&page(true, false, std::slice::from_ref(&c))), []);
+    assert_eq!(pages.add(&page(false, false, std::slice::from_ref(&a))), []);
+    assert_eq!(
+        pages.add(&page(false, true, std::slice::from_ref(&b))),
+        [list(&[a.clone(), b.clone(), c.clone()])]
+    );
     assert_eq!(pages.end(), None);
     // One that nobody asked the rest of, then a whole one.
-    assert_eq!(pages.add(&page(true, false, &[a.clone()])), []);
-    assert_eq!(pages.add(&page(true, true, &[b.clone()])), [part(&[a.clone()]), list(&[b.clone()])]);
+    assert_eq!(pages.add(&page(true, false, std::slice::from_ref(&a))), []);
+    assert_eq!(
+        pages.add(&page(true, true, std::slice::from_ref(&b))),
+        [part(std::slice::from_ref(&a)), alone(&b)]
+    );
     // Its beginning was not seen.
     assert_eq!(pages.add(&page(false, true, &[c])), [part(&[described("c", "")])]);
     pages.add(&page(true, false, &[b]));
     assert_eq!(pages.end(), Some(part(&[described("b", "")])));
-    assert_eq!(pages.add(&page(true, true, &[a.clone()])), [list(&[a])]);
+    assert_eq!(pages.add(&page(true, true, std::slice::from_ref(&a))), [alone(&a)]);
 }
 
 #[test]
