@@ -14,6 +14,7 @@ use crate::event::{Body, Bus, now, pb};
 use crate::kernel::maps::{Labels, LearnedNames, Maps, Shared};
 use crate::kernel::record::{self, Record};
 use crate::kernel::tables;
+use crate::mcp::inventory::Inventory;
 use crate::policy::Compiled;
 use crate::policy::explain::name_line;
 use crate::policy::recognise::Recogniser;
@@ -50,6 +51,7 @@ pub struct Core {
     pub stdio: Stdio,
     /// Servers that nobody declared and that were told of: program and client.
     told: Mutex<VecDeque<(String, u32)>>,
+    pub inventory: Mutex<Inventory>,
     /// Losses since the start, for `status`.
     pub losses: Mutex<BTreeMap<(String, String), u64>>,
     next_instance: AtomicU32,
@@ -70,6 +72,7 @@ impl Core {
         resets: Resets,
         identities: Identities,
         stdio: Stdio,
+        inventory: Inventory,
     ) -> Core {
         // Numbers of this run do not meet those an earlier agent gave out.
         let seed = (now() / 1_000_000_000) as u32 & 0x00ff_ffff;
@@ -84,6 +87,7 @@ impl Core {
             identities,
             stdio,
             told: Mutex::default(),
+            inventory: Mutex::new(inventory),
             losses: Mutex::default(),
             next_instance: AtomicU32::new(INSTANCE_BY_AGENT | seed << 4),
         }

@@ -30,6 +30,7 @@ use crate::cli::{Exit, Failure};
 use crate::control::{self, ControlSocket};
 use crate::event::{Body, Bus, Identity, Limits, now, pb};
 use crate::kernel::{self, LoadError, Options};
+use crate::mcp::inventory;
 use crate::outputs::Outputs;
 use crate::policy::load::{LoadError as PolicyError, load as load_policy};
 use anyhow::Context as _;
@@ -52,6 +53,8 @@ use tracing::{info, warn};
 /// How often the kernel's counters are read.
 const COUNTERS: Duration = Duration::from_secs(2);
 const HEARTBEAT: Duration = Duration::from_secs(60);
+/// How often what servers listed is written, if there is anything new.
+const INVENTORY: Duration = Duration::from_secs(10);
 
 pub fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -175,6 +178,8 @@ async fn serve(args: RunArgs) -> anyhow::Result<ExitCode> {
         warn!(%error, "no file can be verified: rules with `sha256` hold their servers to `unknown` as well");
     }
     let (identities, jobs) = Identities::new(loaded_kernel.identifier);
+    let inventory_file = args.state_dir.join("inventory.json");
+    let (inventory, damage) = inventory::load(&inventory_file);
     let (resets, to_reset) = reset::Resets::new();
     let key = hash_key(&args.state_dir.join("hash.key"))?;
     let reads_stdio = loaded_kernel.capture.is_ok();
@@ -189,7 +194,12 @@ async fn serve(args: RunArgs) -> anyhow::Result<ExitCode> {
         resets,
         identities,
         stdio,
+        inventory,
     ));
+    if let Some(damage) = damage {
+        warn!(%damage, "what servers listed before is not known: their next lists are taken as the first");
+        bus.publish_now(Body::Finding(inventory_lost(&damage)));
+    }
     identity::start(core.clone(), jobs)?;
     let reloader = Arc::new(Reloader::new(core.clone(), args.policy.clone(), ids_file, ids, names));
     reloader.start(loaded).map_err(|e| Failure::new(Exit::Failure, e))?;
@@ -256,7 +266,8 @@ async fn serve(args: RunArgs) -> anyhow::Result<ExitCode> {
     std::io::stdout().flush()?;
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
 
-    events_loop(&core, &reloader, || bus.publish_now(state(pb::SensorPhase::Heartbeat))).await?;
+    events_loop(&core, &reloader, &inventory_file, || bus.publish_now(state(pb::SensorPhase::Heartbeat)))
+        .await?;
 
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
     bus.publish_now(state(pb::SensorPhase::Stopping));
@@ -272,6 +283,7 @@ async fn serve(args: RunArgs) -> anyhow::Result<ExitCode> {
     let _ = reader.join();
     let _ = speakers.join();
     counters(&core, &mut Default::default());
+    save_inventory(&core, &inventory_file);
     bus.close();
     outputs.finish().await;
     Ok(ExitCode::SUCCESS)
@@ -281,6 +293,7 @@ async fn serve(args: RunArgs) -> anyhow::Result<ExitCode> {
 async fn events_loop(
     core: &Arc<Core>,
     reloader: &Arc<Reloader>,
+    inventory_file: &Path,
     heartbeat: impl Fn() -> u64,
 ) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
@@ -289,6 +302,7 @@ async fn events_loop(
     let mut files = reloader.files();
     let mut watch = watching(&files);
     let mut counting = tokio::time::interval(COUNTERS);
+    let mut saving = tokio::time::interval(INVENTORY);
     let mut beating = tokio::time::interval(HEARTBEAT);
     beating.reset();
     let counted = Arc::new(std::sync::Mutex::new(Counted::default()));
@@ -318,6 +332,10 @@ async fn events_loop(
             _ = counting.tick() => {
                 let (core, counted) = (core.clone(), counted.clone());
                 let _ = tokio::task::spawn_blocking(move || counters(&core, &mut lock(&counted))).await;
+            }
+            _ = saving.tick() => {
+                let (core, file) = (core.clone(), inventory_file.to_owned());
+                let _ = tokio::task::spawn_blocking(move || save_inventory(&core, &file)).await;
             }
         }
     }
@@ -366,6 +384,24 @@ fn counters(core: &Core, counted: &mut Counted) {
         core.lose("agent", "reset", missed);
     }
     core.adopt_sockets(&mut counted.queued);
+}
+
+fn save_inventory(core: &Core, file: &Path) {
+    let Some(bytes) = lock(&core.inventory).unsaved() else { return };
+    if let Err(error) = inventory::write(file, &bytes) {
+        warn!(%error, file = %file.display(), "what servers listed is not on disk; the next try is in a moment");
+        lock(&core.inventory).not_saved();
+    }
+}
+
+fn inventory_lost(damage: &inventory::Damage) -> pb::Finding {
+    let mut finding = pb::Finding {
+        kind: "inventory_lost".to_owned(),
+        detail: format!("{damage}; a change since the last session goes unnoticed once"),
+        ..Default::default()
+    };
+    finding.set_severity(pb::Severity::Medium);
+    finding
 }
 
 fn overflow(count: u64) -> pb::Finding {
