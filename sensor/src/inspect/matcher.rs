@@ -3,7 +3,10 @@
 //! Text is read by a lazy DFA whose cache is bounded; most searches end after a
 //! few bytes. What it finds is read once more for the place of the secret.
 
-use std::sync::{Mutex, PoisonError};
+use std::{
+    cell::RefCell,
+    sync::{Mutex, PoisonError},
+};
 
 use regex_automata::{
     Anchored, Input, MatchKind,
@@ -23,8 +26,10 @@ pub const REACH: usize = 8 * 1024;
 /// How far a match whose expression has no upper bound may begin before its
 /// keyword, where the expression does not begin with it.
 pub const REACH_BACK: usize = 512;
-/// States that are kept of one rule. Regular text needs a few KiB.
+/// Of the DFA states that are kept of one rule: most need a few KiB, the few
+/// that are open-ended (`{10,150}`, `+`) more.
 const CACHE_BYTES: usize = 32 * 1024;
+const OPEN_CACHE_BYTES: usize = 256 * 1024;
 
 /// What gitleaks puts before and after the name in rules of the kind
 /// `name = "secret"`.
@@ -41,7 +46,12 @@ pub struct Matcher {
     group: usize,
     dfa: DFA,
     vm: PikeVM,
-    caches: Mutex<(Cache, pikevm::Cache, Captures)>,
+    cache: Mutex<Cache>,
+}
+
+thread_local! {
+    /// Used for matches only, which are rare: one for all rules.
+    static VM_CACHE: RefCell<Option<pikevm::Cache>> = const { RefCell::new(None) };
 }
 
 #[derive(Debug)]
@@ -56,37 +66,50 @@ impl Matcher {
     pub fn new(pattern: &str, group: usize, keywords: &[String]) -> Result<Self, Box<dyn std::error::Error>> {
         // The lazy lead takes what stands before the name. It changes neither
         // whether there is a match nor the secret.
-        let pattern = pattern.replace(LEAD, "");
+        let mut pattern = pattern.replace(LEAD, "");
+        // Named groups say what part of a secret something is, none is one.
+        while let Some(at) = pattern.find("(?P<") {
+            let name = pattern[at..].find('>').ok_or("a group without the end of its name")?;
+            pattern.replace_range(at..=at + name, "(?:");
+        }
         let config = syntax::Config::new().unicode(false).utf8(false);
         let hir = syntax::parse_with(&pattern, &config)?;
         let nfa = NFA::compiler()
             .syntax(config)
             .configure(NFA::config().utf8(false).which_captures(WhichCaptures::All))
             .build_from_hir(&hir)?;
+        let longest = hir.properties().maximum_len().unwrap_or(REACH).min(REACH);
         let dfa = DFA::builder()
             .configure(
                 DFA::config()
                     .match_kind(MatchKind::LeftmostFirst)
-                    .cache_capacity(CACHE_BYTES)
+                    .cache_capacity(if longest < REACH { CACHE_BYTES } else { OPEN_CACHE_BYTES })
                     .skip_cache_capacity_check(true),
             )
             .build_from_nfa(nfa.clone())?;
         let vm = PikeVM::new_from_nfa(nfa)?;
-        let caches = Mutex::new((dfa.create_cache(), vm.create_cache(), vm.create_captures()));
+        let cache = Mutex::new(dfa.create_cache());
         let start = Start::of(&hir, keywords);
         Ok(Self {
             assignment: matches!(start, Start::Keyword(_)) && pattern.matches(ASSIGNMENT).count() == 1 && !alternative(&hir),
             start,
-            longest: hir.properties().maximum_len().unwrap_or(REACH).min(REACH),
+            longest,
             group,
             dfa,
             vm,
-            caches,
+            cache,
         })
     }
 
-    /// The first match around a keyword. `work` grows by the bytes looked at.
-    pub fn find(&self, text: &[u8], (begin, end): (usize, usize), work: &mut u64) -> Option<Hit> {
+    /// The first match around a keyword, unless it ends where one did that
+    /// `last` knows from a keyword before. `work` grows by the bytes looked at.
+    pub fn find(
+        &self,
+        text: &[u8],
+        (begin, end): (usize, usize),
+        last: &mut usize,
+        work: &mut u64,
+    ) -> Option<Hit> {
         let (from, anchored) = match &self.start {
             Start::Keyword(prefixes) => {
                 if !prefixes.iter().any(|prefix| text[begin..].starts_with(prefix)) {
@@ -100,13 +123,16 @@ impl Matcher {
             return None;
         }
         let to = text.len().min(end + self.longest);
-        let mut caches = self.caches.lock().unwrap_or_else(PoisonError::into_inner);
-        let (cache, vm_cache, captures) = &mut *caches;
         let input = Input::new(text).range(from..to).anchored(anchored);
-        let found = self.end(cache, &input, work)?;
+        let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
+        let found = self.end(&mut cache, &input, work)?;
+        drop(cache);
+        if std::mem::replace(last, found) == found {
+            return None;
+        }
         *work += 8 * (found - from) as u64;
         // One byte more for what looks ahead.
-        self.vm.search(vm_cache, &input.clone().range(from..to.min(found + 1)), captures);
+        let captures = self.captures(&input.range(from..to.min(found + 1)));
         let whole = captures.get_match()?;
         let secret = match self.group {
             0 => (1..captures.group_len()).find_map(|n| captures.get_group(n).filter(|span| !span.is_empty())),
@@ -114,6 +140,16 @@ impl Matcher {
         };
         let secret = secret.unwrap_or_else(|| whole.span());
         Some(Hit { match_start: whole.start(), match_end: whole.end(), start: secret.start, end: secret.end })
+    }
+
+    fn captures(&self, input: &Input<'_>) -> Captures {
+        let mut captures = self.vm.create_captures();
+        VM_CACHE.with_borrow_mut(|cache| {
+            let cache = cache.get_or_insert_with(|| self.vm.create_cache());
+            cache.reset(&self.vm);
+            self.vm.search(cache, input, &mut captures);
+        });
+        captures
     }
 
     /// Where the leftmost match ends; stops where none can follow any more.
@@ -142,8 +178,7 @@ impl Matcher {
 
     #[cfg(test)]
     pub fn memory(&self) -> usize {
-        let caches = self.caches.lock().unwrap();
-        self.vm.get_nfa().memory_usage() + self.dfa.memory_usage() + caches.0.memory_usage() + caches.1.memory_usage()
+        self.vm.get_nfa().memory_usage() + self.dfa.memory_usage() + self.cache.lock().unwrap().memory_usage()
     }
 
     #[cfg(test)]

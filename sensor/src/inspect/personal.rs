@@ -223,11 +223,11 @@ fn phone(text: &[u8], start: usize) -> Option<usize> {
 /// group of digits begins; the IBAN begins at most 14 bytes before.
 fn iban(text: &[u8], digits: usize) -> Option<(usize, usize)> {
     (digits.saturating_sub(14)..digits).rev().find_map(|start| {
-        let country: &[u8; 2] = text.get(start..start + 2)?.try_into().ok()?;
+        let [a @ b'A'..=b'Z', b @ b'A'..=b'Z', b'0'..=b'9', b'0'..=b'9'] = *text.get(start..start + 4)? else { return None };
         if start.checked_sub(1).is_some_and(|n| text[n].is_ascii_alphanumeric()) {
             return None;
         }
-        let (_, length) = IBAN_LENGTHS.iter().find(|(code, _)| code.as_bytes() == country)?;
+        let (_, length) = IBAN_LENGTHS.iter().find(|(code, _)| *code.as_bytes() == [a, b])?;
         let mut compact = [0u8; 34];
         let (mut taken, mut at) = (0, start);
         while taken < usize::from(*length) {
@@ -245,8 +245,7 @@ fn iban(text: &[u8], digits: usize) -> Option<(usize, usize)> {
         }
         let compact = &compact[..taken];
         let followed = text.get(at).is_some_and(u8::is_ascii_alphanumeric);
-        (compact[2].is_ascii_digit() && compact[3].is_ascii_digit() && !followed && mod_97(compact) == 1)
-            .then_some((start, at))
+        (!followed && mod_97(compact) == 1).then_some((start, at))
     })
 }
 

@@ -180,10 +180,17 @@ impl Rules {
         }
     }
 
-    /// Whether the rule finds a secret around a keyword at `keyword`. `work`
-    /// grows by the bytes that were looked at, as a measure of time.
-    pub fn find(&self, rule: &Rule, text: &[u8], keyword: (usize, usize), work: &mut u64) -> Option<Hit> {
-        let hit = rule.matcher()?.find(text, keyword, work)?;
+    /// Whether the rule finds a secret around a keyword at `keyword`, other than
+    /// the one that `last` knows; see [`Matcher::find`].
+    pub fn find(
+        &self,
+        rule: &Rule,
+        text: &[u8],
+        keyword: (usize, usize),
+        last: &mut usize,
+        work: &mut u64,
+    ) -> Option<Hit> {
+        let hit = rule.matcher()?.find(text, keyword, last, work)?;
         let secret = &text[hit.start..hit.end];
         if secret.is_empty() || (rule.entropy > 0.0 && entropy(secret) <= rule.entropy) {
             return None;

@@ -15,13 +15,14 @@ pub struct Span {
 /// one, a file of assignments about ten; what asks for more is built to.
 pub const WORK_PER_BYTE: u64 = 64;
 
-/// Secrets whose keyword begins in `from..to` of `text`, by their start; no two
-/// of one rule overlap, and none of a generic rule overlaps another.
+/// Secrets whose keyword begins in `from..to` of `text`, by their start; none of
+/// a generic rule overlaps another.
 ///
 /// `work` is what may still be spent. `Err`: it did not suffice; how many bytes
 /// of `from..to` were not searched.
 pub fn secrets(text: &[u8], from: usize, to: usize, work: &mut u64, out: &mut Vec<Span>) -> Result<(), usize> {
     let rules = rules::rules();
+    // Where each rule matched last: several keywords may lead to one match.
     let mut ends: Vec<(u16, usize)> = Vec::new();
     let mut stopped = None;
     out.clear();
@@ -30,22 +31,17 @@ pub fn secrets(text: &[u8], from: usize, to: usize, work: &mut u64, out: &mut Ve
             return;
         }
         let rule = &rules.list[usize::from(number)];
+        let known = ends.iter().position(|(known, _)| *known == number).unwrap_or_else(|| {
+            ends.push((number, 0));
+            ends.len() - 1
+        });
         let mut spent = 8;
-        let hit = rules.find(rule, text, (begin, end), &mut spent);
+        let hit = rules.find(rule, text, (begin, end), &mut ends[known].1, &mut spent);
         *work = work.saturating_sub(spent);
         if *work == 0 {
             stopped = Some(to - begin);
         }
-        let Some(hit) = hit else { return };
-        let last = match ends.iter_mut().find(|(rule, _)| *rule == number) {
-            Some((_, last)) => last,
-            None => {
-                ends.push((number, 0));
-                &mut ends.last_mut().expect("just put there").1
-            }
-        };
-        if hit.start >= *last {
-            *last = hit.end;
+        if let Some(hit) = hit {
             out.push(Span { start: hit.start, end: hit.end, rule: &rule.id, generic: rule.generic });
         }
     });
