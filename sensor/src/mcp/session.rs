@@ -153,6 +153,9 @@ impl Session {
         values: &mut dyn Values,
         out: &mut Vec<Output>,
     ) -> bool {
+        if self.dismissed {
+            return true;
+        }
         let answer = facts.method.is_none();
         if !facts.rpc
             || (answer && (facts.id == Id::Absent || facts.result.is_none() && facts.error.is_none()))

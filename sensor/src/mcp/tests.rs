@@ -1,5 +1,9 @@
 use super::*;
 
+mod any_chunking;
+mod facts;
+mod hostile;
+
 /// What a whole conversation comes to, and the values that were shown.
 struct Talk {
     connection: Connection,
