@@ -6,6 +6,7 @@
 //! JSON-RPC 2.0; RFC 8259 (JSON), RFC 6901 (JSON pointer).
 
 mod connection;
+pub mod http;
 mod json;
 mod message;
 mod reading;

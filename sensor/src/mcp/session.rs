@@ -408,6 +408,15 @@ impl Session {
         });
     }
 
+    /// No answer will come to these requests of the client.
+    pub(super) fn abandon(&mut self, ids: &[u64], at: i64, out: &mut Vec<Output>) {
+        for id in ids {
+            if let Some(pending) = self.forget((Sender::Client, *id)) {
+                self.end(pending, Outcome::NoResponse, 0, at, None, out);
+            }
+        }
+    }
+
     /// Nothing more will come: what is pending ends without an answer.
     pub fn close(&mut self, at: i64, out: &mut Vec<Output>) {
         while let Some((_, key)) = self.order.pop_first() {

@@ -187,6 +187,16 @@ impl Stream {
         }
     }
 
+    /// What was read since the last message is none.
+    pub(super) fn discard(&mut self, around: &mut Around) {
+        if self.state != State::Blank {
+            around.values.message(self.sender, "", "");
+            self.reading.reset();
+            self.bytes = 0;
+            self.state = State::Blank;
+        }
+    }
+
     /// Bytes are missing here: what follows, up to the next line, cannot be
     /// told from the middle of a message. One that was whole still counts.
     pub(super) fn gap(&mut self, around: &mut Around) {
