@@ -61,7 +61,9 @@ impl HttpServer {
 
     /// The server is gone: what is pending ends without an answer.
     pub fn close(&mut self, at: i64, out: &mut Vec<HttpOutput>) {
-        for hash in self.sessions.keys().copied().collect::<Vec<_>>() {
+        let mut hashes: Vec<_> = self.sessions.keys().copied().collect();
+        hashes.sort_unstable();
+        for hash in hashes {
             self.end(hash, at, out);
         }
     }

@@ -289,7 +289,17 @@ fn sessions_are_bounded() {
     assert_eq!(host.close().ends().len(), 1100);
 }
 
-fn conversation() -> impl Strategy<Value = Vec<(Sender, Vec<u8>)>> {
+/// What one side says, to be read by people.
+#[derive(Clone)]
+struct Said(Sender, Vec<u8>);
+
+impl std::fmt::Debug for Said {
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        write!(f, "{:?}: {}", self.0, self.1.escape_ascii())
+    }
+}
+
+fn conversation() -> impl Strategy<Value = Vec<Said>> {
     let session = prop_oneof![Just(""), Just(SESSION), Just("Content-Encoding: gzip\r\n")];
     let body = prop_oneof![Just(INITIALIZE), Just(CALL), Just(MODERN), Just("{\"a\""), Just("")];
     let request = prop_oneof![
@@ -315,8 +325,8 @@ fn conversation() -> impl Strategy<Value = Vec<(Sender, Vec<u8>)>> {
         1 => "HTTP/1.1 [ -~\r\n]{0,12}".prop_map(|text| text),
     ];
     let said = prop_oneof![
-        request.prop_map(|text| (Sender::Client, text.into_bytes())),
-        response.prop_map(|text| (Sender::Server, text.into_bytes())),
+        request.prop_map(|text| Said(Sender::Client, text.into_bytes())),
+        response.prop_map(|text| Said(Sender::Server, text.into_bytes())),
     ];
     proptest::collection::vec(said, 0..12)
 }
@@ -330,12 +340,12 @@ proptest! {
         sizes in proptest::collection::vec(prop_oneof![1..4_usize, 1..200_usize], 1..20),
     ) {
         let mut whole = Host::new();
-        for (sender, bytes) in &conversation {
+        for Said(sender, bytes) in &conversation {
             whole.says(0, *sender, bytes);
         }
         let mut cut = Host::new();
         let mut sizes = sizes.iter().cycle();
-        for (sender, bytes) in &conversation {
+        for Said(sender, bytes) in &conversation {
             let mut rest = bytes.as_slice();
             while !rest.is_empty() {
                 let (now, later) = rest.split_at((*sizes.next().unwrap()).min(rest.len()));

@@ -26,7 +26,7 @@ enum Json {
 impl Json {
     /// `odd` says which characters are escaped and where blanks stand.
     fn write(&self, to: &mut String, odd: &mut dyn FnMut() -> u8) {
-        if odd() % 8 == 0 {
+        if odd().is_multiple_of(8) {
             to.push_str(" \t\r\n ");
         }
         match self {
@@ -57,7 +57,7 @@ impl Json {
 fn quote(text: &str, to: &mut String, odd: &mut dyn FnMut() -> u8) {
     to.push('"');
     for character in text.chars() {
-        if odd() % 6 == 0 || character < ' ' || matches!(character, '"' | '\\') {
+        if odd().is_multiple_of(6) || character < ' ' || matches!(character, '"' | '\\') {
             for unit in character.encode_utf16(&mut [0; 2]) {
                 to.push_str(&format!("\\u{unit:04x}"));
             }
