@@ -1,6 +1,7 @@
 //! One message being read: the lexer's events become facts, kept tools and
 //! pieces of values.
 
+use std::fmt::Write;
 use std::hash::Hasher;
 
 use siphasher::sip::SipHasher13;
@@ -16,6 +17,8 @@ use super::{ListedTool, Output, Sender, Values};
 const PIECE_BYTES: usize = 16 * 1024;
 /// A JSON pointer is cut here.
 const POINTER_BYTES: usize = 256;
+/// Of an element's index in it.
+const INDEX_BYTES: usize = 11;
 /// Longest number that is read as one; its hash covers all of it.
 const NUMBER_BYTES: usize = 64;
 /// Memory for `capabilities`.
@@ -137,8 +140,10 @@ impl Reading {
         frame.elements = element.saturating_add(1);
         if shown && self.within {
             self.pointer.truncate(frame.pointer.into());
-            push_cut(&mut self.pointer, "/", POINTER_BYTES);
-            push_cut(&mut self.pointer, &element.to_string(), POINTER_BYTES);
+            if self.pointer.len() + INDEX_BYTES <= POINTER_BYTES {
+                // Writing to a string cannot fail.
+                let _ = write!(self.pointer, "/{element}");
+            }
         }
         match frame.place {
             Place::Root => Place::Message,

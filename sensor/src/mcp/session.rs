@@ -239,7 +239,7 @@ impl Session {
         while self.pending.len() >= self.limits.pending.max(1) {
             let Some((_, key)) = self.order.pop_first() else { break };
             if let Some(oldest) = self.forget(key) {
-                self.counters.evicted += 1;
+                self.counters.evicted += u64::from(!oldest.cancelled);
                 self.end(oldest, Outcome::NoResponse, 0, at, None, out);
             }
         }

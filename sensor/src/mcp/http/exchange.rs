@@ -215,6 +215,10 @@ impl Open {
             _ => None,
         });
         self.asked.extend(asked.take(ASKED.saturating_sub(self.asked.len())));
+        if !matches!(self.exchange.status, 0 | 200..300) {
+            // What a refusal says need not be MCP.
+            outputs.retain(|output| !matches!(output, Output::Uninspected { .. }));
+        }
         server.pass_on(&self.exchange.path, transport, hash, &mut outputs, out);
     }
 
