@@ -177,7 +177,7 @@ fn batches_are_taken_apart() {
     assert_eq!((ended[0].name.as_str(), ended[0].request_bytes), ("b", b.len() as u64));
     assert_eq!((ended[1].name.as_str(), ended[1].response_bytes), ("a", answer("1", OK).len() as u64));
     // Brackets, commas and what is no message.
-    let unread = Output::Uninspected { sender: Sender::Client, bytes: 8, how: "garbage" };
+    let unread = Output::Uninspected { sender: Sender::Client, bytes: 7, how: "garbage" };
     assert!(talk.out.contains(&unread), "{:?}", talk.out);
 }
 
