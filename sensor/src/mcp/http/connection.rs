@@ -19,6 +19,8 @@ const UNREAD_BYTES: u64 = 1 << 20;
 enum Phase {
     Head,
     Body(Framing),
+    /// Behind a gap: until a piece begins with a head.
+    Gap,
     /// Nothing more can be read, and why.
     Lost(&'static str),
 }
@@ -81,6 +83,9 @@ impl HttpConnection {
         out: &mut Vec<HttpOutput>,
     ) {
         let mut setting = Setting { server, values, out, at };
+        if matches!(self.side(sender).phase, Phase::Gap) && begins_head(sender, bytes) {
+            self.resume(sender, &mut setting);
+        }
         while !bytes.is_empty() && !self.dismissed {
             let used = match &mut self.side(sender).phase {
                 Phase::Head => self.head(sender, bytes, &mut setting),
@@ -89,7 +94,7 @@ impl HttpConnection {
                     self.body(sender, data, end, &mut setting);
                     used
                 }
-                Phase::Lost(_) => {
+                Phase::Gap | Phase::Lost(_) => {
                     self.lost(sender, bytes.len() as u64, &mut setting);
                     bytes.len()
                 }
@@ -99,8 +104,10 @@ impl HttpConnection {
     }
 
     /// `lost` bytes of `sender` lie between those before and those after; they
-    /// are the caller's to report. Where a body says how long it is, reading
-    /// goes on behind it; otherwise nothing of that side is read any more.
+    /// are the caller's to report. Also for a connection that is met in the
+    /// middle, with 0. Where a body says how long it is, reading goes on behind
+    /// it; otherwise with the next bytes that begin with a head, as programs
+    /// write them.
     pub fn gap(
         &mut self,
         sender: Sender,
@@ -110,21 +117,45 @@ impl HttpConnection {
         values: &mut dyn Values,
         out: &mut Vec<HttpOutput>,
     ) {
-        if lost == 0 || self.dismissed {
+        if self.dismissed {
             return;
         }
         let mut setting = Setting { server, values, out, at };
         let end = match &mut self.side(sender).phase {
-            Phase::Lost(_) => return,
-            Phase::Head => None,
+            Phase::Gap | Phase::Lost(_) => return,
             Phase::Body(framing) => framing.skip(lost),
+            Phase::Head => None,
         };
-        if let Some(open) = self.at_hand(sender) {
-            open.gap(sender, lost, &mut setting);
+        if let Some(end) = end {
+            if let Some(open) = self.at_hand(sender) {
+                open.gap(sender, lost, &mut setting);
+            }
+            self.ends(sender, end, &mut setting);
+            return;
         }
-        match end {
-            Some(end) => self.ends(sender, end, &mut setting),
-            None => self.side(sender).phase = Phase::Lost("garbage"),
+        let side = self.side(sender);
+        side.unread += std::mem::take(&mut side.head).len() as u64;
+        side.phase = Phase::Gap;
+        if let Some(open) = self.at_hand(sender) {
+            open.cut_short(sender, &mut setting);
+        }
+        self.forget_ended();
+        self.http = true;
+    }
+
+    /// A head was found behind a gap. Of the responses in the gap nobody knows
+    /// how many they were: the one here is to the latest request.
+    fn resume(&mut self, sender: Sender, setting: &mut Setting) {
+        self.report(sender, setting);
+        let side = self.side(sender);
+        side.unread = 0;
+        side.phase = Phase::Head;
+        if sender == Sender::Server && self.open.len() > 1 {
+            let latest = self.open.pop_back();
+            for open in std::mem::take(&mut self.open) {
+                open.aborted(setting);
+            }
+            self.open.extend(latest);
         }
     }
 
@@ -268,9 +299,13 @@ impl HttpConnection {
                     let mcp = open.mcp;
                     self.mcp |= mcp;
                 }
-                self.open.retain(|open| !(open.request_over && open.response_over));
+                self.forget_ended();
             }
         }
+    }
+
+    fn forget_ended(&mut self) {
+        self.open.retain(|open| !(open.request_over && open.response_over));
     }
 
     fn lost(&mut self, sender: Sender, bytes: u64, setting: &mut Setting) {
@@ -290,9 +325,22 @@ impl HttpConnection {
     }
 
     fn unread(&mut self, sender: Sender, bytes: u64, setting: &mut Setting) {
-        let Phase::Lost(how) = self.side(sender).phase else { return };
+        let how = match self.side(sender).phase {
+            Phase::Lost(how) => how,
+            Phase::Head | Phase::Body(_) | Phase::Gap => "garbage",
+        };
         let output = Output::Uninspected { sender, bytes, how };
         setting.out.push(HttpOutput::Mcp { transport: Transport::Http, session: None, output });
+    }
+}
+
+fn begins_head(sender: Sender, bytes: &[u8]) -> bool {
+    let line = bytes.split(|byte| *byte == b'\n').next().unwrap_or_default().trim_ascii_end();
+    match sender {
+        Sender::Client => {
+            may_be_request(line) && (line.ends_with(b" HTTP/1.1") || line.ends_with(b" HTTP/1.0"))
+        }
+        Sender::Server => line.len() > 8 && may_be_response(line),
     }
 }
 

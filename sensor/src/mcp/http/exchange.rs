@@ -258,6 +258,15 @@ impl Open {
         }
     }
 
+    /// Nobody can tell what else the request, or the response, said.
+    pub(super) fn cut_short(&mut self, sender: Sender, setting: &mut Setting) {
+        self.discard(sender, setting);
+        if sender == Sender::Server {
+            self.abandon(setting);
+        }
+        self.over(sender, setting);
+    }
+
     /// The connection ended before both were.
     pub(super) fn aborted(mut self, setting: &mut Setting) {
         if !self.request_over {

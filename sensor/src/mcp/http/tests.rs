@@ -268,14 +268,37 @@ fn behind_a_gap_in_a_body_the_next_request_is_read() {
 }
 
 #[test]
-fn behind_a_gap_in_a_head_nothing_is_read() {
+fn behind_any_other_gap_reading_goes_on_with_the_next_head() {
     let mut host = Host::new();
     host.client(post("/mcp", "", MODERN)).answers(json("200 OK", "", RESULT));
-    let Host { server, connections, out } = &mut host;
-    connections[0].gap(Sender::Client, 0, 5, server, &mut (), out);
-    host.client(post("/mcp", "", MODERN)).close();
-    assert_eq!(host.ends().len(), 1);
-    assert_eq!(host.unread(), [(post("/mcp", "", MODERN).len() as u64, "garbage")]);
+    host.client(post("/mcp", "", MODERN)).answers("HTTP/1.1 200 OK\r\nConte");
+    for sender in [Sender::Client, Sender::Server] {
+        let Host { server, connections, out } = &mut host;
+        connections[0].gap(sender, 0, 5, server, &mut (), out);
+    }
+    host.client("arguments").answers("HTTP?");
+    host.client(post("/mcp", "", MODERN)).answers(json("200 OK", "", RESULT)).close();
+    let outcomes: Vec<_> = host.ends().into_iter().map(|(_, _, outcome)| outcome).collect();
+    assert_eq!(outcomes, [Outcome::Ok, Outcome::NoResponse, Outcome::Ok]);
+    assert_eq!(host.unread(), [(9, "garbage"), (27, "garbage")]);
+    let statuses: Vec<_> = host.exchanges().iter().map(|exchange| exchange.status).collect();
+    assert_eq!(statuses, [200, 0, 200]);
+}
+
+#[test]
+fn a_connection_met_in_the_middle_is_read_from_the_next_request_on() {
+    let mut host = Host::new();
+    for sender in [Sender::Client, Sender::Server] {
+        let Host { server, connections, out } = &mut host;
+        connections[0].gap(sender, 0, 0, server, &mut (), out);
+    }
+    host.client("rest of a body").answers(json("200 OK", "", RESULT));
+    host.client(post("/mcp", "", MODERN)).answers(json("200 OK", "", RESULT)).close();
+    assert_eq!(host.ends(), [(Transport::Http, "tools/call", Outcome::Ok)]);
+    assert_eq!(
+        host.exchanges().iter().map(|exchange| exchange.method.as_str()).collect::<Vec<_>>(),
+        ["", "POST"]
+    );
 }
 
 #[test]
