@@ -43,6 +43,8 @@ pub enum Outcome {
     ToolError,
     /// A JSON-RPC error, and its code.
     RpcError(i64),
+    /// The asker took it back, and nothing had been answered. A response that
+    /// still comes is counted, not a second end.
     Cancelled,
     /// The connection ended, or the request was forgotten to stay within bounds.
     NoResponse,
