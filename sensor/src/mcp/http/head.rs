@@ -75,7 +75,7 @@ pub(super) fn request(head: &[u8]) -> Option<RequestHead> {
         protocol_version: text(headers, "mcp-protocol-version"),
         mcp_method: text(headers, "mcp-method"),
         mcp_name: text(headers, "mcp-name"),
-        common: Common { framing, kind: kind(headers), session: session(headers) },
+        common: Common { framing, kind: kind(headers, b"application/json"), session: session(headers) },
     })
 }
 
@@ -86,7 +86,7 @@ pub(super) fn response(head: &[u8]) -> Option<ResponseHead> {
     let headers = &*response.headers;
     Some(ResponseHead {
         status: response.code?,
-        common: Common { framing: length(headers)?, kind: kind(headers), session: session(headers) },
+        common: Common { framing: length(headers)?, kind: kind(headers, b""), session: session(headers) },
     })
 }
 
@@ -132,8 +132,9 @@ fn length(headers: &[Header]) -> Option<Option<Framing>> {
     Some(Some(Framing::Length(length)))
 }
 
-fn kind(headers: &[Header]) -> Kind {
-    let content = values(headers, "content-type").next().unwrap_or(b"application/json");
+/// Servers read a body without a type as JSON; clients do not.
+fn kind(headers: &[Header], default: &[u8]) -> Kind {
+    let content = values(headers, "content-type").next().unwrap_or(default);
     let content = content.split(|byte| *byte == b';').next().unwrap_or_default().trim_ascii();
     let kind = if content.eq_ignore_ascii_case(b"text/event-stream") {
         Kind::Events

@@ -164,6 +164,7 @@ fn an_sse_session_pairs_posts_with_the_stream_of_another_connection() {
     }
     host.answers(format!("event: message\r\ndata: {INITIALIZED}\r\n\r\n"));
     assert_eq!(host.ends(), [(Transport::Sse, "initialize", Outcome::Ok)]);
+    assert_eq!(host.unread(), []);
     // The session lives by its stream.
     host.close();
     assert_eq!(host.ends()[1..], [(Transport::Sse, "tools/call", Outcome::NoResponse)]);
