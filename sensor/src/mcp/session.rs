@@ -43,6 +43,8 @@ pub struct Session {
     /// Bytes of the server that were no message, likewise.
     foreign: u64,
     counters: Counters,
+    /// The latest error of the server whose id is null, and its bytes.
+    nameless: Option<(i64, u64)>,
 }
 
 #[derive(Debug)]
@@ -78,6 +80,7 @@ impl Session {
             seen: [0; 2],
             foreign: 0,
             counters: Counters::default(),
+            nameless: None,
         }
     }
 
@@ -348,6 +351,9 @@ impl Session {
         }
         let Some(pending) = pending else {
             self.counters.unpaired += 1;
+            if sender == Sender::Server && id == Id::Null {
+                self.nameless = error.map(|code| (code, bytes));
+            }
             return;
         };
         if pending.cancelled {
@@ -408,11 +414,17 @@ impl Session {
         });
     }
 
-    /// No answer will come to these requests of the client.
+    /// No answer will come to these requests of the client: they came in one
+    /// HTTP body. An error without an id was about it, if it is about one.
     pub(super) fn abandon(&mut self, ids: &[u64], at: i64, out: &mut Vec<Output>) {
+        let (outcome, bytes) = match self.nameless.take() {
+            Some((code, bytes)) if ids.len() == 1 => (Outcome::RpcError(code), bytes),
+            _ => (Outcome::NoResponse, 0),
+        };
         for id in ids {
             if let Some(pending) = self.forget((Sender::Client, *id)) {
-                self.end(pending, Outcome::NoResponse, 0, at, None, out);
+                self.counters.unpaired -= u64::from(outcome != Outcome::NoResponse);
+                self.end(pending, outcome, bytes, at, None, out);
             }
         }
     }

@@ -326,9 +326,7 @@ impl Open {
 
     fn abandon(&mut self, setting: &mut Setting) {
         let asked = std::mem::take(&mut self.asked);
-        if !asked.is_empty() {
-            self.with_session(setting, |around| around.session.abandon(&asked, around.at, around.out));
-        }
+        self.with_session(setting, |around| around.session.abandon(&asked, around.at, around.out));
     }
 
     fn finish(&mut self, setting: &mut Setting) {

@@ -201,6 +201,15 @@ fn a_refused_request_ends_without_an_answer() {
 }
 
 #[test]
+fn an_error_without_an_id_is_about_the_request_it_answers() {
+    let mut host = Host::new();
+    let error = r#"{"jsonrpc":"2.0","error":{"code":-32000,"message":"no session"},"id":null}"#;
+    host.client(post("/mcp", "", MODERN)).answers(json("400 Bad Request", "", error));
+    host.client(post("/mcp", SESSION, CALL)).answers(json("400 Bad Request", "", error));
+    assert_eq!(host.ends(), [(Transport::Http, "tools/call", Outcome::RpcError(-32000)); 2]);
+}
+
+#[test]
 fn pipelined_requests_have_their_own_responses() {
     let mut host = Host::new();
     host.client(
