@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use super::message::{Facts, Id, Reply, Version};
+use super::message::{Facts, Id, Params, Reply, Version};
 use super::recognise::{Sign, sign};
 use super::{Era, Exchange, Limits, Notification, Outcome, Output, Parties, Sender, ToolsPage, Values};
 
@@ -199,7 +199,7 @@ impl Session {
     }
 
     /// What a client says of itself.
-    fn meet(&mut self, method: &str, params: &super::message::Params) {
+    fn meet(&mut self, method: &str, params: &Params) {
         if let Version::Text(version) = &params.meta.version {
             self.parties.era = Some(Era::Modern);
             self.parties.protocol_version.clone_from(version);
@@ -230,7 +230,7 @@ impl Session {
         sender: Sender,
         method: String,
         id: u64,
-        params: super::message::Params,
+        params: Params,
         bytes: u64,
         at: i64,
         out: &mut Vec<Output>,
@@ -282,7 +282,7 @@ impl Session {
         &mut self,
         sender: Sender,
         method: String,
-        params: &super::message::Params,
+        params: &Params,
         bytes: u64,
         at: i64,
         out: &mut Vec<Output>,

@@ -239,7 +239,13 @@ impl HttpConnection {
 
     fn request(&mut self, head: RequestHead, setting: &mut Setting) -> bool {
         if self.open.len() >= EXCHANGES {
-            return false;
+            // Without responses none of them ends by itself.
+            if !matches!(self.server.phase, Phase::Gap | Phase::Lost(_)) {
+                return false;
+            }
+            if let Some(oldest) = self.open.pop_front() {
+                oldest.aborted(setting);
+            }
         }
         let Some(framing) = head.common.framing else { return false };
         let open = Open::new(head, setting);

@@ -312,6 +312,18 @@ fn a_connection_met_in_the_middle_is_read_from_the_next_request_on() {
 }
 
 #[test]
+fn requests_whose_responses_are_lost_are_bounded() {
+    let mut host = Host::new();
+    let Host { server, connections, out } = &mut host;
+    connections[0].gap(Sender::Server, 0, 5, server, &mut (), out);
+    for _ in 0..100 {
+        host.client(post("/mcp", "", MODERN));
+    }
+    assert_eq!(host.ends().len(), 100 - 64);
+    assert_eq!(host.close().ends().len(), 100);
+}
+
+#[test]
 fn sessions_are_bounded() {
     let mut host = Host::new();
     for id in 0..1100 {
