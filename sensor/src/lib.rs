@@ -9,5 +9,6 @@ pub mod feed;
 pub mod grpc;
 pub mod kernel;
 pub mod mcp;
+pub mod metrics;
 pub mod outputs;
 pub mod policy;

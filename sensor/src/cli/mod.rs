@@ -81,7 +81,8 @@ pub enum Command {
 #[command(after_help = "Examples:
   mcp-sensor run
   mcp-sensor run --policy policy.yaml --control /tmp/s.sock --state-dir /tmp/s --events events.ndjson
-  mcp-sensor run --collector http://127.0.0.1:7117")]
+  mcp-sensor run --collector http://127.0.0.1:7117
+  mcp-sensor run --metrics 9464 --otlp http://127.0.0.1:4317")]
 pub struct RunArgs {
     /// Policy file (YAML).
     #[arg(long, env = "MCP_SENSOR_POLICY", value_name = "FILE", default_value = DEFAULT_POLICY)]
@@ -115,6 +116,17 @@ pub struct RunArgs {
     /// collected in this process, below the state directory.
     #[arg(long, env = "MCP_SENSOR_COLLECTOR", value_name = "ADDR")]
     pub collector: Option<String>,
+
+    /// Serve metrics to Prometheus at http://ADDR/metrics. ADDR is PORT (on 127.0.0.1),
+    /// IP:PORT or [IPV6]:PORT; whoever reaches it may read the names of servers and tools.
+    #[arg(long, env = "MCP_SENSOR_METRICS", value_name = "ADDR",
+          value_parser = crate::metrics::parse_address)]
+    pub metrics: Option<std::net::SocketAddr>,
+
+    /// Send the same metrics to this OpenTelemetry collector (OTLP over gRPC), twice a minute:
+    /// http://HOST:4317, or https:// where it has TLS.
+    #[arg(long, env = "MCP_SENSOR_OTLP", value_name = "URL")]
+    pub otlp: Option<crate::metrics::Endpoint>,
 
     /// Cgroup (v2) that the programs are attached to; default: the root, found through mountinfo.
     #[arg(long, env = "MCP_SENSOR_CGROUP", value_name = "PATH")]
