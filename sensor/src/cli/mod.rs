@@ -1,5 +1,6 @@
 //! The command line. Each subcommand is a file of its name.
 
+mod calls;
 mod client;
 mod collect;
 mod doctor;
@@ -13,8 +14,13 @@ mod output;
 mod policy;
 mod servers;
 mod status;
+mod tools;
+mod top;
 
+pub use calls::CallsArgs;
 pub use exit::{Exit, Failure};
+pub use tools::ToolsArgs;
+pub use top::TopArgs;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
@@ -64,6 +70,9 @@ pub enum Command {
     Servers(ServersArgs),
     Names(NamesArgs),
     Events(EventsArgs),
+    Calls(CallsArgs),
+    Tools(ToolsArgs),
+    Top(TopArgs),
     #[command(subcommand)]
     Policy(PolicyCommand),
     Mode(ModeArgs),
@@ -471,6 +480,9 @@ pub fn main() -> ExitCode {
         Command::Servers(args) => servers::run(args),
         Command::Names(args) => names::run(args),
         Command::Events(args) => events::run(args),
+        Command::Calls(args) => calls::run(args),
+        Command::Tools(args) => tools::run(args),
+        Command::Top(args) => top::run(args),
         Command::Policy(command) => policy::run(command),
         Command::Mode(args) => servers::mode(args),
         Command::Doctor(args) => doctor::run(args),

@@ -24,7 +24,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Where the collector is.
 #[derive(Clone, Debug)]
-pub struct Endpoint(tonic::transport::Endpoint);
+pub struct Endpoint(Box<tonic::transport::Endpoint>);
 
 #[derive(Debug, thiserror::Error)]
 #[error("{reason}; write http://HOST:4317, or https:// where the collector has TLS")]
@@ -46,14 +46,14 @@ impl std::str::FromStr for Endpoint {
             .map_err(|e| error(&e.to_string()))?
             .connect_timeout(PATIENCE)
             .timeout(PATIENCE);
-        if !endpoint.uri().host().is_some_and(|host| !host.is_empty()) {
+        if endpoint.uri().host().is_none_or(str::is_empty) {
             return Err(error("no host"));
         }
         if tls {
             let config = ClientTlsConfig::new().with_native_roots();
             endpoint = endpoint.tls_config(config).map_err(|e| error(&e.to_string()))?;
         }
-        Ok(Endpoint(endpoint))
+        Ok(Endpoint(Box::new(endpoint)))
     }
 }
 
