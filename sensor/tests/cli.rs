@@ -6,6 +6,7 @@ use mcp_sensor::control::Limits;
 use mcp_sensor::event::{Body, pb};
 use serde_json::Value;
 use std::fs::File;
+use std::io::{Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
@@ -260,6 +261,50 @@ async fn top_without_a_terminal_is_a_plain_table() {
     let table = text(&output.stdout);
     assert_eq!(table.lines().filter(|l| l.starts_with("SERVER  MODE")).count(), 2, "{table}");
     assert!(!table.contains('\u{1b}'));
+    control.stop().await;
+}
+
+/// Everything that comes until the other end is closed, or `until` has come.
+fn read_terminal(terminal: &mut File, until: &str) -> String {
+    let mut seen = Vec::new();
+    let mut buffer = [0; 4096];
+    while !String::from_utf8_lossy(&seen).contains(until) {
+        match terminal.read(&mut buffer) {
+            // EIO: nobody has the terminal open any more.
+            Ok(0) | Err(_) => break,
+            Ok(n) => seen.extend_from_slice(&buffer[..n]),
+        }
+    }
+    String::from_utf8_lossy(&seen).into_owned()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn top_gives_the_terminal_back_when_q_is_pressed() {
+    let control = Control::start(Limits::default());
+    let pty = nix::pty::openpty(None, None).unwrap();
+    let before = nix::sys::termios::tcgetattr(&pty.slave).unwrap();
+    let (slave, mut terminal) = (pty.slave, File::from(pty.master));
+    let mut command = command(&control.path, &["top"]);
+    command.env("TERM", "xterm").env_remove("NO_COLOR");
+    command.stdin(slave.try_clone().unwrap()).stdout(slave.try_clone().unwrap()).stderr(Stdio::piped());
+    let child = command.spawn().unwrap();
+    drop(command);
+    let (mut terminal, seen) = tokio::task::spawn_blocking(move || {
+        let seen = read_terminal(&mut terminal, "SERVER");
+        (terminal, seen)
+    })
+    .await
+    .unwrap();
+    assert!(seen.starts_with("\u{1b}[?1049h") && seen.contains("P99 MS"), "{seen:?}");
+    assert!(nix::sys::termios::tcgetattr(&slave).unwrap() != before, "keys come one by one");
+    terminal.write_all(b"xq").unwrap();
+    let output = timeout(DEADLINE, child.wait_with_output()).await.unwrap().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    assert_eq!(nix::sys::termios::tcgetattr(&slave).unwrap(), before);
+    drop(slave);
+    let rest =
+        tokio::task::spawn_blocking(move || read_terminal(&mut terminal, "\u{1b}[?1049l")).await.unwrap();
+    assert!(rest.ends_with("\u{1b}[?25h\u{1b}[?1049l"), "{rest:?}");
     control.stop().await;
 }
 
