@@ -289,3 +289,23 @@ async fn an_opentelemetry_collector_gets_the_same_sums_at_the_end() {
     assert!(scope.metrics.iter().all(|m| m.name != "mcp_sensor.losses"), "nothing was lost");
     collecting.abort();
 }
+
+#[test]
+fn every_metric_is_documented_under_both_names() {
+    let text = include_str!("../../../docs/events.md");
+    let metrics = Metrics::new(1);
+    let exposed = metrics.text();
+    let sums = metrics.sums();
+    let names = sums.counters().map(|c| c.name);
+    for name in names.iter().chain([&sums.duration.name]) {
+        assert!(text.contains(&format!("`{name}`")), "{name}");
+    }
+    for line in exposed.lines().filter_map(|l| l.strip_prefix("# TYPE ")) {
+        let name = match line.split_once(' ') {
+            Some((name, "counter")) => format!("`{name}_total`"),
+            Some((name, _)) => format!("`{name}`"),
+            None => panic!("{line}"),
+        };
+        assert!(text.contains(&name), "{name}");
+    }
+}
