@@ -3,18 +3,23 @@
 
 mod adopt;
 mod core;
+mod exchange;
 pub mod identity;
 pub mod instances;
 mod names;
 pub mod process;
+pub mod program;
 mod reader;
 mod reload;
 mod repeats;
 mod reset;
 mod service;
+mod session;
 mod state;
+mod stdio;
 pub mod translate;
 mod watch;
+mod wires;
 
 use self::core::{Core, lock};
 use self::identity::Identities;
@@ -89,6 +94,27 @@ fn sensor_name(wanted: Option<String>) -> String {
     })
 }
 
+/// What ids, URIs and secrets are hashed under, so that hashes of two hosts
+/// cannot be compared and short values not be guessed; kept over restarts.
+fn hash_key(path: &Path) -> anyhow::Result<[u8; 32]> {
+    use std::os::unix::fs::OpenOptionsExt as _;
+    match fs::read(path) {
+        Ok(bytes) => {
+            if let Ok(key) = bytes.try_into() {
+                return Ok(key);
+            }
+            warn!(path = %path.display(), "not 32 bytes: hashes from now on differ from those before");
+        }
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+        Err(error) => return Err(error).with_context(|| path.display().to_string()),
+    }
+    let mut key = [0; 32];
+    std::io::Read::read_exact(&mut fs::File::open("/dev/urandom")?, &mut key)?;
+    let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?;
+    file.write_all(&key).with_context(|| path.display().to_string())?;
+    Ok(key)
+}
+
 async fn serve(args: RunArgs) -> anyhow::Result<ExitCode> {
     let started = now();
     fs::DirBuilder::new()
@@ -131,6 +157,7 @@ async fn serve(args: RunArgs) -> anyhow::Result<ExitCode> {
         pins,
         label_capacity: label_capacity(args.label_capacity),
         allow_degraded: args.allow_degraded,
+        capture: args.capture,
     };
     let loaded_kernel = kernel::load(&options).map_err(|e| {
         let exit = if matches!(e, LoadError::Cgroup { .. }) { Exit::Failure } else { Exit::Prerequisite };
@@ -155,6 +182,11 @@ async fn serve(args: RunArgs) -> anyhow::Result<ExitCode> {
     let inventory_file = args.state_dir.join("inventory.json");
     let (inventory, damage) = inventory::load(&inventory_file);
     let (resets, to_reset) = reset::Resets::new();
+    let keys = session::Keys::new(&hash_key(&args.state_dir.join("hash.key"))?);
+    let reads_stdio = loaded_kernel.capture.is_ok();
+    let kernel::maps::Rings { verdicts, telemetry, stdio } = loaded_kernel.rings;
+    let rings = reader::Rings { verdicts, telemetry };
+    let (stdio, wires) = stdio::prepare(stdio, loaded_kernel.wires, loaded_kernel.capture, keys)?;
     let core = Arc::new(Core::new(
         bus.clone(),
         loaded_kernel.maps,
@@ -162,6 +194,7 @@ async fn serve(args: RunArgs) -> anyhow::Result<ExitCode> {
         loaded_kernel.names,
         resets,
         identities,
+        stdio,
         inventory,
     ));
     if let Some(damage) = damage {
@@ -196,11 +229,21 @@ async fn serve(args: RunArgs) -> anyhow::Result<ExitCode> {
 
     let stop = Arc::new(AtomicBool::new(false));
     let reader = {
-        let (core, stop, rings) = (core.clone(), stop.clone(), loaded_kernel.rings);
+        let (core, stop, rings) = (core.clone(), stop.clone(), rings);
         std::thread::Builder::new()
             .name("rings".to_owned())
             .spawn(move || reader::run(&core, rings, &stop))?
     };
+    core.look_for_candidates(reads_stdio);
+    let speakers = {
+        let (core, stop) = (core.clone(), stop.clone());
+        std::thread::Builder::new().name("stdio".to_owned()).spawn(move || wires.run(&core, &stop))?
+    };
+    {
+        // Looking through every descriptor of the host takes its time.
+        let (core, cgroup) = (core.clone(), cgroup.clone());
+        tokio::task::spawn_blocking(move || stdio::find_running(&core, &cgroup));
+    }
     {
         // Ends with the process: it may wait for a socket.
         let core = Arc::downgrade(&core);
@@ -231,6 +274,7 @@ async fn serve(args: RunArgs) -> anyhow::Result<ExitCode> {
     bus.publish_now(state(pb::SensorPhase::Stopping));
     let _ = end.send(());
     let _ = control.await;
+    core.look_for_candidates(false);
     if args.keep {
         info!("what is enforced stays in force");
     } else {
@@ -238,6 +282,7 @@ async fn serve(args: RunArgs) -> anyhow::Result<ExitCode> {
     }
     stop.store(true, Ordering::Release);
     let _ = reader.join();
+    let _ = speakers.join();
     counters(&core, &mut Default::default());
     save_inventory(&core, &inventory_file);
     bus.close();

@@ -154,6 +154,11 @@ pub struct RunArgs {
     #[arg(long, env = "MCP_SENSOR_ALLOW_DEGRADED", conflicts_with = "strict")]
     pub allow_degraded: bool,
 
+    /// How stdio is read. Absent: by `function` where the kernel allows fexit programs, else by
+    /// `syscall`.
+    #[arg(long, env = "MCP_SENSOR_CAPTURE", value_name = "BACKEND", value_enum)]
+    pub capture: Option<crate::kernel::capture::Backend>,
+
     /// Leave everything enforced when the sensor is stopped. Without it SIGTERM and SIGINT take
     /// the programs out of the kernel; after a crash they always stay.
     #[arg(long, env = "MCP_SENSOR_KEEP")]
