@@ -357,3 +357,11 @@ fn http_and_the_end_of_a_connection_have_their_ends() {
     assert_eq!((&value["type"], &value["bytes_sent"]), (&json!("connection_end"), &json!(7)));
     assert_eq!((&value["bytes_received"], &value["outcome"]), (&json!(0), &json!("closed")));
 }
+
+#[test]
+fn every_type_is_documented() {
+    let text = include_str!("../../../../docs/events.md");
+    for name in TYPES {
+        assert!(text.contains(&format!("`{name}`")), "{name}");
+    }
+}
