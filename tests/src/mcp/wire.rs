@@ -234,6 +234,12 @@ impl Wire {
         Log::of(&self.records)
     }
 
+    /// For a server that was killed: what it left unread is read.
+    pub fn end_of_killed(mut self) -> Result<Log> {
+        self.child.wait()?;
+        self.end()
+    }
+
     /// Waits a moment for room (`writing`) or bytes, and takes what has come.
     fn turn(&mut self, writing: bool) -> Result<()> {
         let mut fds = vec![PollFd::new(self.output.as_fd(), PollFlags::POLLIN)];
