@@ -182,8 +182,11 @@ fn identical_messages_of_two_servers_are_not_mixed() {
         let (instances, connections) = (of("instance"), of("connection"));
         ensure!(instances.len() == 4 && connections.len() == 4, "{instances:?} {connections:?}");
         for instance in instances {
-            let own: Vec<Call> =
-                events.iter().filter(|e| e.0["instance"].to_string() == instance).map(Call::of_event).collect();
+            let own: Vec<Call> = events
+                .iter()
+                .filter(|e| e.0["instance"].to_string() == instance)
+                .map(Call::of_event)
+                .collect();
             ensure!(own == logs[0].calls, "{instance}: {own:?}");
         }
         Ok(())

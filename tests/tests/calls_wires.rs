@@ -122,9 +122,12 @@ fn is_counted(how: &[&str], name: &str, links: &[Link]) -> Result<()> {
         let (log, received) = talk(Wire::start(speaker(&bed, &sensor, how)?, *link)?, &SIZES)?;
         wait_for_unread(&sensor, mark, name, "server", received)?;
         let events = sensor.exactly(mark, "tool_call", OPEN, log.calls.len())?;
-        let answered: Vec<_> = events.iter().filter(|e| e.text("outcome") != "no_response").cloned().collect();
+        let answered: Vec<_> =
+            events.iter().filter(|e| e.text("outcome") != "no_response").cloned().collect();
         ensure!(answered.is_empty(), "answers that nobody read: {}", shown(&answered));
-        ensure!(events.iter().zip(&log.calls).all(|(e, c)| e.number("request_bytes") == Some(c.request_bytes)));
+        ensure!(
+            events.iter().zip(&log.calls).all(|(e, c)| e.number("request_bytes") == Some(c.request_bytes))
+        );
         let others = sensor.since(mark, "uninspected", OPEN)?;
         ensure!(others.iter().all(|e| e.text("how") == name), "{}", shown(&others));
     }

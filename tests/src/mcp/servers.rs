@@ -115,10 +115,8 @@ pub fn notion() -> Result<Server> {
         {"tool": "API-no-such-tool"},
     ]);
     let mut session = Session::new(vec![node("notion-mcp-server")?], json!([{"calls": calls}]));
-    session.env = vec![
-        ("NOTION_TOKEN".into(), "ntn_none".into()),
-        ("BASE_URL".into(), "http://127.0.0.1:9".into()),
-    ];
+    session.env =
+        vec![("NOTION_TOKEN".into(), "ntn_none".into()), ("BASE_URL".into(), "http://127.0.0.1:9".into())];
     Ok(Server::new("notion", "@notionhq/notion-mcp-server", "notion-mcp-server", session))
 }
 
@@ -176,8 +174,7 @@ pub fn time() -> Result<Server> {
             "source_timezone": "Europe/Oslo", "time": "12:30", "target_timezone": "Asia/Tokyo"}},
         {"tool": "convert_time", "arguments": {}},
     ]);
-    let many =
-        json!([{"tool": "get_current_time", "arguments": {"timezone": "Etc/UTC"}, "times": 100}]);
+    let many = json!([{"tool": "get_current_time", "arguments": {"timezone": "Etc/UTC"}, "times": 100}]);
     let phases = json!([{"calls": calls}, {"concurrency": 50, "calls": many}]);
     let session = Session::new(vec![python("mcp-v2", "mcp-server-time")?], phases);
     Ok(Server::new("time", "mcp-server-time", "mcp-server-time", session))

@@ -289,8 +289,7 @@ impl Wire {
             bail!("not JSON: {}", String::from_utf8_lossy(&line[..line.len().min(200)]));
         };
         if way == "received" {
-            let arrived =
-                Arrived { id: read.id.clone(), method: read.method.clone(), at: Instant::now() };
+            let arrived = Arrived { id: read.id.clone(), method: read.method.clone(), at: Instant::now() };
             self.arrived.push_back(arrived);
         }
         self.records.push(Record {

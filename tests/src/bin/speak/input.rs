@@ -7,8 +7,20 @@ use std::io;
 use std::os::fd::RawFd;
 
 pub(crate) const NAMES: [&str; 14] = [
-    "read", "readv", "preadv2", "recv", "recvfrom", "recvmsg", "recvmmsg", "peek", "uring-read",
-    "uring-readv", "uring-recv", "uring-recvmsg", "splice", "nonblocking",
+    "read",
+    "readv",
+    "preadv2",
+    "recv",
+    "recvfrom",
+    "recvmsg",
+    "recvmmsg",
+    "peek",
+    "uring-read",
+    "uring-readv",
+    "uring-recv",
+    "uring-recvmsg",
+    "splice",
+    "nonblocking",
 ];
 
 const ROOM: usize = 64 * 1024;
@@ -148,9 +160,8 @@ fn recvmmsg(i: &mut Input) -> io::Result<usize> {
         libc::mmsghdr { msg_hdr: header(second), msg_len: 0 },
     ];
     // SAFETY: the pieces lie in the room; both headers are valid.
-    let rc = unsafe {
-        libc::recvmmsg(i.fd, messages.as_mut_ptr(), 2, libc::MSG_WAITFORONE, std::ptr::null_mut())
-    };
+    let rc =
+        unsafe { libc::recvmmsg(i.fd, messages.as_mut_ptr(), 2, libc::MSG_WAITFORONE, std::ptr::null_mut()) };
     let got = counted(rc as isize)?;
     let sizes: Vec<usize> = messages[..got].iter().map(|m| m.msg_len as usize).collect();
     if let [first, second] = sizes[..] {

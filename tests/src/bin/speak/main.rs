@@ -56,8 +56,7 @@ fn main() -> io::Result<()> {
             _ => usage(&format!("{option} {value}")),
         }
     }
-    let Fds { input, output } =
-        descriptors::moved(&fds).unwrap_or_else(|| usage(&format!("--fds {fds}")))?;
+    let Fds { input, output } = descriptors::moved(&fds).unwrap_or_else(|| usage(&format!("--fds {fds}")))?;
     let mut input = Input::new(&read, input).unwrap_or_else(|| usage(&format!("--read {read}")))?;
     let mut special =
         Output::new(&write, output, shape).unwrap_or_else(|| usage(&format!("--write {write}")))?;

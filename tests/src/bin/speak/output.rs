@@ -7,8 +7,22 @@ use std::io::{self, IoSlice};
 use std::os::fd::RawFd;
 
 pub(crate) const NAMES: [&str; 16] = [
-    "write", "writev", "pwritev2", "send", "sendto", "sendmsg", "sendmmsg", "uring-write", "uring-writev",
-    "uring-send", "uring-sendmsg", "splice", "vmsplice", "tee", "sendfile", "nonblocking",
+    "write",
+    "writev",
+    "pwritev2",
+    "send",
+    "sendto",
+    "sendmsg",
+    "sendmmsg",
+    "uring-write",
+    "uring-writev",
+    "uring-send",
+    "uring-sendmsg",
+    "splice",
+    "vmsplice",
+    "tee",
+    "sendfile",
+    "nonblocking",
 ];
 
 /// In what portions a message goes.
