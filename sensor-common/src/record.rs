@@ -20,9 +20,16 @@ pub const KIND_UNIX: u16 = 2;
 pub const KIND_EXEC: u16 = 3;
 pub const KIND_EXIT: u16 = 4;
 pub const KIND_NAME: u16 = 5;
+/// `stdio::Chunk`, in the ring of wires.
+pub const KIND_CHUNK: u16 = 6;
+/// `stdio::Candidate`.
+pub const KIND_CANDIDATE: u16 = 7;
 
 pub const RING_VERDICTS: u8 = 0;
 pub const RING_TELEMETRY: u8 = 1;
+pub const RING_STDIO: u8 = 2;
+/// How many rings there are.
+pub const RINGS: u32 = 3;
 
 /// First in every record. `seq` counts per ring and CPU, lost records
 /// included: a gap is a loss.
@@ -234,10 +241,14 @@ pub enum Loss {
     NameBuffer = 12,
     /// Addresses that were not learned: the map of all servers is full.
     LearnedFull = 13,
+    /// Bytes of wires that found no place in their ring.
+    StdioRingFull = 14,
+    /// Wires that found no place in their map: nothing of them is read.
+    WiresFull = 15,
 }
 
 impl Loss {
-    pub const ALL: [Loss; 14] = [
+    pub const ALL: [Loss; 16] = [
         Loss::VerdictRingFull,
         Loss::TelemetryRingFull,
         Loss::VerdictQuota,
@@ -252,6 +263,8 @@ impl Loss {
         Loss::ExecUnreadable,
         Loss::NameBuffer,
         Loss::LearnedFull,
+        Loss::StdioRingFull,
+        Loss::WiresFull,
     ];
 
     pub const fn name(self) -> &'static str {
@@ -270,6 +283,8 @@ impl Loss {
             Loss::ExecUnreadable => "exec_unreadable",
             Loss::NameBuffer => "name_buffer",
             Loss::LearnedFull => "learned_full",
+            Loss::StdioRingFull => "stdio_ring_full",
+            Loss::WiresFull => "wires_full",
         }
     }
 }

@@ -36,12 +36,24 @@ pub struct Wire {
     pub connection: u64,
     /// Bytes that have moved since the wire was known, read or not.
     pub position: u64,
-    /// Bytes that may still be read of a candidate; ignored once labelled.
-    pub left: u64,
+    /// [`WIRE_IGNORED`], [`WIRE_JOINED`].
+    pub flags: u64,
 }
+
+/// A candidate's, and what it carries is certainly no MCP.
+pub const WIRE_IGNORED: u64 = 1;
+/// It was found when bytes had moved already: a message may be under way.
+pub const WIRE_JOINED: u64 = 2;
 
 /// How much of a candidate is looked at, each way.
 pub const CANDIDATE_BYTES: u64 = 64 * 1024;
+
+/// Whether a message of JSON-RPC can begin with this byte, blank space before
+/// it allowed: what begins otherwise is no candidate any more.
+#[inline(always)]
+pub const fn may_begin(byte: u8) -> bool {
+    matches!(byte, b'{' | b'[' | b' ' | b'\t' | b'\r' | b'\n')
+}
 
 /// Numbers of connections that the agent gives out have the top bit set.
 pub const CONNECTION_BY_AGENT: u64 = 1 << 63;
@@ -89,6 +101,8 @@ pub const fn how_name(how: u32) -> &'static str {
 pub struct Chunk {
     pub header: Header,
     pub connection: u64,
+    /// [`WireKey::inode`].
+    pub inode: u64,
     /// [`Wire::position`] of the first byte.
     pub position: u64,
     /// Bytes that moved.
@@ -107,6 +121,10 @@ pub struct Chunk {
 pub struct Candidate {
     pub header: Header,
     pub connection: u64,
+    /// 1: another process speaks through the same wires, since before.
+    pub joined: u32,
+    /// Real parent's thread group.
+    pub parent: u32,
     pub input: WireKey,
     pub output: WireKey,
 }
@@ -114,6 +132,6 @@ pub struct Candidate {
 const _: () = {
     assert!(size_of::<WireKey>() == 16);
     assert!(size_of::<Wire>() == 32);
-    assert!(size_of::<Chunk>() == 80);
-    assert!(size_of::<Candidate>() == 88);
+    assert!(size_of::<Chunk>() == 88);
+    assert!(size_of::<Candidate>() == 96);
 };

@@ -4,7 +4,7 @@ use aya_ebpf::helpers::generated::{bpf_get_current_task, bpf_probe_read_kernel};
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::Array;
 use core::mem::MaybeUninit;
-use sensor_common::kernel::{Offsets, State};
+use sensor_common::kernel::{Counts, Offsets, State};
 
 #[unsafe(no_mangle)]
 static OFFSETS: Offsets = zeroed_offsets();
@@ -32,20 +32,23 @@ pub(crate) fn offset_at(field: usize) -> u64 {
 #[map]
 static STATE: Array<State> = Array::with_max_entries(1, 0);
 
+#[map]
+static COUNTS: Array<Counts> = Array::with_max_entries(1, 0);
+
+#[inline(always)]
+pub(crate) fn counts() -> Option<*mut Counts> {
+    COUNTS.get_ptr_mut(0)
+}
+
 #[inline(always)]
 pub(crate) fn state() -> Option<&'static State> {
     STATE.get(0)
 }
 
-#[inline(always)]
-pub(crate) fn state_mut() -> Option<*mut State> {
-    STATE.get_ptr_mut(0)
-}
-
 /// The generation in force, or 0.
 #[inline(always)]
 pub(crate) fn generation() -> u32 {
-    match state_mut() {
+    match STATE.get_ptr(0) {
         // SAFETY: the map value outlives the program; the agent stores one word.
         Some(s) => unsafe { (&raw const (*s).generation).read_volatile() },
         None => 0,

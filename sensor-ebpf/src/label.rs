@@ -1,9 +1,9 @@
 //! Labels of tasks: where they are kept, inherited at fork, dropped at the end
 //! of the thread group.
 
-use crate::atomic;
 use crate::kernel::{offset, pointer, read};
 use crate::record;
+use crate::{atomic, stdio};
 use aya_ebpf::helpers::bpf_get_current_pid_tgid;
 use aya_ebpf::macros::{map, raw_tracepoint};
 use aya_ebpf::maps::{Array, HashMap};
@@ -111,6 +111,7 @@ pub fn fork(ctx: RawTracePointContext) -> i32 {
         if of(child).is_some() {
             set(child, Label::NONE);
         }
+        stdio::forked(parent, child);
         return 0;
     }
     set(child, label);
@@ -128,11 +129,15 @@ pub fn exit(ctx: RawTracePointContext) -> i32 {
     let task: u64 = ctx.arg::<u64>(0);
     let Some(tgid) = read::<u32>(task, offset!(task_tgid)) else { return 0 };
     let label = of(tgid);
-    if !label.is_some() {
+    if !label.is_some() && !stdio::is_candidate(tgid) {
         return 0;
     }
     let live = pointer(task, offset!(task_signal)).and_then(|s| read::<u32>(s, offset!(signal_live)));
     if live != Some(0) {
+        return 0;
+    }
+    stdio::ended(tgid);
+    if !label.is_some() {
         return 0;
     }
     set(tgid, Label::NONE);

@@ -24,6 +24,7 @@ mod policy;
 mod record;
 mod scratch;
 mod socket;
+mod stdio;
 mod tls;
 mod unix;
 mod verdict;

@@ -104,8 +104,9 @@ pub(crate) fn inherited(ctx: *mut c_void) -> Option<Label> {
     // Also gives an accepted socket, which no hook sees created, its cookie.
     // SAFETY: `ctx` is the program's context.
     let cookie = unsafe { bpf_get_socket_cookie(ctx) };
-    let state = kernel::state()?;
-    if state.inherited == 0 {
+    let counts = kernel::counts()?;
+    // SAFETY: an aligned word in a map value.
+    if unsafe { (*counts).inherited } == 0 {
         return None;
     }
     // SAFETY: the value is one word.
@@ -134,9 +135,9 @@ pub(crate) fn note_inherited(cookie: u64, label: Label) {
         record::lost(Loss::InheritedFull, 1);
         return;
     }
-    if let Some(state) = kernel::state_mut() {
+    if let Some(counts) = kernel::counts() {
         // SAFETY: a flag; every writer writes the same.
-        unsafe { (*state).inherited = 1 };
+        unsafe { (*counts).inherited = 1 };
     }
 }
 

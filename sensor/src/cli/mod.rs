@@ -133,6 +133,11 @@ pub struct RunArgs {
     #[arg(long, env = "MCP_SENSOR_ALLOW_DEGRADED", conflicts_with = "strict")]
     pub allow_degraded: bool,
 
+    /// How stdio is read. Absent: by `function` where the kernel allows fexit programs, else by
+    /// `syscall`.
+    #[arg(long, env = "MCP_SENSOR_CAPTURE", value_name = "BACKEND", value_enum)]
+    pub capture: Option<crate::kernel::capture::Backend>,
+
     /// Leave everything enforced when the sensor is stopped. Without it SIGTERM and SIGINT take
     /// the programs out of the kernel; after a crash they always stay.
     #[arg(long, env = "MCP_SENSOR_KEEP")]
@@ -325,11 +330,12 @@ pub struct PolicyCheckArgs {
     pub output: OutputArgs,
 }
 
-/// Which rule decides about a destination.
+/// Which rule decides about a destination, or about a tool.
 #[derive(Args, Debug, Clone)]
 #[command(after_help = "Examples:
   mcp-sensor policy explain --server github --to 10.20.0.7:5432
-  mcp-sensor policy explain --policy policy.yaml --server dns --to 9.9.9.9:53/udp")]
+  mcp-sensor policy explain --policy policy.yaml --server dns --to 9.9.9.9:53/udp
+  mcp-sensor policy explain --server github --tool delete_repository")]
 pub struct PolicyExplainArgs {
     /// The policy file; without it the one in force is asked for.
     #[arg(long, env = "MCP_SENSOR_POLICY", value_name = "FILE")]
@@ -340,13 +346,16 @@ pub struct PolicyExplainArgs {
     #[arg(long, value_name = "NAME")]
     pub server: String,
     /// HOST_OR_IP:PORT, with /udp or /tcp after it if it is not TCP.
-    #[arg(long, value_name = "ADDR")]
-    pub to: String,
+    #[arg(long, value_name = "ADDR", required_unless_present = "tool", conflicts_with = "tool")]
+    pub to: Option<String>,
+    /// Whether this tool may be called.
+    #[arg(long, value_name = "TOOL")]
+    pub tool: Option<String>,
     /// Under the launcher's profile.
-    #[arg(long)]
+    #[arg(long, conflicts_with = "tool")]
     pub launcher: bool,
     /// The address is a peer, with the server's own port.
-    #[arg(long)]
+    #[arg(long, conflicts_with = "tool")]
     pub inbound: bool,
     #[command(flatten)]
     pub output: OutputArgs,

@@ -263,6 +263,22 @@ impl Control for Service {
         Ok(Response::new(ReceiverStream::new(stream)))
     }
 
+    type ToolsStream = ReceiverStream<Result<pb::ToolsResponse, Status>>;
+
+    async fn tools(&self, request: Request<pb::ToolsRequest>) -> Result<Response<Self::ToolsStream>, Status> {
+        let server = &request.get_ref().server;
+        let servers = self.agent.tools((!server.is_empty()).then_some(server)).await?;
+        let (to_client, stream) = mpsc::channel(2);
+        tokio::spawn(async move {
+            for server in servers {
+                if to_client.send(Ok(pb::ToolsResponse { server: Some(server) })).await.is_err() {
+                    return;
+                }
+            }
+        });
+        Ok(Response::new(ReceiverStream::new(stream)))
+    }
+
     type EventsStream = ReceiverStream<Result<pb::EventsResponse, Status>>;
 
     async fn events(

@@ -5,6 +5,22 @@
 //! Sources: MCP 2024-11-05, 2025-03-26, 2025-06-18, 2025-11-25 and 2026-07-28;
 //! JSON-RPC 2.0; RFC 8259 (JSON), RFC 6901 (JSON pointer).
 
+mod connection;
+mod json;
+mod message;
+mod reading;
+mod recognise;
+mod session;
+mod stream;
+#[cfg(test)]
+mod tests;
+mod value;
+
+pub use connection::{Connection, Limits};
+pub use session::Counters;
+pub use value::sha256;
+pub mod inventory;
+
 /// Which side sent a message. Values as in `sensor_common::stdio`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Sender {
@@ -115,26 +131,45 @@ pub enum Output {
     NotMcp,
     /// A request was read whole; its [`Exchange`] follows when it has ended.
     /// For those who act on the request itself.
-    Asked { method: String, sender: Sender, name: String, id_hash: u64, at: i64 },
+    Asked {
+        method: String,
+        sender: Sender,
+        name: String,
+        id_hash: u64,
+        at: i64,
+    },
     Ended(Box<Exchange>),
     Notified(Box<Notification>),
     Tools(Box<Exchange>, ToolsPage),
     /// Bytes that were not read, and why.
-    Uninspected { sender: Sender, bytes: u64, how: &'static str },
+    Uninspected {
+        sender: Sender,
+        bytes: u64,
+        how: &'static str,
+    },
 }
 
 /// Looks at string values while they pass by. Implemented by `inspect`; a
 /// connection calls it for values below `params`, `result` and `error`.
 pub trait Values {
+    /// False: no piece is wanted of the bytes at hand. Costs nothing then.
+    fn wanted(&self) -> bool {
+        true
+    }
     /// A piece of the value at `place` (a JSON pointer below the message's
     /// root); unescaped UTF-8, pieces in order. `last` ends the value.
     fn piece(&mut self, place: &str, piece: &str, last: bool);
-    /// The message that the values belonged to has ended.
+    /// The message that the values belonged to has ended. An answer has the
+    /// method and the name of what was asked. No method: it broke off, or
+    /// nobody is known to have asked.
     fn message(&mut self, sender: Sender, method: &str, name: &str);
 }
 
 /// Nobody looks.
 impl Values for () {
+    fn wanted(&self) -> bool {
+        false
+    }
     fn piece(&mut self, _: &str, _: &str, _: bool) {}
     fn message(&mut self, _: Sender, _: &str, _: &str) {}
 }
