@@ -4,6 +4,7 @@ use super::log::{Call, Log};
 use crate::events::Event;
 use crate::sensor::{SOON, Sensor};
 use anyhow::{Result, bail, ensure};
+use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::time::{Duration, Instant};
 
@@ -50,19 +51,46 @@ impl Sensor {
         std::thread::sleep(QUIET);
         let found = self.since(mark, kind, server)?;
         if found.len() != count {
-            bail!("{} `{kind}` events of {server}, not {count}: {}", found.len(), shown(&found));
+            let (found_count, all) = (found.len(), self.summary(mark)?);
+            bail!("{found_count} `{kind}` events of {server}, not {count} (all: {all}): {}", shown(&found));
         }
         Ok(found)
+    }
+
+    /// How many events of each kind and server there were since the mark.
+    pub fn summary(&self, mark: Mark) -> Result<String> {
+        let mut counts = BTreeMap::new();
+        for event in &self.events().all()?[mark.0..] {
+            let how =
+                [event.text("method"), event.text("how"), event.text("reason"), event.text("kind")].concat();
+            *counts
+                .entry(format!("{} {how} of {}", event.text("type"), event.text("server")))
+                .or_insert(0) += 1;
+        }
+        Ok(counts.iter().map(|(what, n)| format!("{n} {what}")).collect::<Vec<_>>().join(", "))
     }
 
     /// The sensor's list of calls is the client's own: tool, order, count,
     /// outcome and sizes; nothing missing, nothing invented, nothing unread.
     pub fn knows(&self, mark: Mark, server: &str, log: &Log) -> Result<Vec<Event>> {
         let events = self.calls_are(mark, server, &log.calls)?;
-        for (kind, method) in [("prompt", "prompts/get"), ("resource", "resources/read")] {
-            self.exactly(mark, kind, server, log.asked("client", method))?;
-        }
+        self.requests_are(mark, server, log)?;
         Ok(events)
+    }
+
+    /// Every request of either side is in the events of its kind.
+    pub fn requests_are(&self, mark: Mark, server: &str, log: &Log) -> Result<()> {
+        let mut seen = BTreeMap::new();
+        for kind in ["tool_call", "tools_listed", "prompt", "resource", "mcp_message"] {
+            // A notification has no outcome.
+            let asked = |e: &Event| !e.text("outcome").is_empty();
+            for event in self.since(mark, kind, server)?.into_iter().filter(asked) {
+                let sender = if event.text("sender") == "client" { "client" } else { "server" };
+                *seen.entry((sender, event.text("method").to_owned())).or_insert(0) += 1;
+            }
+        }
+        ensure!(seen == log.requests, "requests: the sensor {seen:?}, the client {:?}", log.requests);
+        Ok(())
     }
 
     pub fn calls_are(&self, mark: Mark, server: &str, calls: &[Call]) -> Result<Vec<Event>> {
