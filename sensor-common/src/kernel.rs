@@ -78,6 +78,11 @@ pub struct Offsets {
     /// Parameters of the tracepoint `io_uring_complete`, which lost two when it
     /// came to pass a `struct io_uring_cqe *` (Linux 6.16).
     pub uring_complete_args: u32,
+    /// Not an offset: where the sensor's cgroup is in the tree of cgroup v2 (0:
+    /// the root), and its id. Programs elsewhere are nobody's candidates.
+    pub scope_level: u32,
+    pub _pad: u32,
+    pub scope: u64,
 }
 
 /// The one entry of the state map: what the agent writes and the programs read.
@@ -123,6 +128,6 @@ pub struct Denial {
 }
 
 const _: () = {
-    assert!(size_of::<Offsets>() == 248);
+    assert!(size_of::<Offsets>() == 264);
     assert!(size_of::<State>() == 16);
 };

@@ -1,6 +1,8 @@
 //! Reading kernel structures, and the words that switch the programs.
 
-use aya_ebpf::helpers::generated::{bpf_get_current_task, bpf_probe_read_kernel};
+use aya_ebpf::helpers::generated::{
+    bpf_get_current_ancestor_cgroup_id, bpf_get_current_task, bpf_probe_read_kernel,
+};
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::Array;
 use core::mem::MaybeUninit;
@@ -84,6 +86,17 @@ pub(crate) fn pointer(base: u64, offset: u64) -> Option<u64> {
 pub(crate) fn current() -> u64 {
     // SAFETY: no preconditions.
     unsafe { bpf_get_current_task() }
+}
+
+/// Whether the current task is within the cgroup that the sensor watches.
+#[inline(always)]
+pub(crate) fn in_scope() -> bool {
+    let level = offset!(scope_level);
+    // SAFETY: written once before the programs are loaded; no preconditions.
+    level == 0
+        || unsafe {
+            bpf_get_current_ancestor_cgroup_id(level as i32) == (&raw const OFFSETS.scope).read_volatile()
+        }
 }
 
 /// CAP_NET_ADMIN in the task's permitted set, in whatever user namespace. Not

@@ -136,7 +136,8 @@ pub(crate) fn executed(task: Task, label: Label, begun: bool) {
     if label.is_some() && !begun {
         return;
     }
-    let wanted = label.is_some() || matches!(kernel::state(), Some(s) if s.candidates != 0);
+    let looked_at = matches!(kernel::state(), Some(s) if s.candidates != 0) && kernel::in_scope();
+    let wanted = label.is_some() || looked_at;
     let ends = if wanted { (file(0).and_then(end), file(1).and_then(end)) } else { (None, None) };
     let (Some(input), Some(output)) = ends else {
         ended(task.tgid);

@@ -7,6 +7,7 @@ pub mod control;
 pub mod event;
 pub mod feed;
 pub mod grpc;
+pub mod inspect;
 pub mod kernel;
 pub mod mcp;
 pub mod outputs;

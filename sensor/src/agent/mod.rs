@@ -240,8 +240,8 @@ async fn serve(args: RunArgs) -> anyhow::Result<ExitCode> {
     };
     {
         // Looking through every descriptor of the host takes its time.
-        let core = core.clone();
-        tokio::task::spawn_blocking(move || stdio::find_running(&core));
+        let (core, cgroup) = (core.clone(), cgroup.clone());
+        tokio::task::spawn_blocking(move || stdio::find_running(&core, &cgroup));
     }
     {
         // Ends with the process: it may wait for a socket.

@@ -17,11 +17,12 @@ use sensor_common::label::Label;
 use sensor_common::policy::SERVER_UNKNOWN;
 use sensor_common::stdio::{
     CANDIDATE_BYTES, CONNECTION_BY_AGENT, Candidate, Chunk, FROM_CLIENT, FROM_SERVER, HOW_DATA, WIRE_JOINED,
-    Wire, WireKey, how_name,
+    Wire, WireKey, how_name, may_begin,
 };
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 use std::time::{Duration, Instant};
@@ -148,6 +149,8 @@ struct Live {
     processes: Vec<u32>,
     /// Bytes of a candidate that were looked at, each way.
     seen: [u64; 2],
+    /// Met in the middle: the first bytes, each way, may be the end of a line.
+    joined: [bool; 2],
 }
 
 /// How far a wire was read.
@@ -269,7 +272,10 @@ impl Reader {
             return;
         }
         let connection = Connection::new(self.key, Self::limits(!label.is_some()));
-        self.live.insert(id, Live { label, keys, places: Vec::new(), connection, processes, seen: [0; 2] });
+        self.live.insert(
+            id,
+            Live { label, keys, places: Vec::new(), connection, processes, seen: [0; 2], joined: [false; 2] },
+        );
     }
 
     /// It ran before: bytes may be under way.
@@ -297,10 +303,7 @@ impl Reader {
         }
         self.open(id, label, keys, processes);
         if let Some(live) = self.live.get_mut(&id) {
-            let at = now();
-            for sender in [Sender::Client, Sender::Server] {
-                live.connection.gap(sender, at, 0, &mut (), &mut Vec::new());
-            }
+            live.joined = [true; 2];
         }
     }
 
@@ -328,13 +331,7 @@ impl Reader {
                 Entry::Vacant(vacant) => {
                     let label = chunk.header.label;
                     let limits = Self::limits(!label.is_some());
-                    let mut connection = Connection::new(self.key, limits);
-                    if chunk.position > 0 {
-                        // It began while nobody listened.
-                        for sender in [Sender::Client, Sender::Server] {
-                            connection.gap(sender, time, 0, &mut (), &mut out);
-                        }
-                    }
+                    let connection = Connection::new(self.key, limits);
                     vacant.insert(Live {
                         label,
                         keys: Vec::new(),
@@ -342,6 +339,8 @@ impl Reader {
                         connection,
                         processes: vec![chunk.header.tgid],
                         seen: [0; 2],
+                        // It began while nobody listened.
+                        joined: [chunk.position > 0; 2],
                     })
                 }
             };
@@ -482,7 +481,7 @@ impl Reader {
 
     fn sweep(&mut self, core: &Arc<Core>) {
         self.swept = Instant::now();
-        let alive = |pid: &u32| std::path::Path::new(&format!("/proc/{pid}")).exists();
+        let alive = |pid: &u32| Path::new(&format!("/proc/{pid}")).exists();
         let (mut gone, mut promoted, mut labelled) = (Vec::new(), Vec::new(), Vec::new());
         for (id, live) in &mut self.live {
             if live.label.is_some() {
@@ -571,6 +570,12 @@ impl Live {
         if lost > 0 {
             self.lost(chunk.direction, time, lost, out);
         }
+        let joined = self.joined.get_mut(chunk.direction as usize).is_some_and(std::mem::take);
+        if joined && !data.first().is_some_and(|b| may_begin(*b)) {
+            // No message begins like this. One that seems to begin and does not
+            // is no whole JSON either.
+            self.connection.gap(sender, time, 0, &mut (), out);
+        }
         if chunk.how == HOW_DATA {
             self.connection.bytes(sender, time, data, &mut (), out);
         } else {
@@ -588,7 +593,7 @@ impl Live {
 
 /// Looks for servers that ran before the sensor: those that a policy labelled,
 /// and programs that nobody declared.
-pub fn find_running(core: &Core) {
+pub fn find_running(core: &Core, cgroup: &Path) {
     let processes = super::process::all();
     let holders = wires::pipe_holders(&processes);
     let own = std::process::id();
@@ -611,7 +616,8 @@ pub fn find_running(core: &Core) {
             continue;
         }
         let label = core.labels.of(pid).unwrap_or(Label::NONE);
-        if label.is_some() || core.looks_for_candidates() {
+        let looked_at = || core.looks_for_candidates() && crate::kernel::cgroup::holds(cgroup, pid);
+        if label.is_some() || looked_at() {
             found += 1;
             core.stdio.tell(Command::Running { label, processes: vec![pid], pair });
         }

@@ -103,6 +103,9 @@ fn offsets_of(path: &Path) -> Result<Offsets, BtfError> {
         iter_iovec: enumerator(&btf, "iter_type", "ITER_IOVEC").unwrap_or(u32::MAX),
         uring_file: member(&btf, "io_kiocb", "file").unwrap_or(0),
         uring_opcode: member(&btf, "io_kiocb", "opcode").unwrap_or(0),
+        scope_level: 0,
+        _pad: 0,
+        scope: 0,
         uring_complete_args: parameters(&btf, "btf_trace_io_uring_complete").unwrap_or(0),
     })
 }

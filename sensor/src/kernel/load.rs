@@ -202,7 +202,9 @@ pub fn load(options: &Options) -> Result<Loaded, LoadError> {
     if OBJECT.is_empty() {
         return Err(LoadError::NoObject);
     }
-    let offsets = btf::offsets()?;
+    let mut offsets = btf::offsets()?;
+    (offsets.scope_level, offsets.scope) = super::cgroup::place(&options.cgroup)
+        .map_err(|source| LoadError::Cgroup { path: options.cgroup.clone(), source })?;
     ensure_bpffs()?;
     let pins = options.pins.join(format!("v{ABI}_{}", options.label_capacity));
     let links_dir = pins.join("links");

@@ -1,0 +1,1 @@
+//! Poison in what a server says of its tools.
