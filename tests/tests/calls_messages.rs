@@ -8,7 +8,7 @@ use mcp_sensor_tests::mcp::log::{Call, Log};
 use mcp_sensor_tests::mcp::servers::{self, Server};
 use mcp_sensor_tests::mcp::session::{ALL, Driver, NODE_1, NODE_2, PYTHON_1, PYTHON_2};
 use mcp_sensor_tests::mcp::wire::{Link, Wire};
-use mcp_sensor_tests::policy::{OPEN, Policy};
+use mcp_sensor_tests::policy::{OPEN, OPEN_ARGUMENT, Policy};
 use mcp_sensor_tests::run::built;
 use mcp_sensor_tests::sensor::{SOON, Sensor};
 use mcp_sensor_tests::spec::must;
@@ -149,8 +149,11 @@ fn what_servers_ask_prompts_resources_and_progress_are_recorded() {
     });
 }
 
-fn speak(bed: &Bed, sensor: &Sensor, server: &str) -> Result<Command> {
-    bed.labelled(sensor, server, built("speak")?)
+/// `known_by`: the argument that the policy knows the server by.
+fn speak(bed: &Bed, known_by: &str) -> Result<Command> {
+    let mut command = bed.command(built("speak")?)?;
+    command.arg(known_by);
+    Ok(command)
 }
 
 /// The same bytes at the same time: each call belongs to its own instance.
@@ -162,7 +165,7 @@ fn identical_messages_of_two_servers_are_not_mixed() {
         let mark = sensor.mark()?;
         let mut wires = Vec::new();
         for link in [Link::Pipes, Link::Pipes, Link::Sockets, Link::Sockets] {
-            wires.push(Wire::start(speak(&bed, &sensor, OPEN)?, link)?);
+            wires.push(Wire::start(speak(&bed, OPEN_ARGUMENT)?, link)?);
         }
         wires.iter_mut().try_for_each(Wire::initialize)?;
         for round in 0..50 {
@@ -202,8 +205,8 @@ fn a_kill_in_mid_message_invents_nothing_and_touches_nobody() {
         let sensor = Sensor::start(&bed, &policy)?;
         for link in [Link::Pipes, Link::Sockets] {
             let mark = sensor.mark()?;
-            let mut dying = Wire::start(speak(&bed, &sensor, OPEN)?, link)?;
-            let mut other = Wire::start(speak(&bed, &sensor, "other")?, link)?;
+            let mut dying = Wire::start(speak(&bed, OPEN_ARGUMENT)?, link)?;
+            let mut other = Wire::start(speak(&bed, "only-by-exec-other")?, link)?;
             dying.initialize()?;
             other.initialize()?;
             dying.call("echo", json!({"bytes": 5}))?;
@@ -238,7 +241,7 @@ fn calls_in_a_batch_are_recorded_one_by_one() {
         let bed = Bed::new()?;
         let sensor = Sensor::start(&bed, &Policy::standard())?;
         let mark = sensor.mark()?;
-        let mut wire = Wire::start(speak(&bed, &sensor, OPEN)?, Link::Pipes)?;
+        let mut wire = Wire::start(speak(&bed, OPEN_ARGUMENT)?, Link::Pipes)?;
         wire.initialize()?;
         let batch: Vec<Value> = [("echo", json!({"bytes": 3})), ("fail", json!({})), ("none", json!({}))]
             .into_iter()
@@ -260,7 +263,7 @@ fn ids_have_types() {
         let bed = Bed::new()?;
         let sensor = Sensor::start(&bed, &Policy::standard())?;
         let mark = sensor.mark()?;
-        let mut wire = Wire::start(speak(&bed, &sensor, OPEN)?, Link::Pipes)?;
+        let mut wire = Wire::start(speak(&bed, OPEN_ARGUMENT)?, Link::Pipes)?;
         wire.initialize()?;
         let ids = [json!(0), json!(7), json!("7"), json!(""), json!("a\"b"), json!(-3)];
         let calls: Vec<Value> = ids
@@ -288,7 +291,7 @@ fn garbage_between_messages_is_counted() {
         let bed = Bed::new()?;
         let sensor = Sensor::start(&bed, &Policy::standard())?;
         let mark = sensor.mark()?;
-        let mut wire = Wire::start(speak(&bed, &sensor, OPEN)?, Link::Pipes)?;
+        let mut wire = Wire::start(speak(&bed, OPEN_ARGUMENT)?, Link::Pipes)?;
         wire.initialize()?;
         wire.call("echo", json!({"bytes": 1}))?;
         wire.put(b"this is no JSON at all\n{\"half\": \n\n\xff\xfe\n")?;

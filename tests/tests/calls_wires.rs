@@ -6,7 +6,7 @@ use mcp_sensor_tests::bed::Bed;
 use mcp_sensor_tests::mcp::events::{Mark, shown};
 use mcp_sensor_tests::mcp::log::Log;
 use mcp_sensor_tests::mcp::wire::{Link, Wire};
-use mcp_sensor_tests::policy::{OPEN, Policy};
+use mcp_sensor_tests::policy::{OPEN, OPEN_ARGUMENT, Policy};
 use mcp_sensor_tests::run::built;
 use mcp_sensor_tests::sensor::{SOON, Sensor};
 use mcp_sensor_tests::spec::{Claim, must, run};
@@ -16,9 +16,9 @@ use std::time::Instant;
 
 use Link::{Pipes, Sockets};
 
-fn speaker(bed: &Bed, sensor: &Sensor, how: &[&str]) -> Result<Command> {
-    let mut command = bed.labelled(sensor, OPEN, built("speak")?)?;
-    command.args(how);
+fn speaker(bed: &Bed, how: &[&str]) -> Result<Command> {
+    let mut command = bed.command(built("speak")?)?;
+    command.arg(OPEN_ARGUMENT).args(how);
     Ok(command)
 }
 
@@ -45,11 +45,27 @@ fn is_recorded(how: &[&str], links: &[Link], sizes: &[usize]) -> Result<()> {
     let sensor = Sensor::start(&bed, &Policy::standard())?;
     for link in links {
         let mark = sensor.mark()?;
-        let (log, _) = talk(Wire::start(speaker(&bed, &sensor, how)?, *link)?, sizes)?;
+        let (log, _) = talk(Wire::start(speaker(&bed, how)?, *link)?, sizes)?;
         ensure!(log.calls.len() == sizes.len() + 40, "proves nothing: {} calls", log.calls.len());
         sensor.knows(mark, OPEN, &log).with_context(|| format!("{how:?} over {link:?}"))?;
     }
     Ok(())
+}
+
+/// The label comes before the program does.
+#[test]
+fn a_server_that_was_launched_as_one_is_recorded() {
+    must(|| {
+        let bed = Bed::new()?;
+        let sensor = Sensor::start(&bed, &Policy::standard())?;
+        for link in [Pipes, Sockets, Pipes, Sockets] {
+            let mark = sensor.mark()?;
+            let command = bed.labelled(&sensor, OPEN, built("speak")?)?;
+            let (log, _) = talk(Wire::start(command, link)?, &SIZES)?;
+            sensor.knows(mark, OPEN, &log).with_context(|| format!("{link:?}"))?;
+        }
+        Ok(())
+    });
 }
 
 macro_rules! recorded {
@@ -119,7 +135,7 @@ fn is_counted(how: &[&str], name: &str, links: &[Link]) -> Result<()> {
     let sensor = Sensor::start(&bed, &Policy::standard())?;
     for link in links {
         let mark = sensor.mark()?;
-        let (log, received) = talk(Wire::start(speaker(&bed, &sensor, how)?, *link)?, &SIZES)?;
+        let (log, received) = talk(Wire::start(speaker(&bed, how)?, *link)?, &SIZES)?;
         wait_for_unread(&sensor, mark, name, "server", received)?;
         let events = sensor.exactly(mark, "tool_call", OPEN, log.calls.len())?;
         let answered: Vec<_> =
@@ -162,7 +178,7 @@ fn spliced_requests_are_counted() {
         let sensor = Sensor::start(&bed, &Policy::standard())?;
         for link in [Pipes, Sockets] {
             let mark = sensor.mark()?;
-            let mut wire = Wire::start(speaker(&bed, &sensor, &["--read", "splice"])?, link)?;
+            let mut wire = Wire::start(speaker(&bed, &["--read", "splice"])?, link)?;
             wire.initialize()?;
             let mut sent = 0;
             for size in SIZES {
@@ -188,7 +204,7 @@ fn a_stream_recovers_after_bytes_that_nobody_read() {
         for link in [Pipes, Sockets] {
             let mark = sensor.mark()?;
             let how = ["--write", "splice", "--every", "30"];
-            let mut wire = Wire::start(speaker(&bed, &sensor, &how)?, link)?;
+            let mut wire = Wire::start(speaker(&bed, &how)?, link)?;
             wire.initialize()?;
             // `initialize` was answer 1; number 30 is spliced.
             for number in 2..=59 {
@@ -219,7 +235,7 @@ fn is_recorded_or_counted(how: &[&str], links: &[Link]) -> Result<Claim> {
     }
     for link in links {
         let mark = sensor.mark()?;
-        let mut wire = Wire::start(speaker(&bed, &sensor, how)?, *link)?;
+        let mut wire = Wire::start(speaker(&bed, how)?, *link)?;
         wire.initialize()?;
         for size in SIZES {
             wire.call("echo", json!({"bytes": size, "pad": "p".repeat(size)}))?;
