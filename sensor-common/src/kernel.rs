@@ -97,6 +97,8 @@ pub struct State {
     pub queued: u32,
     /// 1: programs that nobody declared are looked at, see `stdio::Candidate`.
     pub candidates: u32,
+    /// 1: some instance is in quarantine.
+    pub quarantined: u32,
 }
 
 /// The one entry of another map: what the programs write. Apart, since a map's
@@ -129,5 +131,5 @@ pub struct Denial {
 
 const _: () = {
     assert!(size_of::<Offsets>() == 264);
-    assert!(size_of::<State>() == 16);
+    assert!(size_of::<State>() == 20);
 };

@@ -1,9 +1,8 @@
 //! Labels of tasks: where they are kept, inherited at fork, dropped at the end
 //! of the thread group.
 
-use crate::kernel::{offset, pointer, read};
-use crate::record;
-use crate::{atomic, stdio};
+use crate::kernel::{self, offset, pointer, read};
+use crate::{atomic, record, stdio};
 use aya_ebpf::helpers::bpf_get_current_pid_tgid;
 use aya_ebpf::macros::{map, raw_tracepoint};
 use aya_ebpf::maps::{Array, HashMap};
@@ -21,6 +20,10 @@ static TASKS: Array<Label> = Array::with_max_entries(32768, 0);
 /// `pid_max` raised later). They are denied all IP, and inherit that.
 #[map]
 static OVERFLOW: Array<u64> = Array::with_max_entries(PID_LIMIT / 64, 0);
+
+/// Instances that reach nothing any more, whatever their profile.
+#[map]
+static QUARANTINED: HashMap<u32, u8> = HashMap::with_max_entries(16384, 0);
 
 #[map]
 static INSTANCES: HashMap<u32, Instance> = HashMap::with_max_entries(16384, 0);
@@ -66,6 +69,21 @@ pub(crate) fn set(tgid: u32, label: Label) {
     } else {
         atomic::and(word, !bit);
     }
+}
+
+/// Whether the label's instance is in quarantine.
+#[inline(always)]
+pub(crate) fn quarantined(label: Label) -> bool {
+    // SAFETY: plain integers, both ways.
+    matches!(kernel::state(), Some(s) if s.quarantined != 0) && unsafe { is_quarantined(label.0) } != 0
+}
+
+/// A global function, which the verifier looks at once.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub unsafe extern "C" fn is_quarantined(label: u64) -> u64 {
+    // SAFETY: only the presence of the entry matters.
+    unsafe { QUARANTINED.get(Label(label).instance()) }.is_some() as u64
 }
 
 #[inline(always)]

@@ -5,7 +5,7 @@ use crate::handover::{HELLO, QUERY, hand_over, received};
 use crate::record::Task;
 use crate::socket::{self, storage};
 use crate::verdict::{self, Facts, Judged, judge, judge_by_address};
-use crate::{dns, kernel};
+use crate::{dns, kernel, label as labels};
 use aya_ebpf::EbpfContext as _;
 use aya_ebpf::bindings::{__sk_buff, bpf_sock, bpf_sock_tuple};
 use aya_ebpf::helpers::generated::{
@@ -212,7 +212,8 @@ fn judge_packet(skb: *mut __sk_buff, sk: *mut bpf_sock, stored: *mut Socket, hoo
     };
     let generation = kernel::generation();
     let now = Peer { addr: peer, port: peer_port, protocol: packet.protocol, valid: 1 };
-    if s.cached_generation == generation && generation != 0 && s.cached == now {
+    if s.cached_generation == generation && generation != 0 && s.cached == now && !labels::quarantined(label)
+    {
         if !outbound || s.flags & SOCKET_SNI == 0 {
             return ALLOW;
         }
@@ -234,10 +235,12 @@ fn judge_packet(skb: *mut __sk_buff, sk: *mut bpf_sock, stored: *mut Socket, hoo
     let mut judged = judge(label, &flow, s.netns);
     let mut record_allow = inbound && listening && packet.opens && !outbound;
 
-    if !judged.decision.allows() && packet.protocol == UDP {
+    // Nothing that was allowed before lifts a quarantine.
+    let contained = matches!(judged.decision.reason, Reason::Quarantined);
+    if !judged.decision.allows() && packet.protocol == UDP && !contained {
         record_allow = inbound_datagram(skb, sk, &mut judged, &packet, outbound);
     }
-    if !inbound && outbound {
+    if !inbound && outbound && !contained {
         translated(sk, s, &mut judged, &mut packet);
     }
     if matches!(judged.decision.reason, Reason::NameExpired) && !packet.opens && s.cached == now {

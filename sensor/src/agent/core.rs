@@ -7,6 +7,7 @@ use super::names::Names;
 use super::process;
 use super::program;
 use super::reset::Resets;
+use super::session::Violation;
 use super::state::{InForce, Policies};
 use super::stdio::{self, Command, Stdio};
 use super::translate::{self, Context};
@@ -15,9 +16,9 @@ use crate::kernel::maps::{Labels, LearnedNames, Maps, Shared};
 use crate::kernel::record::{self, Record};
 use crate::kernel::tables;
 use crate::mcp::inventory::Inventory;
-use crate::policy::Compiled;
 use crate::policy::explain::name_line;
 use crate::policy::recognise::Recogniser;
+use crate::policy::{Compiled, OnViolation};
 use sensor_common::addr::Addr;
 use sensor_common::identity::FileId;
 use sensor_common::kernel::{INSTANCE_BY_AGENT, State};
@@ -433,6 +434,57 @@ impl Core {
         (mode, profile.unwrap_or_default())
     }
 
+    pub fn mode(&self, server: u16) -> pb::Mode {
+        let policies = lock(&self.policies);
+        self.mode_and_profile(&policies, server).0
+    }
+
+    /// A forbidden call was seen: what the policy wants of it.
+    pub fn contain(self: &Arc<Self>, label: Label, violation: Violation) {
+        let Violation { then, mut finding, at } = violation;
+        let contained = match then {
+            OnViolation::Report => false,
+            OnViolation::Kill => self.kill(label),
+            OnViolation::Quarantine => self.quarantine(label),
+        };
+        if contained {
+            finding.action = "contained".to_owned();
+            finding.contained_after_ns = u64::try_from(now() - at).unwrap_or(0);
+        }
+        self.bus.publish(at, Body::Finding(finding));
+    }
+
+    /// Ends every process of an instance. False: some live on.
+    fn kill(&self, label: Label) -> bool {
+        const PASSES: usize = 32;
+        for _ in 0..PASSES {
+            let alive: Vec<u32> = adopt::labelled(&lock(&self.maps))
+                .into_iter()
+                .filter(|(_, l)| l.instance() == label.instance())
+                .map(|(pid, _)| pid)
+                .filter(|pid| process::stat(*pid).is_some_and(|s| !s.zombie))
+                .collect();
+            if alive.is_empty() {
+                return true;
+            }
+            for pid in alive {
+                // By descriptor, and only while the label is still there: its
+                // number may be another's by now.
+                let Ok(pidfd) = adopt::pidfd_open(pid) else { continue };
+                if self.labels.of(pid).is_some_and(|l| l.instance() == label.instance()) {
+                    adopt::kill(&pidfd);
+                }
+            }
+        }
+        false
+    }
+
+    /// The instance reaches nothing any more.
+    fn quarantine(&self, label: Label) -> bool {
+        let mut maps = lock(&self.maps);
+        tables::quarantine(&mut maps, label.instance())
+    }
+
     /// The nearest ancestor outside the server's tree.
     fn client(&self, parent: u32, label: Label) -> Option<pb::Client> {
         const GENERATIONS: usize = 64;
@@ -460,6 +512,7 @@ impl Core {
     pub fn ended(&self, time: i64, label: Label) {
         let Some(instance) = lock(&self.instances).remove(label.instance()) else { return };
         self.forget_inherited(label);
+        tables::release(&mut lock(&self.maps), label.instance());
         self.stdio.tell(Command::Ended(label.instance()));
         self.bus.publish(
             time,

@@ -13,18 +13,17 @@ pub fn era_name(era: Option<Era>) -> &'static str {
     }
 }
 
-/// The events that an output comes to.
-pub fn bodies(
+/// The event that an output comes to.
+pub fn body(
     actor: pb::Actor,
     transport: &str,
     connection: u64,
     key: &[u8; 16],
     output: Output,
-) -> Vec<Body> {
+) -> Option<Body> {
     match output {
-        Output::Ended(e) => vec![ended(actor, transport, connection, key, &e)],
-        Output::Notified(n) => vec![notified(actor, transport, connection, &n)],
-        Output::Tools(e, _) => vec![ended(actor, transport, connection, key, &e)],
+        Output::Ended(e) => Some(ended(actor, transport, connection, key, &e)),
+        Output::Notified(n) => Some(notified(actor, transport, connection, &n)),
         Output::Uninspected { sender, bytes, how } => {
             let mut body = pb::Uninspected {
                 actor: Some(actor),
@@ -34,9 +33,9 @@ pub fn bodies(
                 ..Default::default()
             };
             body.set_sender(wire_sender(sender));
-            vec![Body::Uninspected(body)]
+            Some(Body::Uninspected(body))
         }
-        Output::Recognised(_) | Output::NotMcp | Output::Asked { .. } => Vec::new(),
+        Output::Tools(..) | Output::Recognised(_) | Output::NotMcp | Output::Asked { .. } => None,
     }
 }
 

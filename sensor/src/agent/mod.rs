@@ -14,6 +14,7 @@ mod reload;
 mod repeats;
 mod reset;
 mod service;
+mod session;
 mod state;
 mod stdio;
 pub mod translate;
@@ -95,19 +96,19 @@ fn sensor_name(wanted: Option<String>) -> String {
 
 /// What ids, URIs and secrets are hashed under, so that hashes of two hosts
 /// cannot be compared and short values not be guessed; kept over restarts.
-fn hash_key(path: &Path) -> anyhow::Result<[u8; 16]> {
+fn hash_key(path: &Path) -> anyhow::Result<[u8; 32]> {
     use std::os::unix::fs::OpenOptionsExt as _;
     match fs::read(path) {
         Ok(bytes) => {
             if let Ok(key) = bytes.try_into() {
                 return Ok(key);
             }
-            warn!(path = %path.display(), "not 16 bytes: hashes from now on differ from those before");
+            warn!(path = %path.display(), "not 32 bytes: hashes from now on differ from those before");
         }
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
         Err(error) => return Err(error).with_context(|| path.display().to_string()),
     }
-    let mut key = [0; 16];
+    let mut key = [0; 32];
     std::io::Read::read_exact(&mut fs::File::open("/dev/urandom")?, &mut key)?;
     let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?;
     file.write_all(&key).with_context(|| path.display().to_string())?;
@@ -181,11 +182,11 @@ async fn serve(args: RunArgs) -> anyhow::Result<ExitCode> {
     let inventory_file = args.state_dir.join("inventory.json");
     let (inventory, damage) = inventory::load(&inventory_file);
     let (resets, to_reset) = reset::Resets::new();
-    let key = hash_key(&args.state_dir.join("hash.key"))?;
+    let keys = session::Keys::new(&hash_key(&args.state_dir.join("hash.key"))?);
     let reads_stdio = loaded_kernel.capture.is_ok();
     let kernel::maps::Rings { verdicts, telemetry, stdio } = loaded_kernel.rings;
     let rings = reader::Rings { verdicts, telemetry };
-    let (stdio, wires) = stdio::prepare(stdio, loaded_kernel.wires, loaded_kernel.capture, key)?;
+    let (stdio, wires) = stdio::prepare(stdio, loaded_kernel.wires, loaded_kernel.capture, keys)?;
     let core = Arc::new(Core::new(
         bus.clone(),
         loaded_kernel.maps,

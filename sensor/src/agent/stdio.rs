@@ -4,12 +4,13 @@
 
 use super::core::{Core, lock};
 use super::exchange;
+use super::session::{Keys, Session, Speaker};
 use super::wires::{self, Pair};
 use crate::event::{Body, now, pb};
 use crate::kernel::capture::{Capture, CaptureError};
 use crate::kernel::maps::Wires;
 use crate::kernel::record;
-use crate::mcp::{Connection, Limits, Output, Sender};
+use crate::mcp::{Output, Sender};
 use aya::maps::{MapData, RingBuf};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
@@ -92,7 +93,7 @@ pub struct Reader {
     ring: RingBuf<MapData>,
     wires: Wires,
     capture: Option<Capture>,
-    key: [u8; 16],
+    keys: Keys,
     live: HashMap<u64, Live>,
     /// When there was last something to read.
     needed: Instant,
@@ -108,7 +109,7 @@ pub fn prepare(
     ring: RingBuf<MapData>,
     wires: Wires,
     capture: Result<Capture, CaptureError>,
-    key: [u8; 16],
+    keys: Keys,
 ) -> std::io::Result<(Stdio, Reader)> {
     let (send, commands) = mpsc::channel();
     let wake = Arc::new(EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)?);
@@ -127,7 +128,7 @@ pub fn prepare(
         ring,
         wires,
         capture: capture.ok(),
-        key,
+        keys,
         live: HashMap::new(),
         needed: Instant::now(),
         swept: Instant::now(),
@@ -145,7 +146,7 @@ struct Live {
     label: Label,
     keys: Vec<WireKey>,
     places: Vec<Place>,
-    connection: Connection,
+    session: Session,
     processes: Vec<u32>,
     /// Bytes of a candidate that were looked at, each way.
     seen: [u64; 2],
@@ -228,10 +229,6 @@ impl Reader {
         told
     }
 
-    fn limits(candidate: bool) -> Limits {
-        Limits { candidate, ..Limits::default() }
-    }
-
     fn attach(&mut self, core: &Core) {
         self.needed = Instant::now();
         let Some(capture) = &mut self.capture else { return };
@@ -271,10 +268,10 @@ impl Reader {
             self.dropped += 1;
             return;
         }
-        let connection = Connection::new(self.key, Self::limits(!label.is_some()));
+        let session = Session::new(&self.keys, !label.is_some());
         self.live.insert(
             id,
-            Live { label, keys, places: Vec::new(), connection, processes, seen: [0; 2], joined: [false; 2] },
+            Live { label, keys, places: Vec::new(), session, processes, seen: [0; 2], joined: [false; 2] },
         );
     }
 
@@ -330,13 +327,12 @@ impl Reader {
                 Entry::Vacant(_) if self.forgotten.contains(&id) => continue,
                 Entry::Vacant(vacant) => {
                     let label = chunk.header.label;
-                    let limits = Self::limits(!label.is_some());
-                    let connection = Connection::new(self.key, limits);
+                    let session = Session::new(&self.keys, !label.is_some());
                     vacant.insert(Live {
                         label,
                         keys: Vec::new(),
                         places: Vec::new(),
-                        connection,
+                        session,
                         processes: vec![chunk.header.tgid],
                         seen: [0; 2],
                         // It began while nobody listened.
@@ -355,43 +351,52 @@ impl Reader {
     }
 
     fn act(&mut self, core: &Arc<Core>, id: u64, chunk: &Chunk, time: i64, out: &mut Vec<Output>) {
-        for output in out.drain(..) {
+        let mut outputs = std::mem::take(out).into_iter().peekable();
+        while let Some(output) = outputs.next_if(|o| matches!(o, Output::NotMcp | Output::Recognised(_))) {
             let Some(live) = self.live.get_mut(&id) else { return };
-            match output {
-                Output::NotMcp if !live.label.is_some() => {
-                    self.forget(id);
-                    return;
-                }
-                Output::NotMcp => {}
-                Output::Recognised(era) if !live.label.is_some() => {
+            if live.label.is_some() {
+                continue;
+            }
+            let label = match output {
+                Output::Recognised(era) => {
                     let processes = live.processes.clone();
                     let era = exchange::era_name(Some(era));
-                    match core.discovered(time, &processes, chunk.header.tgid, era) {
-                        Some(label) => self.admit(core, id, label),
-                        None => self.forget(id),
-                    }
+                    core.discovered(time, &processes, chunk.header.tgid, era)
                 }
-                output => {
-                    if live.label.is_some() {
-                        let label = live.label;
-                        self.say(core, id, label, chunk.header.tgid, chunk.header.uid, time, output);
-                    }
+                _ => None,
+            };
+            match label {
+                Some(label) => self.admit(core, id, label),
+                None => {
+                    self.forget(id);
+                    return;
                 }
             }
         }
         let Some(live) = self.live.get(&id) else { return };
-        if !live.label.is_some() && live.seen.iter().all(|seen| *seen >= CANDIDATE_BYTES) {
+        if live.label.is_some() {
+            self.say(core, id, chunk.header.tgid, chunk.header.uid, time, outputs);
+        } else if live.seen.iter().all(|seen| *seen >= CANDIDATE_BYTES) {
             self.forget(id);
         }
     }
 
-    #[allow(clippy::too_many_arguments, reason = "who did it, and what")]
-    fn say(&self, core: &Core, id: u64, label: Label, pid: u32, uid: u32, time: i64, output: Output) {
-        if label.instance() == 0 {
-            return;
+    fn say(
+        &mut self,
+        core: &Arc<Core>,
+        id: u64,
+        pid: u32,
+        uid: u32,
+        time: i64,
+        outputs: impl Iterator<Item = Output>,
+    ) {
+        let Some(live) = self.live.get_mut(&id) else { return };
+        let speaker = Speaker { label: live.label, connection: id, transport: "stdio", pid, uid };
+        let heard = live.session.heard(core, &speaker, time, outputs);
+        for violation in heard.violations {
+            core.contain(live.label, violation);
         }
-        let actor = core.actor(label, pid, uid);
-        for body in exchange::bodies(actor, "stdio", id, &self.key, output) {
+        for body in heard.bodies {
             core.bus.publish(time, body);
         }
     }
@@ -427,7 +432,7 @@ impl Reader {
         }
     }
 
-    fn ended(&mut self, core: &Core, instance: u32) {
+    fn ended(&mut self, core: &Arc<Core>, instance: u32) {
         let ids: Vec<u64> =
             self.live.iter().filter(|(_, l)| l.label.instance() == instance).map(|(id, _)| *id).collect();
         for id in ids {
@@ -436,7 +441,7 @@ impl Reader {
     }
 
     /// Nothing more comes over a connection.
-    fn close(&mut self, core: &Core, id: u64) {
+    fn close(&mut self, core: &Arc<Core>, id: u64) {
         // Twice: what is missing at both looks is lost.
         self.look(core, id);
         self.look(core, id);
@@ -444,11 +449,9 @@ impl Reader {
         let (label, pid) = (live.label, live.processes.first().copied().unwrap_or(0));
         let mut out = Vec::new();
         let time = now();
-        live.connection.close(time, &mut (), &mut out);
+        live.session.close(time, &mut out);
         if label.is_some() {
-            for output in out {
-                self.say(core, id, label, pid, u32::MAX, time, output);
-            }
+            self.say(core, id, pid, u32::MAX, time, out.into_iter());
         }
         self.forget(id);
     }
@@ -456,7 +459,7 @@ impl Reader {
     /// Bytes that moved and whose records did not come, though the ring was
     /// emptied since they were seen to have moved: it was full, and nothing has
     /// moved since.
-    fn look(&mut self, core: &Core, id: u64) {
+    fn look(&mut self, core: &Arc<Core>, id: u64) {
         let Some(live) = self.live.get_mut(&id) else { return };
         if !live.label.is_some() {
             return;
@@ -473,9 +476,9 @@ impl Reader {
                 live.lost(key.direction, time, missing, &mut out);
             }
         }
-        let (label, pid) = (live.label, live.processes.first().copied().unwrap_or(0));
-        for output in out {
-            self.say(core, id, label, pid, u32::MAX, time, output);
+        let pid = live.processes.first().copied().unwrap_or(0);
+        if !out.is_empty() {
+            self.say(core, id, pid, u32::MAX, time, out.into_iter());
         }
     }
 
@@ -574,20 +577,20 @@ impl Live {
         if joined && !data.first().is_some_and(|b| may_begin(*b)) {
             // No message begins like this. One that seems to begin and does not
             // is no whole JSON either.
-            self.connection.gap(sender, time, 0, &mut (), out);
+            self.session.gap(sender, time, 0, out);
         }
         if chunk.how == HOW_DATA {
-            self.connection.bytes(sender, time, data, &mut (), out);
+            self.session.bytes(sender, time, data, self.label.is_some(), out);
         } else {
             out.push(Output::Uninspected { sender, bytes: moved, how: how_name(chunk.how) });
-            self.connection.gap(sender, time, moved, &mut (), out);
+            self.session.gap(sender, time, moved, out);
         }
     }
 
     fn lost(&mut self, direction: u32, time: i64, bytes: u64, out: &mut Vec<Output>) {
         let sender = sender(direction);
         out.push(Output::Uninspected { sender, bytes, how: "lost" });
-        self.connection.gap(sender, time, bytes, &mut (), out);
+        self.session.gap(sender, time, bytes, out);
     }
 }
 

@@ -91,7 +91,9 @@ impl Matcher {
         let cache = Mutex::new(dfa.create_cache());
         let start = Start::of(&hir, keywords);
         Ok(Self {
-            assignment: matches!(start, Start::Keyword(_)) && pattern.matches(ASSIGNMENT).count() == 1 && !alternative(&hir),
+            assignment: matches!(start, Start::Keyword(_))
+                && pattern.matches(ASSIGNMENT).count() == 1
+                && !alternative(&hir),
             start,
             longest,
             group,
@@ -135,7 +137,9 @@ impl Matcher {
         let captures = self.captures(&input.range(from..to.min(found + 1)));
         let whole = captures.get_match()?;
         let secret = match self.group {
-            0 => (1..captures.group_len()).find_map(|n| captures.get_group(n).filter(|span| !span.is_empty())),
+            0 => {
+                (1..captures.group_len()).find_map(|n| captures.get_group(n).filter(|span| !span.is_empty()))
+            }
             n => captures.get_group(n),
         };
         let secret = secret.unwrap_or_else(|| whole.span());
@@ -194,7 +198,9 @@ impl Start {
         let begins = literals.iter().all(|literal| {
             let literal = literal.as_bytes().to_ascii_lowercase();
             literal.len() >= 2
-                && keywords.iter().any(|k| literal.starts_with(k.as_bytes()) || k.as_bytes().starts_with(&literal))
+                && keywords
+                    .iter()
+                    .any(|k| literal.starts_with(k.as_bytes()) || k.as_bytes().starts_with(&literal))
         });
         if begins && !literals.is_empty() {
             Self::Keyword(literals.iter().map(|literal| literal.as_bytes().to_vec()).collect())
@@ -213,6 +219,10 @@ fn alternative(hir: &Hir) -> bool {
 fn followed_by_operator(text: &[u8]) -> bool {
     let word = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'-' | b' ' | b'\t');
     let mut at = text.iter().take(20).take_while(|b| word(**b)).count();
-    at += text[at..].iter().take(3).take_while(|b| b.is_ascii_whitespace() || matches!(b, b'\'' | b'"' | 0x0b)).count();
+    at += text[at..]
+        .iter()
+        .take(3)
+        .take_while(|b| b.is_ascii_whitespace() || matches!(b, b'\'' | b'"' | 0x0b))
+        .count();
     text.get(at).is_some_and(|b| matches!(b, b'=' | b'>' | b':' | b'|' | b'?' | b','))
 }

@@ -16,8 +16,13 @@ use super::matcher::Matcher;
 const GITLEAKS: &str = include_str!("rules/gitleaks.toml");
 
 /// Rules that ask for a file of a certain name: there are none here.
-pub const LEFT_OUT: [&str; 5] =
-    ["freemius-secret-key", "hashicorp-tf-password", "kubernetes-secret-yaml", "nuget-config-password", "pkcs12-file"];
+pub const LEFT_OUT: [&str; 5] = [
+    "freemius-secret-key",
+    "hashicorp-tf-password",
+    "kubernetes-secret-yaml",
+    "nuget-config-password",
+    "pkcs12-file",
+];
 
 /// What gitleaks says of `generic-*` rules, in its code rather than its
 /// configuration: a secret has a digit.
@@ -303,6 +308,7 @@ fn from_go(pattern: &str) -> String {
 /// `n}`, `n,}` or `n,m}`.
 fn repetition(rest: &str) -> bool {
     rest.split_once('}').is_some_and(|(inner, _)| {
-        inner.starts_with(|c: char| c.is_ascii_digit()) && inner.bytes().all(|b| b.is_ascii_digit() || b == b',')
+        inner.starts_with(|c: char| c.is_ascii_digit())
+            && inner.bytes().all(|b| b.is_ascii_digit() || b == b',')
     })
 }

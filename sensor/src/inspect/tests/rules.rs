@@ -6,7 +6,12 @@ fn every_rule_compiles() {
     assert_eq!(rules.list.len(), 217);
     for rule in &rules.list {
         assert!(rule.matcher().is_some(), "{}", rule.id);
-        eprintln!("{} {:?} {}", rule.id, rule.matcher().unwrap().describe(), rule.matcher().unwrap().memory());
+        eprintln!(
+            "{} {:?} {}",
+            rule.id,
+            rule.matcher().unwrap().describe(),
+            rule.matcher().unwrap().memory()
+        );
     }
     let total: usize = rules.list.iter().map(|r| r.matcher().unwrap().memory()).sum();
     eprintln!("{total}");

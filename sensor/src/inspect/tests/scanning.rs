@@ -17,5 +17,8 @@ fn scan(values: &[(&str, &str)]) -> Vec<Found> {
 fn a_token_is_found_with_its_place_and_length() {
     let found = scan(&[("/params/arguments/text", "use ghp_012345678901234567890123456789abCDeF now")]);
     let [one] = &found[..] else { panic!("{found:?}") };
-    assert_eq!((one.rule, one.place.as_str(), one.length, one.count), ("github-pat", "/params/arguments/text", 40, 1));
+    assert_eq!(
+        (one.rule, one.place.as_str(), one.length, one.count),
+        ("github-pat", "/params/arguments/text", 40, 1)
+    );
 }
