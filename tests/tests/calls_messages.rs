@@ -7,22 +7,22 @@ use mcp_sensor_tests::mcp::events::shown;
 use mcp_sensor_tests::mcp::log::{Call, Log};
 use mcp_sensor_tests::mcp::servers::{self, Server};
 use mcp_sensor_tests::mcp::session::{ALL, Driver, NODE_1, NODE_2, PYTHON_1, PYTHON_2};
+use mcp_sensor_tests::mcp::speaker::Speaker;
 use mcp_sensor_tests::mcp::wire::{Link, Wire};
-use mcp_sensor_tests::policy::{OPEN, OPEN_ARGUMENT, Policy};
-use mcp_sensor_tests::run::built;
+use mcp_sensor_tests::policy::Policy;
 use mcp_sensor_tests::sensor::{SOON, Sensor};
 use mcp_sensor_tests::spec::must;
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
-use std::process::Command;
 use std::time::Duration;
 
 const SESSION: Duration = Duration::from_secs(120);
 
-/// Drives `server` with each driver; returns the log of each.
-fn recorded(server: &Server, drivers: &[Driver]) -> Result<Vec<Log>> {
+/// Drives the server with each driver; returns the log of each.
+fn recorded(server: impl FnOnce(&Bed) -> Result<Server>, drivers: &[Driver]) -> Result<Vec<Log>> {
     let bed = Bed::new()?;
+    let server = server(&bed)?;
     let sensor = Sensor::start(&bed, &server.declared(Policy::default()))?;
     let one = |driver: &Driver| -> Result<Log> {
         let mark = sensor.mark()?;
@@ -49,12 +49,12 @@ fn sizes(largest: usize) -> Value {
 
 #[test]
 fn messages_from_1_b_to_50_mb_of_a_python_server_are_recorded() {
-    must(|| recorded(&servers::echo_python(sizes(50_000_000), &[]), &[PYTHON_2, NODE_1]).map(drop));
+    must(|| recorded(|bed| servers::echo_python(bed, sizes(50_000_000), &[]), &[PYTHON_2, NODE_1]).map(drop));
 }
 
 #[test]
 fn messages_from_1_b_to_50_mb_of_a_node_server_are_recorded() {
-    must(|| recorded(&servers::echo_node(sizes(50_000_000)), &[PYTHON_1, NODE_2]).map(drop));
+    must(|| recorded(|bed| servers::echo_node(bed, sizes(50_000_000)), &[PYTHON_1, NODE_2]).map(drop));
 }
 
 #[test]
@@ -67,8 +67,8 @@ fn fifty_calls_at_a_time_are_recorded() {
             {"tool": "refuse", "arguments": {"code": -32000}, "times": 50},
         ]);
         let phases = json!([{"concurrency": 50, "calls": calls}]);
-        recorded(&servers::echo_python(phases.clone(), &[]), &ALL)?;
-        recorded(&servers::echo_node(phases), &ALL).map(drop)
+        recorded(|bed| servers::echo_python(bed, phases.clone(), &[]), &ALL)?;
+        recorded(|bed| servers::echo_node(bed, phases), &ALL).map(drop)
     });
 }
 
@@ -76,8 +76,8 @@ fn replies_after(seconds: u64) {
     must(|| {
         let late = json!({"tool": "echo", "arguments": {"bytes": 10, "delay": seconds}});
         let phases = json!([{"concurrency": 2, "calls": [late, echo(1)]}]);
-        let server = servers::echo_python(phases, &[]);
         let bed = Bed::new()?;
+        let server = servers::echo_python(&bed, phases, &[])?;
         let sensor = Sensor::start(&bed, &server.declared(Policy::default()))?;
         let mark = sensor.mark()?;
         let log = PYTHON_2.drive(&bed, &server.session, SESSION)?;
@@ -116,8 +116,8 @@ fn what_servers_ask_prompts_resources_and_progress_are_recorded() {
             {"do": "resource", "uri": "note://desk/one"},
             {"tool": "echo", "arguments": {"delay": 60}, "cancel_after": 0.3},
         ]);
-        let server = servers::echo_python(json!([{"calls": calls}]), &[]);
         let bed = Bed::new()?;
+        let server = servers::echo_python(&bed, json!([{"calls": calls}]), &[])?;
         let sensor = Sensor::start(&bed, &server.declared(Policy::default()))?;
         for driver in ALL {
             let mark = sensor.mark()?;
@@ -149,23 +149,44 @@ fn what_servers_ask_prompts_resources_and_progress_are_recorded() {
     });
 }
 
-/// `known_by`: the argument that the policy knows the server by.
-fn speak(bed: &Bed, known_by: &str) -> Result<Command> {
-    let mut command = bed.command(built("speak")?)?;
-    command.arg(known_by);
-    Ok(command)
+/// Two servers, and one more that keeps the sensor listening.
+struct World {
+    bed: Bed,
+    sensor: Sensor,
+    one: Speaker,
+    other: Speaker,
+    _awake: Wire,
+}
+
+const ONE: &str = "one";
+const OTHER: &str = "other";
+
+impl World {
+    fn new() -> Result<World> {
+        let bed = Bed::new()?;
+        let (one, other) = (Speaker::new(&bed, ONE)?, Speaker::new(&bed, OTHER)?);
+        let third = Speaker::new(&bed, "companion")?;
+        let policy = third.declared(other.declared(one.declared(Policy::default())));
+        let sensor = Sensor::start(&bed, &policy)?;
+        let awake = Wire::companion(&bed, &sensor, &third)?;
+        Ok(World { bed, sensor, one, other, _awake: awake })
+    }
+
+    fn wire(&self, server: &Speaker, link: Link) -> Result<Wire> {
+        Wire::start(server.command(&self.bed, &[])?, link)
+    }
 }
 
 /// The same bytes at the same time: each call belongs to its own instance.
 #[test]
 fn identical_messages_of_two_servers_are_not_mixed() {
     must(|| {
-        let bed = Bed::new()?;
-        let sensor = Sensor::start(&bed, &Policy::standard())?;
+        let world = World::new()?;
+        let sensor = &world.sensor;
         let mark = sensor.mark()?;
         let mut wires = Vec::new();
         for link in [Link::Pipes, Link::Pipes, Link::Sockets, Link::Sockets] {
-            wires.push(Wire::start(speak(&bed, OPEN_ARGUMENT)?, link)?);
+            wires.push(world.wire(&world.one, link)?);
         }
         wires.iter_mut().try_for_each(Wire::initialize)?;
         for round in 0..50 {
@@ -180,7 +201,7 @@ fn identical_messages_of_two_servers_are_not_mixed() {
             }
         }
         let logs: Vec<Log> = wires.into_iter().map(Wire::end).collect::<Result<_>>()?;
-        let events = sensor.exactly(mark, "tool_call", OPEN, 200)?;
+        let events = sensor.exactly(mark, "tool_call", ONE, 200)?;
         let of = |key: &str| -> BTreeSet<String> { events.iter().map(|e| e.0[key].to_string()).collect() };
         let (instances, connections) = (of("instance"), of("connection"));
         ensure!(instances.len() == 4 && connections.len() == 4, "{instances:?} {connections:?}");
@@ -200,13 +221,12 @@ fn identical_messages_of_two_servers_are_not_mixed() {
 #[test]
 fn a_kill_in_mid_message_invents_nothing_and_touches_nobody() {
     must(|| {
-        let bed = Bed::new()?;
-        let policy = Policy::standard().server("other", "unrestricted", "audit", "");
-        let sensor = Sensor::start(&bed, &policy)?;
+        let world = World::new()?;
+        let sensor = &world.sensor;
         for link in [Link::Pipes, Link::Sockets] {
             let mark = sensor.mark()?;
-            let mut dying = Wire::start(speak(&bed, OPEN_ARGUMENT)?, link)?;
-            let mut other = Wire::start(speak(&bed, "only-by-exec-other")?, link)?;
+            let mut dying = world.wire(&world.one, link)?;
+            let mut other = world.wire(&world.other, link)?;
             dying.initialize()?;
             other.initialize()?;
             dying.call("echo", json!({"bytes": 5}))?;
@@ -220,7 +240,7 @@ fn a_kill_in_mid_message_invents_nothing_and_touches_nobody() {
             other.call("fail", json!({}))?;
             let log = other.end()?;
             ensure!(gone.calls.iter().filter(|c| c.outcome == "no_response").count() == 1, "{gone:?}");
-            let events = sensor.exactly(mark, "tool_call", OPEN, 2)?;
+            let events = sensor.exactly(mark, "tool_call", ONE, 2)?;
             let seen: Vec<Call> = events.iter().map(Call::of_event).collect();
             ensure!(seen[0] == gone.calls[0], "{seen:?}");
             ensure!(
@@ -228,7 +248,7 @@ fn a_kill_in_mid_message_invents_nothing_and_touches_nobody() {
                 "{seen:?} is not {:?}",
                 gone.calls
             );
-            sensor.calls_are(mark, "other", &log.calls)?;
+            sensor.calls_are(mark, OTHER, &log.calls)?;
         }
         Ok(())
     });
@@ -238,10 +258,10 @@ fn a_kill_in_mid_message_invents_nothing_and_touches_nobody() {
 #[test]
 fn calls_in_a_batch_are_recorded_one_by_one() {
     must(|| {
-        let bed = Bed::new()?;
-        let sensor = Sensor::start(&bed, &Policy::standard())?;
+        let world = World::new()?;
+        let sensor = &world.sensor;
         let mark = sensor.mark()?;
-        let mut wire = Wire::start(speak(&bed, OPEN_ARGUMENT)?, Link::Pipes)?;
+        let mut wire = world.wire(&world.one, Link::Pipes)?;
         wire.initialize()?;
         let batch: Vec<Value> = [("echo", json!({"bytes": 3})), ("fail", json!({})), ("none", json!({}))]
             .into_iter()
@@ -252,7 +272,7 @@ fn calls_in_a_batch_are_recorded_one_by_one() {
         wire.call("echo", json!({"bytes": 4}))?;
         let log = wire.end()?;
         ensure!(log.calls.len() == 4, "{log:?}");
-        sensor.calls_are(mark, OPEN, &log.calls).map(drop)
+        sensor.calls_are(mark, ONE, &log.calls).map(drop)
     });
 }
 
@@ -260,10 +280,10 @@ fn calls_in_a_batch_are_recorded_one_by_one() {
 #[test]
 fn ids_have_types() {
     must(|| {
-        let bed = Bed::new()?;
-        let sensor = Sensor::start(&bed, &Policy::standard())?;
+        let world = World::new()?;
+        let sensor = &world.sensor;
         let mark = sensor.mark()?;
-        let mut wire = Wire::start(speak(&bed, OPEN_ARGUMENT)?, Link::Pipes)?;
+        let mut wire = world.wire(&world.one, Link::Pipes)?;
         wire.initialize()?;
         let ids = [json!(0), json!(7), json!("7"), json!(""), json!("a\"b"), json!(-3)];
         let calls: Vec<Value> = ids
@@ -277,7 +297,7 @@ fn ids_have_types() {
         wire.send_together(&calls)?;
         wire.answers(calls.len())?;
         let log = wire.end()?;
-        let events = sensor.calls_are(mark, OPEN, &log.calls)?;
+        let events = sensor.calls_are(mark, ONE, &log.calls)?;
         let hashes: BTreeSet<_> = events.iter().map(|e| e.text("id_hash").to_owned()).collect();
         ensure!(hashes.len() == ids.len(), "{hashes:?}");
         Ok(())
@@ -288,16 +308,16 @@ fn ids_have_types() {
 #[test]
 fn garbage_between_messages_is_counted() {
     must(|| {
-        let bed = Bed::new()?;
-        let sensor = Sensor::start(&bed, &Policy::standard())?;
+        let world = World::new()?;
+        let sensor = &world.sensor;
         let mark = sensor.mark()?;
-        let mut wire = Wire::start(speak(&bed, OPEN_ARGUMENT)?, Link::Pipes)?;
+        let mut wire = world.wire(&world.one, Link::Pipes)?;
         wire.initialize()?;
         wire.call("echo", json!({"bytes": 1}))?;
         wire.put(b"this is no JSON at all\n{\"half\": \n\n\xff\xfe\n")?;
         wire.call("fail", json!({}))?;
         let log = wire.end()?;
-        let events = sensor.exactly(mark, "tool_call", OPEN, 2)?;
+        let events = sensor.exactly(mark, "tool_call", ONE, 2)?;
         let seen: Vec<Call> = events.iter().map(Call::of_event).collect();
         ensure!(seen == log.calls, "{seen:?} is not {:?}", log.calls);
         sensor.events().wait_for("garbage", SOON, |e| {
@@ -313,8 +333,8 @@ fn no_content_leaves_the_sensor() {
     must(|| {
         let secret = "Qx7-very-particular-words";
         let calls = json!([{"tool": "echo", "arguments": {"text": secret}}]);
-        let server = servers::echo_python(json!([{"calls": calls}]), &[]);
         let bed = Bed::new()?;
+        let server = servers::echo_python(&bed, json!([{"calls": calls}]), &[])?;
         let sensor = Sensor::start(&bed, &server.declared(Policy::default()))?;
         let mark = sensor.mark()?;
         let log = PYTHON_1.drive(&bed, &server.session, SESSION)?;

@@ -5,21 +5,43 @@ use anyhow::{Context, Result, ensure};
 use mcp_sensor_tests::bed::Bed;
 use mcp_sensor_tests::mcp::events::{Mark, shown};
 use mcp_sensor_tests::mcp::log::Log;
+use mcp_sensor_tests::mcp::speaker::Speaker;
 use mcp_sensor_tests::mcp::wire::{Link, Wire};
-use mcp_sensor_tests::policy::{OPEN, OPEN_ARGUMENT, Policy};
+use mcp_sensor_tests::policy::Policy;
 use mcp_sensor_tests::run::built;
 use mcp_sensor_tests::sensor::{SOON, Sensor};
 use mcp_sensor_tests::spec::{Claim, must, run};
 use serde_json::json;
-use std::process::Command;
 use std::time::Instant;
 
 use Link::{Pipes, Sockets};
 
-fn speaker(bed: &Bed, how: &[&str]) -> Result<Command> {
-    let mut command = bed.command(built("speak")?)?;
-    command.arg(OPEN_ARGUMENT).args(how);
-    Ok(command)
+/// The server that is talked to, and one more that keeps the sensor listening.
+struct World {
+    bed: Bed,
+    sensor: Sensor,
+    speaker: Speaker,
+    _awake: Option<Wire>,
+}
+
+const SPEAKER: &str = "speaker";
+
+impl World {
+    fn new() -> Result<World> {
+        World::with(true)
+    }
+
+    fn with(companion: bool) -> Result<World> {
+        let bed = Bed::new()?;
+        let (speaker, other) = (Speaker::new(&bed, SPEAKER)?, Speaker::new(&bed, "companion")?);
+        let sensor = Sensor::start(&bed, &other.declared(speaker.declared(Policy::default())))?;
+        let awake = if companion { Some(Wire::companion(&bed, &sensor, &other)?) } else { None };
+        Ok(World { bed, sensor, speaker, _awake: awake })
+    }
+
+    fn wire(&self, how: &[&str], link: Link) -> Result<Wire> {
+        Wire::start(self.speaker.command(&self.bed, how)?, link)
+    }
 }
 
 /// Sizes around those that pipes, sockets and the sensor's own pieces have;
@@ -41,28 +63,42 @@ const SIZES: [usize; 7] = [1, 255, 4096, 16_384, 65_536, 70_001, 300_000];
 
 /// Everything that the client knows is recorded, over every link given.
 fn is_recorded(how: &[&str], links: &[Link], sizes: &[usize]) -> Result<()> {
-    let bed = Bed::new()?;
-    let sensor = Sensor::start(&bed, &Policy::standard())?;
+    let world = World::new()?;
+    let sensor = &world.sensor;
     for link in links {
         let mark = sensor.mark()?;
-        let (log, _) = talk(Wire::start(speaker(&bed, how)?, *link)?, sizes)?;
+        let (log, _) = talk(world.wire(how, *link)?, sizes)?;
         ensure!(log.calls.len() == sizes.len() + 40, "proves nothing: {} calls", log.calls.len());
-        sensor.knows(mark, OPEN, &log).with_context(|| format!("{how:?} over {link:?}"))?;
+        sensor.knows(mark, SPEAKER, &log).with_context(|| format!("{how:?} over {link:?}"))?;
     }
     Ok(())
+}
+
+/// Whatever else the sensor has to do when there was none before.
+#[test]
+fn the_first_server_is_recorded_from_its_first_byte() {
+    must(|| {
+        for link in [Pipes, Sockets] {
+            let world = World::with(false)?;
+            let mark = world.sensor.mark()?;
+            let (log, _) = talk(world.wire(&[], link)?, &SIZES)?;
+            world.sensor.knows(mark, SPEAKER, &log).with_context(|| format!("{link:?}"))?;
+        }
+        Ok(())
+    });
 }
 
 /// The label comes before the program does.
 #[test]
 fn a_server_that_was_launched_as_one_is_recorded() {
     must(|| {
-        let bed = Bed::new()?;
-        let sensor = Sensor::start(&bed, &Policy::standard())?;
+        let world = World::new()?;
+        let sensor = &world.sensor;
         for link in [Pipes, Sockets, Pipes, Sockets] {
             let mark = sensor.mark()?;
-            let command = bed.labelled(&sensor, OPEN, built("speak")?)?;
+            let command = world.bed.labelled(sensor, SPEAKER, built("speak")?)?;
             let (log, _) = talk(Wire::start(command, link)?, &SIZES)?;
-            sensor.knows(mark, OPEN, &log).with_context(|| format!("{link:?}"))?;
+            sensor.knows(mark, SPEAKER, &log).with_context(|| format!("{link:?}"))?;
         }
         Ok(())
     });
@@ -107,7 +143,7 @@ fn one_byte_for_each_write_is_recorded() {
 
 /// The bytes of a kind that the sensor says it did not read.
 fn unread(sensor: &Sensor, mark: Mark, how: &str, sender: &str) -> Result<u64> {
-    let events = sensor.since(mark, "uninspected", OPEN)?;
+    let events = sensor.since(mark, "uninspected", SPEAKER)?;
     let wanted = events.iter().filter(|e| e.text("how") == how && e.text("sender") == sender);
     Ok(wanted.filter_map(|e| e.number("bytes")).sum())
 }
@@ -119,7 +155,7 @@ fn wait_for_unread(sensor: &Sensor, mark: Mark, how: &str, sender: &str, bytes: 
         if said == bytes {
             return Ok(());
         }
-        let all = sensor.since(mark, "uninspected", OPEN)?;
+        let all = sensor.since(mark, "uninspected", SPEAKER)?;
         ensure!(
             said < bytes && Instant::now() < deadline,
             "{said} bytes unread by {how}, not {bytes}: {}",
@@ -131,20 +167,20 @@ fn wait_for_unread(sensor: &Sensor, mark: Mark, how: &str, sender: &str, bytes: 
 
 /// Every byte that the server wrote is counted, and no answer is invented.
 fn is_counted(how: &[&str], name: &str, links: &[Link]) -> Result<()> {
-    let bed = Bed::new()?;
-    let sensor = Sensor::start(&bed, &Policy::standard())?;
+    let world = World::new()?;
+    let sensor = &world.sensor;
     for link in links {
         let mark = sensor.mark()?;
-        let (log, received) = talk(Wire::start(speaker(&bed, how)?, *link)?, &SIZES)?;
-        wait_for_unread(&sensor, mark, name, "server", received)?;
-        let events = sensor.exactly(mark, "tool_call", OPEN, log.calls.len())?;
+        let (log, received) = talk(world.wire(how, *link)?, &SIZES)?;
+        wait_for_unread(sensor, mark, name, "server", received)?;
+        let events = sensor.exactly(mark, "tool_call", SPEAKER, log.calls.len())?;
         let answered: Vec<_> =
             events.iter().filter(|e| e.text("outcome") != "no_response").cloned().collect();
         ensure!(answered.is_empty(), "answers that nobody read: {}", shown(&answered));
         ensure!(
             events.iter().zip(&log.calls).all(|(e, c)| e.number("request_bytes") == Some(c.request_bytes))
         );
-        let others = sensor.since(mark, "uninspected", OPEN)?;
+        let others = sensor.since(mark, "uninspected", SPEAKER)?;
         ensure!(others.iter().all(|e| e.text("how") == name), "{}", shown(&others));
     }
     Ok(())
@@ -174,11 +210,11 @@ fn answers_by_sendfile_are_counted() {
 #[test]
 fn spliced_requests_are_counted() {
     must(|| {
-        let bed = Bed::new()?;
-        let sensor = Sensor::start(&bed, &Policy::standard())?;
+        let world = World::new()?;
+        let sensor = &world.sensor;
         for link in [Pipes, Sockets] {
             let mark = sensor.mark()?;
-            let mut wire = Wire::start(speaker(&bed, &["--read", "splice"])?, link)?;
+            let mut wire = world.wire(&["--read", "splice"], link)?;
             wire.initialize()?;
             let mut sent = 0;
             for size in SIZES {
@@ -186,8 +222,8 @@ fn spliced_requests_are_counted() {
             }
             sent += wire.sent;
             wire.end()?;
-            wait_for_unread(&sensor, mark, "splice", "client", sent)?;
-            let invented = sensor.since(mark, "tool_call", OPEN)?;
+            wait_for_unread(sensor, mark, "splice", "client", sent)?;
+            let invented = sensor.since(mark, "tool_call", SPEAKER)?;
             ensure!(invented.is_empty(), "calls that nobody read: {}", shown(&invented));
         }
         Ok(())
@@ -199,19 +235,19 @@ fn spliced_requests_are_counted() {
 #[test]
 fn a_stream_recovers_after_bytes_that_nobody_read() {
     must(|| {
-        let bed = Bed::new()?;
-        let sensor = Sensor::start(&bed, &Policy::standard())?;
+        let world = World::new()?;
+        let sensor = &world.sensor;
         for link in [Pipes, Sockets] {
             let mark = sensor.mark()?;
             let how = ["--write", "splice", "--every", "30"];
-            let mut wire = Wire::start(speaker(&bed, &how)?, link)?;
+            let mut wire = world.wire(&how, link)?;
             wire.initialize()?;
             // `initialize` was answer 1; number 30 is spliced.
             for number in 2..=59 {
                 wire.call("echo", json!({"bytes": number}))?;
             }
             let log = wire.end()?;
-            let events = sensor.exactly(mark, "tool_call", OPEN, log.calls.len())?;
+            let events = sensor.exactly(mark, "tool_call", SPEAKER, log.calls.len())?;
             let seen: Vec<_> = events.iter().map(mcp_sensor_tests::mcp::log::Call::of_event).collect();
             let lost: Vec<_> = seen.iter().filter(|c| !c.is_answered()).collect();
             // The gap, and at most the message whose beginning cannot be told.
@@ -228,29 +264,29 @@ fn a_stream_recovers_after_bytes_that_nobody_read() {
 /// By io_uring: recorded where functions of the kernel are watched, counted
 /// where only system calls are.
 fn is_recorded_or_counted(how: &[&str], links: &[Link]) -> Result<Claim> {
-    let bed = Bed::new()?;
-    let sensor = Sensor::start(&bed, &Policy::standard())?;
+    let world = World::new()?;
+    let sensor = &world.sensor;
     if let Err(e) = io_uring::IoUring::new(4) {
         return Ok(Claim::Skipped(format!("io_uring_setup: {e}")));
     }
     for link in links {
         let mark = sensor.mark()?;
-        let mut wire = Wire::start(speaker(&bed, how)?, *link)?;
+        let mut wire = world.wire(how, *link)?;
         wire.initialize()?;
         for size in SIZES {
             wire.call("echo", json!({"bytes": size, "pad": "p".repeat(size)}))?;
         }
         let (received, sent) = (wire.received, wire.sent);
         let log = wire.end()?;
-        if sensor.calls_are(mark, OPEN, &log.calls).is_ok() {
+        if sensor.calls_are(mark, SPEAKER, &log.calls).is_ok() {
             continue;
         }
         if how.contains(&"--write") {
-            wait_for_unread(&sensor, mark, "io_uring", "server", received)?;
+            wait_for_unread(sensor, mark, "io_uring", "server", received)?;
         } else {
-            wait_for_unread(&sensor, mark, "io_uring", "client", sent)?;
+            wait_for_unread(sensor, mark, "io_uring", "client", sent)?;
         }
-        let calls = sensor.since(mark, "tool_call", OPEN)?;
+        let calls = sensor.since(mark, "tool_call", SPEAKER)?;
         let invented: Vec<_> = calls.iter().filter(|e| e.text("outcome") != "no_response").cloned().collect();
         ensure!(invented.is_empty(), "invented: {}", shown(&invented));
     }

@@ -135,6 +135,16 @@ fn same<T: PartialEq + Debug>(what: &str, expected: &[T], seen: &[T]) -> Result<
     )
 }
 
+/// What matters of some events.
 pub fn shown(events: &[Event]) -> String {
-    events.iter().take(8).map(|e| format!("\n  {}", e.0)).collect()
+    const KEYS: [&str; 14] = [
+        "type", "server", "instance", "kind", "method", "tool", "outcome", "error_code", "request_bytes",
+        "response_bytes", "sender", "how", "bytes", "detail",
+    ];
+    let one = |e: &Event| {
+        let fields = KEYS.iter().filter_map(|k| Some(format!("{k}={}", e.0.get(*k)?)));
+        format!("\n  {}", fields.collect::<Vec<_>>().join(" "))
+    };
+    let rest = if events.len() > 8 { format!("\n  and {} more", events.len() - 8) } else { String::new() };
+    events.iter().take(8).map(one).chain([rest]).collect()
 }

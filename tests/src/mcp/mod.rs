@@ -7,4 +7,5 @@ pub mod log;
 pub mod model;
 pub mod servers;
 pub mod session;
+pub mod speaker;
 pub mod wire;

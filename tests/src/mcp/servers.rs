@@ -14,21 +14,25 @@ use std::time::Duration;
 pub struct Server {
     /// Its name in the policy.
     pub name: &'static str,
-    /// What its package is called.
+    /// What its package is called; empty for the tests' own.
     pub package: &'static str,
     /// File that its interpreter runs.
-    script: &'static str,
+    script: String,
     pub session: Session,
 }
 
 impl Server {
-    fn new(name: &'static str, package: &'static str, script: &'static str, session: Session) -> Server {
-        Server { name, package, script, session }
+    fn new(name: &'static str, package: &'static str, script: &str, session: Session) -> Server {
+        Server { name, package, script: script.to_owned(), session }
     }
 
     /// Recorded, never denied.
     pub fn declared(&self, policy: Policy) -> Policy {
-        let rule = format!("match: [{{package: \"{}\"}}, {{script: {}}}]", self.package, self.script);
+        let script = format!("{{script: {}}}", self.script);
+        let rule = match self.package {
+            "" => format!("match: [{script}]"),
+            package => format!("match: [{{package: \"{package}\"}}, {script}]"),
+        };
         policy.server(self.name, "unrestricted", "audit", &rule)
     }
 }
@@ -199,16 +203,28 @@ pub fn sqlite(bed: &Bed) -> Result<Server> {
     Ok(Server::new("sqlite", "mcp-server-sqlite", "mcp-server-sqlite", session))
 }
 
-/// `echo.py` with `arguments`, known by its script's name.
-pub fn echo_python(phases: Value, arguments: &[&str]) -> Server {
-    let interpreter = found("python3").unwrap_or_else(|| "python3".into());
-    let mut command = vec![text(&interpreter), text(&own("echo.py"))];
-    command.extend(arguments.iter().map(|a| (*a).to_owned()));
-    Server::new("echo-py", "no-package-echo-py", "echo.py", Session::new(command, phases))
+/// `echo.py` with `arguments`; a copy whose name no other test's policy knows.
+pub fn echo_python(bed: &Bed, phases: Value, arguments: &[&str]) -> Result<Server> {
+    copied(bed, "echo-py", "echo.py", "python3", phases, arguments)
 }
 
-pub fn echo_node(phases: Value) -> Server {
-    let interpreter = found("node").unwrap_or_else(|| "node".into());
-    let command = vec![text(&interpreter), text(&own("echo.mjs"))];
-    Server::new("echo-js", "no-package-echo-js", "echo.mjs", Session::new(command, phases))
+pub fn echo_node(bed: &Bed, phases: Value) -> Result<Server> {
+    copied(bed, "echo-js", "echo.mjs", "node", phases, &[])
+}
+
+fn copied(
+    bed: &Bed,
+    name: &'static str,
+    file: &str,
+    interpreter: &str,
+    phases: Value,
+    arguments: &[&str],
+) -> Result<Server> {
+    let unique = bed.folder.path().file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let script = format!("{unique}-{file}");
+    let copy = bed.folder.path().join(&script);
+    std::fs::copy(own(file), &copy)?;
+    let mut command = vec![text(&found(interpreter).unwrap_or_else(|| interpreter.into())), text(&copy)];
+    command.extend(arguments.iter().map(|a| (*a).to_owned()));
+    Ok(Server::new(name, "", &script, Session::new(command, phases)))
 }

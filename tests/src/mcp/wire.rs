@@ -2,6 +2,9 @@
 //! server's stdio that a test wants, and keeps the same log as real ones.
 
 use super::log::{Log, Record, ResultFields};
+use super::speaker::Speaker;
+use crate::bed::Bed;
+use crate::sensor::{SOON, Sensor};
 use anyhow::{Context, Result, bail, ensure};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -104,6 +107,21 @@ impl Wire {
             sent: 0,
             received: 0,
         })
+    }
+
+    /// A session that the sensor has heard of: from here on, and as long as it
+    /// lives, the sensor listens.
+    pub fn companion(bed: &Bed, sensor: &Sensor, server: &Speaker) -> Result<Wire> {
+        let mut wire = Wire::start(server.command(bed, &[])?, Link::Pipes)?;
+        wire.initialize()?;
+        let mark = sensor.mark()?;
+        let deadline = Instant::now() + SOON;
+        while sensor.since(mark, "tool_call", server.name)?.is_empty() {
+            ensure!(Instant::now() < deadline, "the sensor hears nothing within {SOON:?}");
+            wire.call("echo", json!({}))?;
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        Ok(wire)
     }
 
     pub fn pid(&self) -> u32 {

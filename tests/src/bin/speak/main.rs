@@ -14,7 +14,6 @@ mod ring;
 
 use descriptors::Fds;
 use input::Input;
-use mcp_sensor_tests::policy::OPEN_ARGUMENT;
 use output::{Output, Shape};
 use std::io::{self, IoSlice};
 
@@ -44,10 +43,6 @@ fn main() -> io::Result<()> {
     let (mut by, mut shape, mut every) = (By::Itself, Shape::Whole, 1);
     let mut arguments = std::env::args().skip(1);
     while let Some(option) = arguments.next() {
-        // What a policy knows this program by.
-        if option == OPEN_ARGUMENT || option.starts_with("only-by-exec-") {
-            continue;
-        }
         let value = arguments.next().unwrap_or_else(|| usage(&format!("{option} needs a value")));
         match (option.as_str(), value.as_str()) {
             ("--write", _) => write = value,
