@@ -110,8 +110,9 @@ async function act(client, todo) {
       return client.getPrompt({ name: todo.name, arguments: todo.arguments });
     case "resource":
       return client.readResource({ uri: todo.uri });
-    case "sleep":
-      return new Promise((done) => setTimeout(done, todo.seconds * 1000));
+    case "wait":
+      while (!fs.existsSync(todo.file)) await new Promise((done) => setTimeout(done, 10));
+      return;
     default:
       throw new Error(`do ${todo.do}?`);
   }

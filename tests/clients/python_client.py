@@ -152,8 +152,9 @@ async def act(session, todo):
         await session.get_prompt(todo["name"], todo.get("arguments"))
     elif what == "resource":
         await session.read_resource(todo["uri"])
-    elif what == "sleep":
-        await anyio.sleep(todo["seconds"])
+    elif what == "wait":
+        while not os.path.exists(todo["file"]):
+            await anyio.sleep(0.01)
     else:
         raise ValueError(f"do {what}?")
 

@@ -138,8 +138,20 @@ fn same<T: PartialEq + Debug>(what: &str, expected: &[T], seen: &[T]) -> Result<
 /// What matters of some events.
 pub fn shown(events: &[Event]) -> String {
     const KEYS: [&str; 14] = [
-        "type", "server", "instance", "kind", "method", "tool", "outcome", "error_code", "request_bytes",
-        "response_bytes", "sender", "how", "bytes", "detail",
+        "type",
+        "server",
+        "instance",
+        "kind",
+        "method",
+        "tool",
+        "outcome",
+        "error_code",
+        "request_bytes",
+        "response_bytes",
+        "sender",
+        "how",
+        "bytes",
+        "detail",
     ];
     let one = |e: &Event| {
         let fields = KEYS.iter().filter_map(|k| Some(format!("{k}={}", e.0.get(*k)?)));

@@ -165,7 +165,8 @@ impl Pending {
 }
 
 impl Record {
-    fn outcome(&self) -> String {
+    /// Of an answer.
+    pub fn outcome(&self) -> String {
         match (self.error, &self.result) {
             (Some(code), _) => format!("rpc_error {code}"),
             (None, Some(r)) if r.result_type == "input_required" => "input_required".into(),

@@ -54,7 +54,7 @@ pub struct Session {
     /// `[{"concurrency": N, "calls": [CALL…]}…]`, one phase after the other. A
     /// CALL is `{"tool", "arguments", "times", "cancel_after": seconds, "progress": true}`
     /// or `{"do": "tools"}`, `{"do": "prompt", "name", "arguments"}`,
-    /// `{"do": "resource", "uri"}`, `{"do": "sleep", "seconds"}`.
+    /// `{"do": "resource", "uri"}`, `{"do": "wait", "file"}` (until it is there).
     pub phases: Value,
 }
 

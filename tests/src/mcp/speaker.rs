@@ -5,7 +5,7 @@ use crate::bed::Bed;
 use crate::policy::Policy;
 use crate::run::built;
 use anyhow::Result;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 pub struct Speaker {
@@ -20,6 +20,10 @@ impl Speaker {
         let exe = bed.folder.path().join(name);
         std::fs::copy(built("speak")?, &exe)?;
         Ok(Speaker { name, exe })
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.exe
     }
 
     /// Recorded, never denied.

@@ -226,6 +226,11 @@ impl Wire {
         Ok(())
     }
 
+    /// What became of the last request that was answered, in the sensor's words.
+    pub fn last_outcome(&self) -> Option<String> {
+        self.records.iter().rev().find(|r| r.way == "received" && r.method.is_empty()).map(Record::outcome)
+    }
+
     pub fn signal(&self, signal: Signal) -> Result<()> {
         Ok(kill(Pid::from_raw(self.child.id() as i32), signal)?)
     }
@@ -250,6 +255,12 @@ impl Wire {
         }
         self.child.wait()?;
         Log::of(&self.records)
+    }
+
+    /// Has the server closed its output? Waits a moment for that.
+    pub fn has_ended(&mut self) -> Result<bool> {
+        self.turn(false)?;
+        Ok(self.ended)
     }
 
     /// For a server that was killed: what it left unread is read.
