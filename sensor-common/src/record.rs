@@ -5,6 +5,7 @@ use crate::exec::ARGV_BYTES;
 use crate::identity::FileId;
 use crate::label::Label;
 use crate::name::NameText;
+use crate::socket::Traffic;
 use crate::unix::PATH_BYTES;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
@@ -24,6 +25,9 @@ pub const KIND_NAME: u16 = 5;
 pub const KIND_CHUNK: u16 = 6;
 /// `stdio::Candidate`.
 pub const KIND_CANDIDATE: u16 = 7;
+
+/// `Released`.
+pub const KIND_RELEASED: u16 = 8;
 
 pub const RING_VERDICTS: u8 = 0;
 pub const RING_TELEMETRY: u8 = 1;
@@ -212,6 +216,20 @@ pub struct Exit {
     pub code: u32,
 }
 
+/// A socket that had traffic was closed.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Released {
+    pub header: Header,
+    pub netns: u64,
+    pub cookie: u64,
+    pub traffic: Traffic,
+    /// `socket::SOCKET_…`.
+    pub flags: u32,
+    /// The task that made the socket.
+    pub tgid: u32,
+}
+
 /// Why something was not recorded, or not kept. One per-CPU counter each.
 #[repr(u32)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -324,6 +342,7 @@ const _: () = {
     assert!(size_of::<UnixVerdict>() == 48 + 8 + 108 + 4 + 16);
     assert!(size_of::<Exec>() == 48 + 32 + 16 + 256 + 512);
     assert!(size_of::<Exit>() == 56);
+    assert!(size_of::<Released>() == 48 + 16 + 88 + 8);
     assert!(size_of::<Instance>() == 88);
     assert!(size_of::<Addr>() == 16);
 };

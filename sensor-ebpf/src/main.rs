@@ -26,6 +26,7 @@ mod scratch;
 mod socket;
 mod stdio;
 mod tls;
+mod traffic;
 mod unix;
 mod verdict;
 

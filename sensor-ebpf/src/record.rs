@@ -80,6 +80,7 @@ records!(
     sensor_common::record::UnixVerdict,
     sensor_common::record::Exec,
     sensor_common::record::Exit,
+    sensor_common::record::Released,
     sensor_common::stdio::Candidate
 );
 

@@ -131,6 +131,22 @@ impl Core {
             }
             Record::Exec(r) => self.exec(time, r),
             Record::Exit(r) => self.ended(time, r.header.label),
+            Record::Released(r) => {
+                let policies = lock(&self.policies);
+                let instances = lock(&self.instances);
+                let mut ended = Context { policies: &policies, instances: &instances }.released(r, time);
+                drop((policies, instances));
+                if ended.direction() == pb::Direction::Egress
+                    && let Some(dst) = &mut ended.dst
+                {
+                    let server = r.header.label.server();
+                    dst.name = self
+                        .names
+                        .of(server, r.netns, r.traffic.remote.addr, r.header.boottime)
+                        .unwrap_or_default();
+                }
+                self.bus.publish(time, Body::ConnectionEnd(ended));
+            }
             Record::Candidate(r) => self.stdio.tell(Command::Started(Box::new(*r))),
         }
     }

@@ -82,7 +82,7 @@ const TRACEPOINTS: [(&str, &str, &str); 4] = [
     ),
 ];
 
-const CGROUP: [Core; 10] = [
+const CGROUP: [Core; 11] = [
     Core {
         program: "socket",
         attach_type: 2,
@@ -97,6 +97,7 @@ const CGROUP: [Core; 10] = [
     Core { program: "bind6", attach_type: 9, without: "bind() is not refused at once" },
     Core { program: "egress", attach_type: 1, without: "packets are not judged" },
     Core { program: "ingress", attach_type: 0, without: "inbound packets are not judged" },
+    Core { program: "released", attach_type: 34, without: "the end of connections is not told" },
 ];
 
 /// Programs that `egress` and `ingress` hand packets to: the array, the place in

@@ -2,8 +2,8 @@
 //! an unknown kind or of another size is an error, never undefined behaviour.
 
 use sensor_common::record::{
-    Exec, Exit, Header, KIND_CANDIDATE, KIND_CHUNK, KIND_EXEC, KIND_EXIT, KIND_NAME, KIND_UNIX, KIND_VERDICT,
-    NameVerdict, UnixVerdict, Verdict,
+    Exec, Exit, Header, KIND_CANDIDATE, KIND_CHUNK, KIND_EXEC, KIND_EXIT, KIND_NAME, KIND_RELEASED,
+    KIND_UNIX, KIND_VERDICT, NameVerdict, Released, UnixVerdict, Verdict,
 };
 use sensor_common::stdio::{Candidate, Chunk};
 use zerocopy::FromBytes;
@@ -16,6 +16,7 @@ pub enum Record {
     Exec(Box<Exec>),
     Exit(Exit),
     Candidate(Candidate),
+    Released(Box<Released>),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -46,6 +47,7 @@ pub fn parse(bytes: &[u8]) -> Result<Record, RecordError> {
         KIND_EXEC => Record::Exec(Box::new(whole(bytes, &header)?)),
         KIND_EXIT => Record::Exit(whole(bytes, &header)?),
         KIND_CANDIDATE => Record::Candidate(whole(bytes, &header)?),
+        KIND_RELEASED => Record::Released(Box::new(whole(bytes, &header)?)),
         kind => return Err(RecordError::Kind(kind)),
     })
 }
@@ -74,6 +76,7 @@ impl Record {
             Record::Exec(r) => &r.header,
             Record::Exit(r) => &r.header,
             Record::Candidate(r) => &r.header,
+            Record::Released(r) => &r.header,
         }
     }
 }
