@@ -163,15 +163,25 @@ fn inherited(fd: u32) -> Option<End> {
 /// stdout are that server's; those of programs further down in its tree are not.
 #[inline(always)]
 pub(crate) fn executed(task: Task, label: Label, begun: bool) {
+    // SAFETY: plain integers, both ways.
+    unsafe { note_stdio(task.tgid, label.0, begun as u32) };
+}
+
+/// A global function, which the verifier looks at once.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub unsafe extern "C" fn note_stdio(tgid: u32, label: u64, begun: u32) -> u64 {
+    let label = Label(label);
+    let begun = begun != 0;
     if label.is_some() && !begun {
-        return;
+        return 0;
     }
     let looked_at = matches!(kernel::state(), Some(s) if s.candidates != 0) && kernel::in_scope();
     let wanted = label.is_some() || looked_at;
     let ends = if wanted { (inherited(0), inherited(1)) } else { (None, None) };
     let (Some(input), Some(output)) = ends else {
-        ended(task.tgid);
-        return;
+        ended(tgid);
+        return 0;
     };
     let (from, to) = (input.key(FROM_CLIENT), output.key(FROM_SERVER));
     let known = (connection(&from), connection(&to));
@@ -181,8 +191,8 @@ pub(crate) fn executed(task: Task, label: Label, begun: bool) {
         // Half of another's: a helper with output of its own.
         _ => {
             if !label.is_some() {
-                ended(task.tgid);
-                return;
+                ended(tgid);
+                return 0;
             }
             (next_connection(), false)
         }
@@ -199,7 +209,7 @@ pub(crate) fn executed(task: Task, label: Label, begun: bool) {
         }
     }
     if !label.is_some() {
-        set_candidate(task.tgid, true);
+        set_candidate(tgid, true);
     }
     let parent = pointer(kernel::current(), offset!(task_real_parent))
         .and_then(|p| read::<u32>(p, offset!(task_tgid)))
@@ -211,6 +221,7 @@ pub(crate) fn executed(task: Task, label: Label, begun: bool) {
         r.input = from;
         r.output = to;
     });
+    1
 }
 
 /// 0: not known.
@@ -401,9 +412,9 @@ pub(crate) fn closed(cookie: u64) {
 fn moved(end: &End, direction: u32, base: u64, bytes: u64) {
     let key = &end.key(direction);
     meet(end, key, base);
-    let Some((m, wire)) = admit(key, bytes) else { return };
+    let Some((m, _)) = admit(key, bytes) else { return };
     (m.base, m.rest) = (base, bytes);
-    record_all(m, wire);
+    record_all(m);
 }
 
 /// Where bytes lie that are in several places: `struct iovec` at `segments`, the
@@ -438,7 +449,7 @@ fn moved_in_parts(end: &End, direction: u32, parts: Parts, bytes: u64) {
     } else if end.tcp != 0 {
         meet(end, key, read::<u64>(segments, 0).unwrap_or(0));
     }
-    let Some((m, wire)) = admit(key, bytes) else { return };
+    let Some((m, _)) = admit(key, bytes) else { return };
     (m.segments, m.count, m.in_kernel) = (segments, count, in_kernel as u64);
     if skip > 0 {
         next_segment(m);
@@ -447,7 +458,7 @@ fn moved_in_parts(end: &End, direction: u32, parts: Parts, bytes: u64) {
             m.rest -= skip;
         }
     }
-    record_all(m, wire);
+    record_all(m);
 }
 
 /// `bytes` went over the wire where nobody can read them.
@@ -471,18 +482,35 @@ struct Work {
 }
 
 #[inline(always)]
-fn record_all(m: &mut Moved, wire: *mut Wire) {
-    let count = m.left / CHUNK_BYTES as u64 + if m.count > SEGMENTS { SEGMENTS } else { m.count } * 2 + 2;
-    const MOST: u64 = 1 << 22; // of bpf_loop: 1 << 23
-    let count = if count > MOST { MOST } else { count } as u32;
-    let mut work = Work { moved: m, wire };
-    // SAFETY: the callback and its context outlive the call.
-    unsafe { bpf_loop(count, step as *mut c_void, (&raw mut work).cast(), 0) };
-    if m.left > 0 {
-        m.how = HOW_SEGMENTS;
-        put::<{ CHUNK_CLASSES[0] }>(m, wire, m.left, 0);
+fn record_all(m: &Moved) {
+    // SAFETY: a plain integer.
+    unsafe { record_moved(m.number as u64) };
+}
+
+/// A global function, which the verifier looks at once however many calls lead
+/// here. `number`: of an entry of [`MOVES`], which it gives back.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub unsafe extern "C" fn record_moved(number: u64) -> u64 {
+    let Some(m) = MOVES.get_ptr_mut(number as u32) else { return 0 };
+    // SAFETY: the entry is the caller's alone.
+    let m = unsafe { &mut *m };
+    if let Some(wire) = WIRES.get_ptr_mut(m.key) {
+        let segments = if m.count > SEGMENTS { SEGMENTS } else { m.count };
+        let count = m.left / CHUNK_BYTES as u64 + segments * 2 + 2;
+        const MOST: u64 = 1 << 22; // of bpf_loop: 1 << 23
+        let count = if count > MOST { MOST } else { count } as u32;
+        let mut work = Work { moved: m, wire };
+        // SAFETY: the callback and its context outlive the call.
+        unsafe { bpf_loop(count, step as *mut c_void, (&raw mut work).cast(), 0) };
+        if m.left > 0 {
+            m.how = HOW_SEGMENTS;
+            let left = m.left;
+            put::<{ CHUNK_CLASSES[0] }>(m, wire, left, 0);
+        }
     }
     give_back(m);
+    1
 }
 
 #[inline(always)]
