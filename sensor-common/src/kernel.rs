@@ -56,12 +56,40 @@ pub struct Offsets {
     pub socket_sk: u32,
     pub sock_family: u32,
     pub sock_cookie: u32,
+    pub sock_type: u32,
+    pub sock_socket: u32,
+    pub sock_daddr: u32,
+    pub sock_dport: u32,
+    pub sock_v6_daddr: u32,
     /// `bpf_sock_addr_kern`; the length came with Linux 6.7 (0: not there).
     pub sock_addr_uaddr: u32,
     pub sock_addr_uaddrlen: u32,
+    /// `thread_info.status` within the task: the 32-bit interface's mark.
+    pub task_status: u32,
+    pub kiocb_filp: u32,
+    pub socket_file: u32,
+    pub msghdr_iter: u32,
+    pub msghdr_flags: u32,
+    pub iter_type: u32,
+    pub iter_offset: u32,
+    /// `ubuf`, or the array of segments.
+    pub iter_data: u32,
+    pub iter_segments: u32,
+    /// Values of `enum iter_type`; `u32::MAX`: the kernel has none.
+    pub iter_ubuf: u32,
+    pub iter_iovec: u32,
+    pub uring_file: u32,
+    pub uring_opcode: u32,
+    /// Parameters of the tracepoint `io_uring_complete`, which lost two when it
+    /// came to pass a `struct io_uring_cqe *` (Linux 6.16).
+    pub uring_complete_args: u32,
+    /// Not an offset: where the sensor's cgroup is in the tree of cgroup v2 (0:
+    /// the root), and its id. Programs elsewhere are nobody's candidates.
+    pub scope_level: u32,
+    pub scope: u64,
 }
 
-/// The one entry of the state map.
+/// The one entry of the state map: what the agent writes and the programs read.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct State {
@@ -69,12 +97,25 @@ pub struct State {
     pub generation: u32,
     /// 1: the policy matches by cgroup, so that exec looks at it.
     pub cgroup_rules: u32,
-    /// Inherited sockets that no packet has shown yet.
-    pub inherited: u32,
     /// Accepted connections that nobody has taken yet, see `socket::Tuple`.
     pub queued: u32,
+    /// 1: programs that nobody declared are looked at, see `stdio::Candidate`.
+    pub candidates: u32,
+    /// 1: some instance is in quarantine.
+    pub quarantined: u32,
+}
+
+/// The one entry of another map: what the programs write. Apart, since a map's
+/// value is written whole: the agent would undo what they count meanwhile.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Counts {
+    /// 1: there are inherited sockets that no packet has shown yet.
+    pub inherited: u64,
     /// Next instance number; the agent's own have the top bit set.
     pub next_instance: u64,
+    /// Next number of a connection over stdio.
+    pub next_connection: u64,
 }
 
 /// Set in the instance numbers that user space gives out.
@@ -93,6 +134,6 @@ pub struct Denial {
 }
 
 const _: () = {
-    assert!(size_of::<Offsets>() == 192);
-    assert!(size_of::<State>() == 24);
+    assert!(size_of::<Offsets>() == 280);
+    assert!(size_of::<State>() == 20);
 };

@@ -22,7 +22,7 @@ pub mod unix;
 
 /// Version of every layout in this crate; part of the name of the pin
 /// directory, so that two versions never share a map.
-pub const ABI: u32 = 3;
+pub const ABI: u32 = 4;
 
 /// IANA protocol numbers that a labelled server may use.
 pub const TCP: u8 = 6;

@@ -267,6 +267,8 @@ pub enum Reason {
     /// The server's profile allows it, but the file is not verified and the
     /// profile of `unknown` does not.
     Unverified = 57,
+    /// The instance did what `on_violation: quarantine` answers.
+    Quarantined = 58,
 }
 
 impl Reason {
@@ -275,7 +277,7 @@ impl Reason {
         (self as u8) < 32
     }
 
-    pub const ALL: [Reason; 37] = [
+    pub const ALL: [Reason; 38] = [
         Reason::Rule,
         Reason::Unrestricted,
         Reason::SelfInstance,
@@ -313,6 +315,7 @@ impl Reason {
         Reason::Ech,
         Reason::NameExpired,
         Reason::Unverified,
+        Reason::Quarantined,
     ];
 
     /// The name in events and in `explain`.
@@ -355,6 +358,7 @@ impl Reason {
             Reason::Ech => "ech",
             Reason::NameExpired => "name_expired",
             Reason::Unverified => "unverified",
+            Reason::Quarantined => "quarantined",
         }
     }
 

@@ -5,6 +5,7 @@ use crate::exec::ARGV_BYTES;
 use crate::identity::FileId;
 use crate::label::Label;
 use crate::name::NameText;
+use crate::socket::Traffic;
 use crate::unix::PATH_BYTES;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
@@ -20,9 +21,21 @@ pub const KIND_UNIX: u16 = 2;
 pub const KIND_EXEC: u16 = 3;
 pub const KIND_EXIT: u16 = 4;
 pub const KIND_NAME: u16 = 5;
+/// `stdio::Chunk`, in the ring of wires.
+pub const KIND_CHUNK: u16 = 6;
+/// `stdio::Candidate`.
+pub const KIND_CANDIDATE: u16 = 7;
+
+/// `stdio::Met`.
+pub const KIND_MET: u16 = 9;
+/// `Released`.
+pub const KIND_RELEASED: u16 = 8;
 
 pub const RING_VERDICTS: u8 = 0;
 pub const RING_TELEMETRY: u8 = 1;
+pub const RING_STDIO: u8 = 2;
+/// How many rings there are.
+pub const RINGS: u32 = 3;
 
 /// First in every record. `seq` counts per ring and CPU, lost records
 /// included: a gap is a loss.
@@ -205,6 +218,20 @@ pub struct Exit {
     pub code: u32,
 }
 
+/// A socket that had traffic was closed.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Released {
+    pub header: Header,
+    pub netns: u64,
+    pub cookie: u64,
+    pub traffic: Traffic,
+    /// `socket::SOCKET_…`.
+    pub flags: u32,
+    /// The task that made the socket.
+    pub tgid: u32,
+}
+
 /// Why something was not recorded, or not kept. One per-CPU counter each.
 #[repr(u32)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -234,10 +261,14 @@ pub enum Loss {
     NameBuffer = 12,
     /// Addresses that were not learned: the map of all servers is full.
     LearnedFull = 13,
+    /// Bytes of wires that found no place in their ring.
+    StdioRingFull = 14,
+    /// Wires that found no place in their map: nothing of them is read.
+    WiresFull = 15,
 }
 
 impl Loss {
-    pub const ALL: [Loss; 14] = [
+    pub const ALL: [Loss; 16] = [
         Loss::VerdictRingFull,
         Loss::TelemetryRingFull,
         Loss::VerdictQuota,
@@ -252,6 +283,8 @@ impl Loss {
         Loss::ExecUnreadable,
         Loss::NameBuffer,
         Loss::LearnedFull,
+        Loss::StdioRingFull,
+        Loss::WiresFull,
     ];
 
     pub const fn name(self) -> &'static str {
@@ -270,6 +303,8 @@ impl Loss {
             Loss::ExecUnreadable => "exec_unreadable",
             Loss::NameBuffer => "name_buffer",
             Loss::LearnedFull => "learned_full",
+            Loss::StdioRingFull => "stdio_ring_full",
+            Loss::WiresFull => "wires_full",
         }
     }
 }
@@ -309,6 +344,7 @@ const _: () = {
     assert!(size_of::<UnixVerdict>() == 48 + 8 + 108 + 4 + 16);
     assert!(size_of::<Exec>() == 48 + 32 + 16 + 256 + 512);
     assert!(size_of::<Exit>() == 56);
+    assert!(size_of::<Released>() == 48 + 16 + 88 + 8);
     assert!(size_of::<Instance>() == 88);
     assert!(size_of::<Addr>() == 16);
 };

@@ -28,6 +28,25 @@ pub struct Peer {
     pub valid: u8,
 }
 
+/// What a labelled socket has sent and received, in packets as the packet hooks
+/// see them: IP headers included, before segmentation and after reassembly by
+/// offloads. Value of a socket storage of its own, which accept() does not copy.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Traffic {
+    /// The first packet, CLOCK_BOOTTIME nanoseconds; 0: there was none.
+    pub started: u64,
+    pub sent_bytes: u64,
+    pub sent_packets: u64,
+    pub received_bytes: u64,
+    pub received_packets: u64,
+    /// Both ends of the first packet; of a datagram socket's others, nothing.
+    pub local: Peer,
+    pub remote: Peer,
+    /// 1: a TCP RST was sent or received.
+    pub reset: u64,
+}
+
 /// Value of the socket storage, cloned to accepted sockets.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]

@@ -6,6 +6,7 @@
 //! `get_next_ino`), never by a descriptor's number, and by the direction in
 //! which the *server* moves bytes: what it reads came from its client.
 
+use crate::addr::Addr;
 use crate::label::Label;
 use crate::record::Header;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
@@ -14,6 +15,19 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 pub const FROM_CLIENT: u32 = 0;
 /// The server wrote it.
 pub const FROM_SERVER: u32 = 1;
+
+/// [`WireKey::dev`] of TCP connections, which are known by their socket's cookie
+/// in place of an inode.
+pub const TCP_WIRE: u32 = u32::MAX;
+/// Set in the numbers of connections over TCP.
+pub const CONNECTION_OVER_TCP: u64 = 1 << 62;
+
+/// Whether a read that begins like this is of an HTTP/1 request (RFC 9110,
+/// section 9): the first four bytes.
+#[inline(always)]
+pub const fn is_request(first: [u8; 4]) -> bool {
+    matches!(&first, b"POST" | b"GET " | b"DELE" | b"OPTI" | b"HEAD" | b"PUT " | b"PATC")
+}
 
 /// Key of the wires' map.
 #[repr(C)]
@@ -36,12 +50,24 @@ pub struct Wire {
     pub connection: u64,
     /// Bytes that have moved since the wire was known, read or not.
     pub position: u64,
-    /// Bytes that may still be read of a candidate; ignored once labelled.
-    pub left: u64,
+    /// [`WIRE_IGNORED`], [`WIRE_JOINED`].
+    pub flags: u64,
 }
+
+/// A candidate's, and what it carries is certainly no MCP.
+pub const WIRE_IGNORED: u64 = 1;
+/// It was found when bytes had moved already: a message may be under way.
+pub const WIRE_JOINED: u64 = 2;
 
 /// How much of a candidate is looked at, each way.
 pub const CANDIDATE_BYTES: u64 = 64 * 1024;
+
+/// Whether a message of JSON-RPC can begin with this byte, blank space before
+/// it allowed: what begins otherwise is no candidate any more.
+#[inline(always)]
+pub const fn may_begin(byte: u8) -> bool {
+    matches!(byte, b'{' | b'[' | b' ' | b'\t' | b'\r' | b'\n')
+}
 
 /// Numbers of connections that the agent gives out have the top bit set.
 pub const CONNECTION_BY_AGENT: u64 = 1 << 63;
@@ -89,6 +115,8 @@ pub const fn how_name(how: u32) -> &'static str {
 pub struct Chunk {
     pub header: Header,
     pub connection: u64,
+    /// [`WireKey::inode`].
+    pub inode: u64,
     /// [`Wire::position`] of the first byte.
     pub position: u64,
     /// Bytes that moved.
@@ -107,13 +135,33 @@ pub struct Chunk {
 pub struct Candidate {
     pub header: Header,
     pub connection: u64,
+    /// 1: another process speaks through the same wires, since before.
+    pub joined: u32,
+    /// Real parent's thread group.
+    pub parent: u32,
     pub input: WireKey,
     pub output: WireKey,
+}
+
+/// A labelled server read an HTTP request from a TCP connection, the first that
+/// was seen on it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Met {
+    pub header: Header,
+    pub connection: u64,
+    /// Of the socket.
+    pub cookie: u64,
+    pub peer: Addr,
+    /// Host byte order.
+    pub peer_port: u32,
+    pub _pad: u32,
 }
 
 const _: () = {
     assert!(size_of::<WireKey>() == 16);
     assert!(size_of::<Wire>() == 32);
-    assert!(size_of::<Chunk>() == 80);
-    assert!(size_of::<Candidate>() == 88);
+    assert!(size_of::<Chunk>() == 88);
+    assert!(size_of::<Candidate>() == 96);
+    assert!(size_of::<Met>() == 88);
 };

@@ -4,7 +4,7 @@
 use crate::kernel::{self, offset, pointer, read};
 use crate::record::{self, Task};
 use crate::verdict::take_token;
-use crate::{atomic, identity, label, policy, socket};
+use crate::{atomic, identity, label, policy, socket, stdio};
 use aya_ebpf::helpers::generated::{
     bpf_get_current_comm, bpf_loop, bpf_probe_read_kernel, bpf_probe_read_kernel_str, bpf_probe_read_user,
 };
@@ -93,7 +93,8 @@ pub fn exec(_ctx: RawTracePointContext) -> i32 {
     } else {
         work.found = Match::NONE;
     }
-    relabel(work, task, current);
+    let (label, begun) = relabel(work, task, current);
+    stdio::executed(task, label, begun);
     0
 }
 
@@ -363,7 +364,7 @@ pub fn moved(ctx: RawTracePointContext) -> i32 {
 }
 
 #[inline(always)]
-fn relabel(work: &mut Work, task: Task, current: Label) {
+fn relabel(work: &mut Work, task: Task, current: Label) -> (Label, bool) {
     let found = work.found;
     let matched = if found.server != 0 {
         let role = if found.launcher_file != 0 { ROLE_LAUNCHER } else { ROLE_SERVER };
@@ -376,10 +377,11 @@ fn relabel(work: &mut Work, task: Task, current: Label) {
         && policy::may_launch(work.generation, current.server(), matched.server());
     let mut label = on_exec(current, matched, found.launcher_file != 0, may_launch);
     if !label.is_some() {
-        return;
+        return (label, false);
     }
     let netns = kernel::netns(kernel::current());
     let mut flags = 0;
+    let mut begun = false;
     if label.instance() == 0 {
         label = Label::new(label.server(), label.role(), next_instance());
         flags |= EXEC_NEW_INSTANCE | begin(work, label, netns, kernel::current());
@@ -394,6 +396,7 @@ fn relabel(work: &mut Work, task: Task, current: Label) {
         unsafe {
             if (*i).netns == 0 {
                 (*i).netns = netns; // an explicit launch: this is its first exec
+                begun = true;
             }
             if kernel::has_net_admin(kernel::current()) {
                 atomic::or(&raw mut (*i).flags, INSTANCE_NET_ADMIN);
@@ -401,15 +404,16 @@ fn relabel(work: &mut Work, task: Task, current: Label) {
         }
     }
     report(work, task, label, netns, flags);
+    (label, begun || flags & EXEC_NEW_INSTANCE != 0)
 }
 
 #[inline(always)]
 fn next_instance() -> u32 {
-    match kernel::state_mut() {
+    match kernel::counts() {
         // 0 is "not given yet".
-        Some(state) => {
+        Some(counts) => {
             // SAFETY: an aligned word in a map value.
-            let word = unsafe { &raw mut (*state).next_instance };
+            let word = unsafe { &raw mut (*counts).next_instance };
             (atomic::fetch_add(word, 1) as u32 & 0x3fff_ffff) + 1
         }
         None => 0,

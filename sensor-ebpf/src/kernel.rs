@@ -1,10 +1,12 @@
 //! Reading kernel structures, and the words that switch the programs.
 
-use aya_ebpf::helpers::generated::{bpf_get_current_task, bpf_probe_read_kernel};
+use aya_ebpf::helpers::generated::{
+    bpf_get_current_ancestor_cgroup_id, bpf_get_current_task, bpf_probe_read_kernel,
+};
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::Array;
 use core::mem::MaybeUninit;
-use sensor_common::kernel::{Offsets, State};
+use sensor_common::kernel::{Counts, Offsets, State};
 
 #[unsafe(no_mangle)]
 static OFFSETS: Offsets = zeroed_offsets();
@@ -32,20 +34,23 @@ pub(crate) fn offset_at(field: usize) -> u64 {
 #[map]
 static STATE: Array<State> = Array::with_max_entries(1, 0);
 
+#[map]
+static COUNTS: Array<Counts> = Array::with_max_entries(1, 0);
+
+#[inline(always)]
+pub(crate) fn counts() -> Option<*mut Counts> {
+    COUNTS.get_ptr_mut(0)
+}
+
 #[inline(always)]
 pub(crate) fn state() -> Option<&'static State> {
     STATE.get(0)
 }
 
-#[inline(always)]
-pub(crate) fn state_mut() -> Option<*mut State> {
-    STATE.get_ptr_mut(0)
-}
-
 /// The generation in force, or 0.
 #[inline(always)]
 pub(crate) fn generation() -> u32 {
-    match state_mut() {
+    match STATE.get_ptr(0) {
         // SAFETY: the map value outlives the program; the agent stores one word.
         Some(s) => unsafe { (&raw const (*s).generation).read_volatile() },
         None => 0,
@@ -81,6 +86,17 @@ pub(crate) fn pointer(base: u64, offset: u64) -> Option<u64> {
 pub(crate) fn current() -> u64 {
     // SAFETY: no preconditions.
     unsafe { bpf_get_current_task() }
+}
+
+/// Whether the current task is within the cgroup that the sensor watches.
+#[inline(always)]
+pub(crate) fn in_scope() -> bool {
+    let level = offset!(scope_level);
+    // SAFETY: written once before the programs are loaded; no preconditions.
+    level == 0
+        || unsafe {
+            bpf_get_current_ancestor_cgroup_id(level as i32) == (&raw const OFFSETS.scope).read_volatile()
+        }
 }
 
 /// CAP_NET_ADMIN in the task's permitted set, in whatever user namespace. Not

@@ -1,9 +1,8 @@
 //! Labels of tasks: where they are kept, inherited at fork, dropped at the end
 //! of the thread group.
 
-use crate::atomic;
-use crate::kernel::{offset, pointer, read};
-use crate::record;
+use crate::kernel::{self, offset, pointer, read};
+use crate::{atomic, record, stdio};
 use aya_ebpf::helpers::bpf_get_current_pid_tgid;
 use aya_ebpf::macros::{map, raw_tracepoint};
 use aya_ebpf::maps::{Array, HashMap};
@@ -21,6 +20,10 @@ static TASKS: Array<Label> = Array::with_max_entries(32768, 0);
 /// `pid_max` raised later). They are denied all IP, and inherit that.
 #[map]
 static OVERFLOW: Array<u64> = Array::with_max_entries(PID_LIMIT / 64, 0);
+
+/// Instances that reach nothing any more, whatever their profile.
+#[map]
+static QUARANTINED: HashMap<u32, u8> = HashMap::with_max_entries(16384, 0);
 
 #[map]
 static INSTANCES: HashMap<u32, Instance> = HashMap::with_max_entries(16384, 0);
@@ -68,6 +71,21 @@ pub(crate) fn set(tgid: u32, label: Label) {
     }
 }
 
+/// Whether the label's instance is in quarantine.
+#[inline(always)]
+pub(crate) fn quarantined(label: Label) -> bool {
+    // SAFETY: plain integers, both ways.
+    matches!(kernel::state(), Some(s) if s.quarantined != 0) && unsafe { is_quarantined(label.0) } != 0
+}
+
+/// A global function, which the verifier looks at once.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub unsafe extern "C" fn is_quarantined(label: u64) -> u64 {
+    // SAFETY: only the presence of the entry matters.
+    unsafe { QUARANTINED.get(Label(label).instance()) }.is_some() as u64
+}
+
 #[inline(always)]
 pub(crate) fn instance(id: u32) -> Option<*mut Instance> {
     INSTANCES.get_ptr_mut(id)
@@ -111,6 +129,7 @@ pub fn fork(ctx: RawTracePointContext) -> i32 {
         if of(child).is_some() {
             set(child, Label::NONE);
         }
+        stdio::forked(parent, child);
         return 0;
     }
     set(child, label);
@@ -128,11 +147,15 @@ pub fn exit(ctx: RawTracePointContext) -> i32 {
     let task: u64 = ctx.arg::<u64>(0);
     let Some(tgid) = read::<u32>(task, offset!(task_tgid)) else { return 0 };
     let label = of(tgid);
-    if !label.is_some() {
+    if !label.is_some() && !stdio::is_candidate(tgid) {
         return 0;
     }
     let live = pointer(task, offset!(task_signal)).and_then(|s| read::<u32>(s, offset!(signal_live)));
     if live != Some(0) {
+        return 0;
+    }
+    stdio::ended(tgid);
+    if !label.is_some() {
         return 0;
     }
     set(tgid, Label::NONE);

@@ -24,7 +24,9 @@ mod policy;
 mod record;
 mod scratch;
 mod socket;
+mod stdio;
 mod tls;
+mod traffic;
 mod unix;
 mod verdict;
 

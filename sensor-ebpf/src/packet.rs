@@ -5,7 +5,7 @@ use crate::handover::{HELLO, QUERY, hand_over, received};
 use crate::record::Task;
 use crate::socket::{self, storage};
 use crate::verdict::{self, Facts, Judged, judge, judge_by_address};
-use crate::{dns, kernel};
+use crate::{dns, kernel, label as labels, traffic};
 use aya_ebpf::EbpfContext as _;
 use aya_ebpf::bindings::{__sk_buff, bpf_sock, bpf_sock_tuple};
 use aya_ebpf::helpers::generated::{
@@ -57,6 +57,8 @@ pub(crate) struct Packet {
     v6: bool,
     /// TCP: a SYN without ACK.
     opens: bool,
+    /// TCP: a RST.
+    pub resets: bool,
 }
 
 /// Reads the headers into `packet`. `false`: no plain socket makes such a
@@ -127,6 +129,7 @@ pub(crate) fn parse(skb: *mut __sk_buff, packet: &mut Packet, reason: &mut Reaso
             }
             packet.payload = transport + (byte(0) >> 4) as u32 * 4;
             packet.opens = byte(1) & 0x12 == 0x02;
+            packet.resets = byte(1) & 0x04 != 0;
         }
     }
     true
@@ -212,7 +215,9 @@ fn judge_packet(skb: *mut __sk_buff, sk: *mut bpf_sock, stored: *mut Socket, hoo
     };
     let generation = kernel::generation();
     let now = Peer { addr: peer, port: peer_port, protocol: packet.protocol, valid: 1 };
-    if s.cached_generation == generation && generation != 0 && s.cached == now {
+    if s.cached_generation == generation && generation != 0 && s.cached == now && !labels::quarantined(label)
+    {
+        traffic::count(skb, sk, &packet, outbound);
         if !outbound || s.flags & SOCKET_SNI == 0 {
             return ALLOW;
         }
@@ -231,13 +236,18 @@ fn judge_packet(skb: *mut __sk_buff, sk: *mut bpf_sock, stored: *mut Socket, hoo
         addr: peer,
         any_port: false,
     };
+    if !listening {
+        traffic::count(skb, sk, &packet, outbound);
+    }
     let mut judged = judge(label, &flow, s.netns);
     let mut record_allow = inbound && listening && packet.opens && !outbound;
 
-    if !judged.decision.allows() && packet.protocol == UDP {
+    // Nothing that was allowed before lifts a quarantine.
+    let contained = matches!(judged.decision.reason, Reason::Quarantined);
+    if !judged.decision.allows() && packet.protocol == UDP && !contained {
         record_allow = inbound_datagram(skb, sk, &mut judged, &packet, outbound);
     }
-    if !inbound && outbound {
+    if !inbound && outbound && !contained {
         translated(sk, s, &mut judged, &mut packet);
     }
     if matches!(judged.decision.reason, Reason::NameExpired) && !packet.opens && s.cached == now {
@@ -301,6 +311,7 @@ pub(crate) const EMPTY: Packet = Packet {
     protocol: 0,
     v6: false,
     opens: false,
+    resets: false,
 };
 
 /// Flags of [`conclude`]; bit 0 is "outbound".
@@ -468,6 +479,7 @@ pub(crate) fn destination_is_own(ctx: *mut c_void, flow: &Flow, label: Label) ->
         payload: 0,
         protocol: flow.protocol,
         v6: !addr.is_v4(),
+        resets: false,
         opens: false,
     };
     peer_is_own(ctx, &packet, true, label)

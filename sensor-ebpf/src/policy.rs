@@ -1,6 +1,6 @@
 //! The compiled policy in maps; the decision itself is `sensor_common::policy`.
 
-use crate::{identity, kernel, name};
+use crate::{identity, kernel, label as labels, name};
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, LpmTrie, lpm_trie::Key};
 use sensor_common::addr::Addr;
@@ -162,7 +162,7 @@ pub(crate) fn unrestricted(label: Label) -> bool {
 pub unsafe extern "C" fn label_is_unrestricted(label: u64) -> u64 {
     let (label, generation) = (Label(label), kernel::generation());
     let Some(own) = server(generation, label.server()) else { return 0 };
-    if !is_unrestricted(generation, profile_of(own, label)) {
+    if !is_unrestricted(generation, profile_of(own, label)) || labels::quarantined(label) {
         return 0;
     }
     if !identity::unverified(generation, own, label) {

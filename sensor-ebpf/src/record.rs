@@ -9,7 +9,7 @@ use aya_ebpf::helpers::generated::{
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, PerCpuArray, RingBuf};
 use sensor_common::label::Label;
-use sensor_common::record::{Header, Loss, RING_VERDICTS};
+use sensor_common::record::{Header, Loss, RING_VERDICTS, RINGS};
 
 #[map]
 static VERDICTS: RingBuf = RingBuf::with_byte_size(4 * 1024 * 1024, 0);
@@ -17,7 +17,7 @@ static VERDICTS: RingBuf = RingBuf::with_byte_size(4 * 1024 * 1024, 0);
 static TELEMETRY: RingBuf = RingBuf::with_byte_size(4 * 1024 * 1024, 0);
 /// Next sequence number, per ring and CPU.
 #[map]
-static SEQUENCES: PerCpuArray<u64> = PerCpuArray::with_max_entries(2, 0);
+static SEQUENCES: PerCpuArray<u64> = PerCpuArray::with_max_entries(RINGS, 0);
 /// Indexed by `Loss`.
 #[map]
 static LOSSES: PerCpuArray<u64> = PerCpuArray::with_max_entries(Loss::ALL.len() as u32, 0);
@@ -32,7 +32,7 @@ pub(crate) fn lost(reason: Loss, count: u64) {
 }
 
 #[inline(always)]
-fn next_seq(ring: u8) -> u64 {
+pub(crate) fn next_seq(ring: u8) -> u64 {
     match SEQUENCES.get_ptr_mut(ring as u32) {
         // SAFETY: as in `lost`.
         Some(counter) => atomic::fetch_add(counter, 1),
@@ -79,7 +79,9 @@ records!(
     sensor_common::record::NameVerdict,
     sensor_common::record::UnixVerdict,
     sensor_common::record::Exec,
-    sensor_common::record::Exit
+    sensor_common::record::Exit,
+    sensor_common::record::Released,
+    sensor_common::stdio::Candidate
 );
 
 /// A record about `current`. False: the ring was full, and that is counted.

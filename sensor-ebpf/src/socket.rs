@@ -23,28 +23,57 @@ const BPF_MAP_TYPE_SK_STORAGE: usize = 24;
 /// sockets start with a copy of the listener's.
 const FLAGS: usize = 1 | 1 << 9;
 
-/// aya's own definition has no place for BPF_F_CLONE.
+/// aya's own definition has no place for BPF_F_CLONE, nor for the socket pointers
+/// of packet and socket hooks.
 #[repr(C)]
-pub struct Storage {
+pub struct Storage<T, const FLAGS: usize> {
     r#type: *const [i32; BPF_MAP_TYPE_SK_STORAGE],
     key: *const i32,
-    value: *const Socket,
+    value: *const T,
     max_entries: *const [i32; 0],
     map_flags: *const [i32; FLAGS],
 }
 
+impl<T, const FLAGS: usize> Storage<T, FLAGS> {
+    pub(crate) const fn new() -> Self {
+        Storage {
+            r#type: ptr::null(),
+            key: ptr::null(),
+            value: ptr::null(),
+            max_entries: ptr::null(),
+            map_flags: ptr::null(),
+        }
+    }
+
+    /// What a socket carries, or null. `sk` is a socket pointer of the verifier's.
+    #[inline(always)]
+    pub(crate) fn get(&'static self, sk: *mut bpf_sock) -> *mut T {
+        self.get_or(sk, ptr::null_mut(), 0)
+    }
+
+    /// The same; made of zeros where there was none, null if there is no memory.
+    #[inline(always)]
+    pub(crate) fn get_or_zeroed(&'static self, sk: *mut bpf_sock) -> *mut T {
+        self.get_or(sk, ptr::null_mut(), CREATE)
+    }
+
+    #[inline(always)]
+    fn get_or(&'static self, sk: *mut bpf_sock, value: *mut T, flags: u64) -> *mut T {
+        // SAFETY: the verifier checks `sk`; the kernel copies the value.
+        unsafe {
+            bpf_sk_storage_get((&raw const *self).cast_mut().cast(), sk.cast(), value.cast(), flags).cast()
+        }
+    }
+}
+
+const CREATE: u64 = 1;
+
 // SAFETY: a map definition, patched by the loader and never read from here.
-unsafe impl Sync for Storage {}
+unsafe impl<T, const FLAGS: usize> Sync for Storage<T, FLAGS> {}
 
 #[unsafe(link_section = ".maps")]
 #[unsafe(export_name = "SOCKETS")]
-static SOCKETS: Storage = Storage {
-    r#type: ptr::null(),
-    key: ptr::null(),
-    value: ptr::null(),
-    max_entries: ptr::null(),
-    map_flags: ptr::null(),
-};
+static SOCKETS: Storage<Socket, FLAGS> = Storage::new();
 
 /// Sockets that a task held when it was labelled by an exec, by socket cookie;
 /// the first packet or call that shows one moves its label into the socket.
@@ -54,24 +83,17 @@ static INHERITED: HashMap<u64, Label> = HashMap::with_max_entries(65536, 0);
 /// What a socket carries, or null. `sk` is a socket pointer of the verifier's.
 #[inline(always)]
 pub(crate) fn storage(sk: *mut bpf_sock) -> *mut Socket {
-    // SAFETY: the verifier checks `sk`; null storage is handled by callers.
-    unsafe { bpf_sk_storage_get((&raw const SOCKETS).cast_mut().cast(), sk.cast(), ptr::null_mut(), 0) }
-        .cast()
+    SOCKETS.get(sk)
 }
 
 /// Gives the socket a label; null if the kernel had no memory for it.
 #[inline(always)]
 pub(crate) fn attach(sk: *mut bpf_sock, value: &mut Socket) -> *mut Socket {
-    const CREATE: u64 = 1;
-    let value: *mut Socket = value;
-    // SAFETY: as above; the kernel copies the value.
-    let stored = unsafe {
-        bpf_sk_storage_get((&raw const SOCKETS).cast_mut().cast(), sk.cast(), value.cast(), CREATE)
-    };
+    let stored = SOCKETS.get_or(sk, value, CREATE);
     if stored.is_null() {
         record::lost(Loss::SocketLabel, 1);
     }
-    stored.cast()
+    stored
 }
 
 /// A label for a socket that existed before its task was labelled.
@@ -104,8 +126,9 @@ pub(crate) fn inherited(ctx: *mut c_void) -> Option<Label> {
     // Also gives an accepted socket, which no hook sees created, its cookie.
     // SAFETY: `ctx` is the program's context.
     let cookie = unsafe { bpf_get_socket_cookie(ctx) };
-    let state = kernel::state()?;
-    if state.inherited == 0 {
+    let counts = kernel::counts()?;
+    // SAFETY: an aligned word in a map value.
+    if unsafe { (*counts).inherited } == 0 {
         return None;
     }
     // SAFETY: the value is one word.
@@ -134,9 +157,9 @@ pub(crate) fn note_inherited(cookie: u64, label: Label) {
         record::lost(Loss::InheritedFull, 1);
         return;
     }
-    if let Some(state) = kernel::state_mut() {
+    if let Some(counts) = kernel::counts() {
         // SAFETY: a flag; every writer writes the same.
-        unsafe { (*state).inherited = 1 };
+        unsafe { (*counts).inherited = 1 };
     }
 }
 

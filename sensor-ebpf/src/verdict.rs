@@ -209,6 +209,9 @@ pub unsafe extern "C" fn judge_flow(label: u64, high: u64, low: u64, rest: u64, 
     let Some(server) = policy::server(generation, label.server()) else {
         return Reason::NoPolicy as u64;
     };
+    if label::quarantined(label) {
+        return Reason::Quarantined as u64;
+    }
     let mut flags = if server.mode == MODE_AUDIT { IN_AUDIT } else { 0 };
     if server.flags & SERVER_HASHED != 0 {
         flags |= HASHED;
@@ -289,6 +292,9 @@ pub(crate) fn refuse(facts: &mut Facts, reason: Reason) -> i32 {
 pub(crate) fn in_audit(label: Label) -> bool {
     let generation = kernel::generation();
     let Some(server) = policy::server(generation, label.server()) else { return false };
+    if label::quarantined(label) {
+        return false;
+    }
     if server.mode != MODE_AUDIT || !identity::unverified(generation, server, label) {
         return server.mode == MODE_AUDIT;
     }

@@ -2,6 +2,7 @@
 //! parents first, until a pass finds nothing new; then their sockets.
 
 use super::process::{self, Stat};
+use super::wires;
 use crate::kernel::maps::{Maps, Shared};
 use crate::policy::recognise::Recogniser;
 use aya::maps::MapError;
@@ -116,6 +117,33 @@ pub fn processes(
         }
     }
     (found, missed)
+}
+
+/// Labels a process and all that descend from it, until a look finds nobody
+/// new. Returns who was labelled, and how many are beyond the label map.
+pub fn tree(maps: &mut Maps, root: u32, label: Label) -> (Vec<u32>, u64) {
+    const PASSES: usize = 16;
+    let mut marked = Vec::new();
+    let mut missed = 0;
+    for _ in 0..PASSES {
+        let before = marked.len();
+        missed = 0;
+        for pid in wires::tree(root) {
+            if marked.contains(&pid) || maps.tasks.get(&pid, 0).is_ok_and(|l| l.0.is_some()) {
+                continue;
+            }
+            let Some(Stat { start_time, zombie: false, .. }) = process::stat(pid) else { continue };
+            if mark(maps, pid, start_time, label) {
+                marked.push(pid);
+            } else {
+                missed += 1;
+            }
+        }
+        if marked.len() == before {
+            break;
+        }
+    }
+    (marked, missed)
 }
 
 /// Labels a process that was looked at. False: it has no place in the label map.
@@ -341,6 +369,11 @@ pub fn pidfd_getfd(pidfd: &OwnedFd, number: i32) -> io::Result<OwnedFd> {
     // SAFETY: no memory is passed.
     let fd = unsafe { libc::syscall(libc::SYS_pidfd_getfd, pidfd.as_raw_fd(), number, 0) };
     owned(fd)
+}
+
+pub fn kill(pidfd: &OwnedFd) {
+    // SAFETY: no memory is passed.
+    unsafe { libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_raw_fd(), libc::SIGKILL, 0, 0) };
 }
 
 fn owned(fd: libc::c_long) -> io::Result<OwnedFd> {

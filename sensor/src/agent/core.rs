@@ -5,27 +5,31 @@ use super::identity::Identities;
 use super::instances::{Instance, Instances, instance_id};
 use super::names::Names;
 use super::process;
+use super::program;
 use super::reset::Resets;
+use super::session::Violation;
 use super::state::{InForce, Policies};
+use super::stdio::{self, Command, Stdio};
 use super::translate::{self, Context};
 use crate::event::{Body, Bus, now, pb};
 use crate::kernel::maps::{Labels, LearnedNames, Maps, Shared};
 use crate::kernel::record::{self, Record};
 use crate::kernel::tables;
-use crate::policy::Compiled;
+use crate::mcp::inventory::Inventory;
 use crate::policy::explain::name_line;
 use crate::policy::recognise::Recogniser;
+use crate::policy::{Compiled, OnViolation};
 use sensor_common::addr::Addr;
 use sensor_common::identity::FileId;
-use sensor_common::kernel::INSTANCE_BY_AGENT;
-use sensor_common::label::Label;
-use sensor_common::policy::{MODE_ENFORCE, Reason};
+use sensor_common::kernel::{INSTANCE_BY_AGENT, State};
+use sensor_common::label::{Label, ROLE_SERVER};
+use sensor_common::policy::{MODE_ENFORCE, Reason, SERVER_UNKNOWN};
 use sensor_common::record::{
     EXEC_MOVED, EXEC_NEW_INSTANCE, EXEC_ROLE_CHANGED, EXEC_UNVERIFIED, Exec, INSTANCE_HASHED, NameVerdict,
     Verdict, VerdictKey,
 };
 use sensor_common::socket::Tuple;
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -45,6 +49,10 @@ pub struct Core {
     pub policies: Mutex<Policies>,
     pub instances: Mutex<Instances>,
     pub identities: Identities,
+    pub stdio: Stdio,
+    /// Servers that nobody declared and that were told of: program and client.
+    told: Mutex<VecDeque<(String, u32)>>,
+    pub inventory: Mutex<Inventory>,
     /// Losses since the start, for `status`.
     pub losses: Mutex<BTreeMap<(String, String), u64>>,
     next_instance: AtomicU32,
@@ -64,6 +72,8 @@ impl Core {
         names: LearnedNames,
         resets: Resets,
         identities: Identities,
+        stdio: Stdio,
+        inventory: Inventory,
     ) -> Core {
         // Numbers of this run do not meet those an earlier agent gave out.
         let seed = (now() / 1_000_000_000) as u32 & 0x00ff_ffff;
@@ -76,6 +86,9 @@ impl Core {
             policies: Mutex::default(),
             instances: Mutex::default(),
             identities,
+            stdio,
+            told: Mutex::default(),
+            inventory: Mutex::new(inventory),
             losses: Mutex::default(),
             next_instance: AtomicU32::new(INSTANCE_BY_AGENT | seed << 4),
         }
@@ -118,6 +131,23 @@ impl Core {
             }
             Record::Exec(r) => self.exec(time, r),
             Record::Exit(r) => self.ended(time, r.header.label),
+            Record::Released(r) => {
+                let policies = lock(&self.policies);
+                let instances = lock(&self.instances);
+                let mut ended = Context { policies: &policies, instances: &instances }.released(r, time);
+                drop((policies, instances));
+                if ended.direction() == pb::Direction::Egress
+                    && let Some(dst) = &mut ended.dst
+                {
+                    let server = r.header.label.server();
+                    dst.name = self
+                        .names
+                        .of(server, r.netns, r.traffic.remote.addr, r.header.boottime)
+                        .unwrap_or_default();
+                }
+                self.bus.publish(time, Body::ConnectionEnd(ended));
+            }
+            Record::Candidate(r) => self.stdio.tell(Command::Started(Box::new(*r))),
         }
     }
 
@@ -344,7 +374,11 @@ impl Core {
         let user = process::within(PATIENCE, move || user_name(uid)).unwrap_or_default();
         let policies = lock(&self.policies);
         let server = policies.server_name(label.server()).to_owned();
-        let id = instance_id(&server, label.instance());
+        let id = if stdio::is_unknown(label) {
+            instance_id(&program_name(exe, &argv), label.instance())
+        } else {
+            instance_id(&server, label.instance())
+        };
         let mut actor = pb::Actor {
             server: server.clone(),
             instance: id.clone(),
@@ -416,6 +450,57 @@ impl Core {
         (mode, profile.unwrap_or_default())
     }
 
+    pub fn mode(&self, server: u16) -> pb::Mode {
+        let policies = lock(&self.policies);
+        self.mode_and_profile(&policies, server).0
+    }
+
+    /// A forbidden call was seen: what the policy wants of it.
+    pub fn contain(self: &Arc<Self>, label: Label, violation: Violation) {
+        let Violation { then, mut finding, at } = violation;
+        let contained = match then {
+            OnViolation::Report => false,
+            OnViolation::Kill => self.kill(label),
+            OnViolation::Quarantine => self.quarantine(label),
+        };
+        if contained {
+            finding.action = "contained".to_owned();
+            finding.contained_after_ns = u64::try_from(now() - at).unwrap_or(0);
+        }
+        self.bus.publish(at, Body::Finding(finding));
+    }
+
+    /// Ends every process of an instance. False: some live on.
+    fn kill(&self, label: Label) -> bool {
+        const PASSES: usize = 32;
+        for _ in 0..PASSES {
+            let alive: Vec<u32> = adopt::labelled(&lock(&self.maps))
+                .into_iter()
+                .filter(|(_, l)| l.instance() == label.instance())
+                .map(|(pid, _)| pid)
+                .filter(|pid| process::stat(*pid).is_some_and(|s| !s.zombie))
+                .collect();
+            if alive.is_empty() {
+                return true;
+            }
+            for pid in alive {
+                // By descriptor, and only while the label is still there: its
+                // number may be another's by now.
+                let Ok(pidfd) = adopt::pidfd_open(pid) else { continue };
+                if self.labels.of(pid).is_some_and(|l| l.instance() == label.instance()) {
+                    adopt::kill(&pidfd);
+                }
+            }
+        }
+        false
+    }
+
+    /// The instance reaches nothing any more.
+    fn quarantine(&self, label: Label) -> bool {
+        let mut maps = lock(&self.maps);
+        tables::quarantine(&mut maps, label.instance())
+    }
+
     /// The nearest ancestor outside the server's tree.
     fn client(&self, parent: u32, label: Label) -> Option<pb::Client> {
         const GENERATIONS: usize = 64;
@@ -443,6 +528,8 @@ impl Core {
     pub fn ended(&self, time: i64, label: Label) {
         let Some(instance) = lock(&self.instances).remove(label.instance()) else { return };
         self.forget_inherited(label);
+        tables::release(&mut lock(&self.maps), label.instance());
+        self.stdio.tell(Command::Ended(label.instance()));
         self.bus.publish(
             time,
             Body::InstanceEnded(pb::InstanceEnded {
@@ -458,7 +545,7 @@ impl Core {
     /// Sockets that were noted at exec and never showed themselves.
     fn forget_inherited(&self, label: Label) {
         let mut maps = lock(&self.maps);
-        if maps.state.get(&0, 0).is_ok_and(|s| s.0.inherited == 0) {
+        if maps.counts.get(&0, 0).is_ok_and(|c| c.0.inherited == 0) {
             return;
         }
         let stale: Vec<u64> = maps
@@ -510,6 +597,95 @@ impl Core {
             }
         }
         count
+    }
+
+    pub fn has_instance(&self, number: u32) -> bool {
+        lock(&self.instances).get(number).is_some()
+    }
+
+    /// Who did something; `uid` `u32::MAX`: the instance's own user.
+    pub fn actor(&self, label: Label, pid: u32, uid: u32) -> pb::Actor {
+        let policies = lock(&self.policies);
+        let instances = lock(&self.instances);
+        let uid = match instances.get(label.instance()) {
+            Some(instance) if uid == u32::MAX => instance.actor.uid,
+            _ => uid,
+        };
+        instances.actor(label, policies.server_name(label.server()), pid, uid, String::new())
+    }
+
+    /// Whether programs that nobody declared are looked at.
+    pub fn looks_for_candidates(&self) -> bool {
+        lock(&self.maps).state.get(&0, 0).is_ok_and(|s| s.0.candidates != 0)
+    }
+
+    pub fn look_for_candidates(&self, yes: bool) {
+        let mut maps = lock(&self.maps);
+        if let Ok(state) = maps.state.get(&0, 0) {
+            let _ = maps.state.set(0, Shared(State { candidates: yes.into(), ..state.0 }), 0);
+        }
+    }
+
+    /// A program that nobody declared speaks MCP: its tree becomes an instance
+    /// of `unknown`. `speaker`: the process that was heard, one of `processes`.
+    pub fn discovered(&self, time: i64, processes: &[u32], speaker: u32, era: &str) -> Option<Label> {
+        if let Some(label) = processes.iter().find_map(|pid| self.labels.of(*pid).filter(|l| l.is_some())) {
+            return Some(label); // a policy that has just come into force
+        }
+        let mut root = speaker;
+        while let Some(parent) = process::stat(root).map(|s| s.ppid).filter(|p| processes.contains(p)) {
+            root = parent;
+        }
+        let label = Label::new(SERVER_UNKNOWN, ROLE_SERVER, self.number());
+        let netns = match adopt::home_netns(speaker) {
+            0 => u64::MAX,
+            cookie => cookie,
+        };
+        let (marked, unmarked, missed) = {
+            let mut maps = lock(&self.maps);
+            let (marked, unmarked) = adopt::tree(&mut maps, root, label);
+            add_instance(&mut maps, label, netns, marked.len() as u64, None);
+            let missed = marked.iter().map(|pid| adopt::sockets(&mut maps, *pid, label)).sum();
+            (marked, unmarked, missed)
+        };
+        self.unlabelled_sockets(missed);
+        if unmarked > 0 {
+            self.lose("agent", "label_overflow", unmarked);
+        }
+        if marked.is_empty() {
+            let _ = lock(&self.maps).instances.remove(&label.instance());
+            return None; // it has ended
+        }
+        let exe = process::exe(speaker);
+        let argv = process::within(PATIENCE, move || process::arguments(&process::cmdline(speaker)))
+            .unwrap_or_default();
+        let parent = process::stat(speaker).map_or(0, |s| s.ppid);
+        let evidence = format!("speaks MCP ({era})");
+        self.begin(
+            time,
+            label,
+            speaker,
+            process::uid(speaker),
+            parent,
+            &exe,
+            argv.clone(),
+            evidence,
+            0,
+            true,
+        );
+        let actor = self.actor(label, speaker, u32::MAX);
+        // A client that probes a server and starts it again has one server.
+        let who = (program_name(&exe, &argv), actor.client.as_ref().map_or(0, |c| c.pid));
+        let mut told = lock(&self.told);
+        if !told.contains(&who) {
+            const TOLD: usize = 1024;
+            if told.len() >= TOLD {
+                told.pop_front();
+            }
+            told.push_back(who);
+            self.bus.publish_now(stdio::unknown_server(&actor, &argv, era));
+        }
+        Some(label)
     }
 
     /// Instances that an earlier agent knew, from the labels it left.
@@ -564,6 +740,12 @@ pub fn add_instance(maps: &mut Maps, label: Label, netns: u64, tasks: u64, file:
     let file = file.unwrap_or_default();
     let value = sensor_common::record::Instance { netns, tasks, flags, file, ..Default::default() };
     let _ = maps.instances.insert(label.instance(), Shared(value), 0);
+}
+
+fn program_name(exe: &str, argv: &[String]) -> String {
+    let (owned_exe, owned_argv) = (exe.to_owned(), argv.to_vec());
+    process::within(PATIENCE, move || program::name(&owned_exe, &owned_argv, program::link))
+        .unwrap_or_else(|| program::name(exe, argv, |_| None))
 }
 
 fn user_name(uid: u32) -> String {

@@ -3,18 +3,23 @@
 
 mod adopt;
 mod core;
+mod exchange;
 pub mod identity;
 pub mod instances;
 mod names;
 pub mod process;
+pub mod program;
 mod reader;
 mod reload;
 mod repeats;
 mod reset;
 mod service;
+mod session;
 mod state;
+mod stdio;
 pub mod translate;
 mod watch;
+mod wires;
 
 use self::core::{Core, lock};
 use self::identity::Identities;
@@ -26,6 +31,7 @@ use crate::cli::{Exit, Failure};
 use crate::control::{self, ControlSocket};
 use crate::event::{Body, Bus, Identity, Limits, now, pb};
 use crate::kernel::{self, LoadError, Options};
+use crate::mcp::inventory;
 use crate::outputs::Outputs;
 use crate::policy::load::{LoadError as PolicyError, load as load_policy};
 use anyhow::Context as _;
@@ -48,6 +54,8 @@ use tracing::{info, warn};
 /// How often the kernel's counters are read.
 const COUNTERS: Duration = Duration::from_secs(2);
 const HEARTBEAT: Duration = Duration::from_secs(60);
+/// How often what servers listed is written, if there is anything new.
+const INVENTORY: Duration = Duration::from_secs(10);
 
 pub fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -84,6 +92,27 @@ fn sensor_name(wanted: Option<String>) -> String {
             id => hex::encode(&Sha256::digest(format!("mcp-sensor:{id}").as_bytes())[..16]),
         }
     })
+}
+
+/// What ids, URIs and secrets are hashed under, so that hashes of two hosts
+/// cannot be compared and short values not be guessed; kept over restarts.
+fn hash_key(path: &Path) -> anyhow::Result<[u8; 32]> {
+    use std::os::unix::fs::OpenOptionsExt as _;
+    match fs::read(path) {
+        Ok(bytes) => {
+            if let Ok(key) = bytes.try_into() {
+                return Ok(key);
+            }
+            warn!(path = %path.display(), "not 32 bytes: hashes from now on differ from those before");
+        }
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+        Err(error) => return Err(error).with_context(|| path.display().to_string()),
+    }
+    let mut key = [0; 32];
+    std::io::Read::read_exact(&mut fs::File::open("/dev/urandom")?, &mut key)?;
+    let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?;
+    file.write_all(&key).with_context(|| path.display().to_string())?;
+    Ok(key)
 }
 
 async fn serve(args: RunArgs) -> anyhow::Result<ExitCode> {
@@ -128,6 +157,7 @@ async fn serve(args: RunArgs) -> anyhow::Result<ExitCode> {
         pins,
         label_capacity: label_capacity(args.label_capacity),
         allow_degraded: args.allow_degraded,
+        capture: args.capture,
     };
     let loaded_kernel = kernel::load(&options).map_err(|e| {
         let exit = if matches!(e, LoadError::Cgroup { .. }) { Exit::Failure } else { Exit::Prerequisite };
@@ -149,7 +179,14 @@ async fn serve(args: RunArgs) -> anyhow::Result<ExitCode> {
         warn!(%error, "no file can be verified: rules with `sha256` hold their servers to `unknown` as well");
     }
     let (identities, jobs) = Identities::new(loaded_kernel.identifier);
+    let inventory_file = args.state_dir.join("inventory.json");
+    let (inventory, damage) = inventory::load(&inventory_file);
     let (resets, to_reset) = reset::Resets::new();
+    let keys = session::Keys::new(&hash_key(&args.state_dir.join("hash.key"))?);
+    let reads_stdio = loaded_kernel.capture.is_ok();
+    let kernel::maps::Rings { verdicts, telemetry, stdio } = loaded_kernel.rings;
+    let rings = reader::Rings { verdicts, telemetry };
+    let (stdio, wires) = stdio::prepare(stdio, loaded_kernel.wires, loaded_kernel.capture, keys)?;
     let core = Arc::new(Core::new(
         bus.clone(),
         loaded_kernel.maps,
@@ -157,7 +194,13 @@ async fn serve(args: RunArgs) -> anyhow::Result<ExitCode> {
         loaded_kernel.names,
         resets,
         identities,
+        stdio,
+        inventory,
     ));
+    if let Some(damage) = damage {
+        warn!(%damage, "what servers listed before is not known: their next lists are taken as the first");
+        bus.publish_now(Body::Finding(inventory_lost(&damage)));
+    }
     identity::start(core.clone(), jobs)?;
     let reloader = Arc::new(Reloader::new(core.clone(), args.policy.clone(), ids_file, ids, names));
     reloader.start(loaded).map_err(|e| Failure::new(Exit::Failure, e))?;
@@ -186,11 +229,21 @@ async fn serve(args: RunArgs) -> anyhow::Result<ExitCode> {
 
     let stop = Arc::new(AtomicBool::new(false));
     let reader = {
-        let (core, stop, rings) = (core.clone(), stop.clone(), loaded_kernel.rings);
+        let (core, stop, rings) = (core.clone(), stop.clone(), rings);
         std::thread::Builder::new()
             .name("rings".to_owned())
             .spawn(move || reader::run(&core, rings, &stop))?
     };
+    core.look_for_candidates(reads_stdio);
+    let speakers = {
+        let (core, stop) = (core.clone(), stop.clone());
+        std::thread::Builder::new().name("stdio".to_owned()).spawn(move || wires.run(&core, &stop))?
+    };
+    {
+        // Looking through every descriptor of the host takes its time.
+        let (core, cgroup) = (core.clone(), cgroup.clone());
+        tokio::task::spawn_blocking(move || stdio::find_running(&core, &cgroup));
+    }
     {
         // Ends with the process: it may wait for a socket.
         let core = Arc::downgrade(&core);
@@ -214,12 +267,14 @@ async fn serve(args: RunArgs) -> anyhow::Result<ExitCode> {
     std::io::stdout().flush()?;
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
 
-    events_loop(&core, &reloader, || bus.publish_now(state(pb::SensorPhase::Heartbeat))).await?;
+    events_loop(&core, &reloader, &inventory_file, || bus.publish_now(state(pb::SensorPhase::Heartbeat)))
+        .await?;
 
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
     bus.publish_now(state(pb::SensorPhase::Stopping));
     let _ = end.send(());
     let _ = control.await;
+    core.look_for_candidates(false);
     if args.keep {
         info!("what is enforced stays in force");
     } else {
@@ -227,7 +282,9 @@ async fn serve(args: RunArgs) -> anyhow::Result<ExitCode> {
     }
     stop.store(true, Ordering::Release);
     let _ = reader.join();
+    let _ = speakers.join();
     counters(&core, &mut Default::default());
+    save_inventory(&core, &inventory_file);
     bus.close();
     outputs.finish().await;
     Ok(ExitCode::SUCCESS)
@@ -237,6 +294,7 @@ async fn serve(args: RunArgs) -> anyhow::Result<ExitCode> {
 async fn events_loop(
     core: &Arc<Core>,
     reloader: &Arc<Reloader>,
+    inventory_file: &Path,
     heartbeat: impl Fn() -> u64,
 ) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
@@ -245,6 +303,7 @@ async fn events_loop(
     let mut files = reloader.files();
     let mut watch = watching(&files);
     let mut counting = tokio::time::interval(COUNTERS);
+    let mut saving = tokio::time::interval(INVENTORY);
     let mut beating = tokio::time::interval(HEARTBEAT);
     beating.reset();
     let counted = Arc::new(std::sync::Mutex::new(Counted::default()));
@@ -274,6 +333,10 @@ async fn events_loop(
             _ = counting.tick() => {
                 let (core, counted) = (core.clone(), counted.clone());
                 let _ = tokio::task::spawn_blocking(move || counters(&core, &mut lock(&counted))).await;
+            }
+            _ = saving.tick() => {
+                let (core, file) = (core.clone(), inventory_file.to_owned());
+                let _ = tokio::task::spawn_blocking(move || save_inventory(&core, &file)).await;
             }
         }
     }
@@ -322,6 +385,24 @@ fn counters(core: &Core, counted: &mut Counted) {
         core.lose("agent", "reset", missed);
     }
     core.adopt_sockets(&mut counted.queued);
+}
+
+fn save_inventory(core: &Core, file: &Path) {
+    let Some(bytes) = lock(&core.inventory).unsaved() else { return };
+    if let Err(error) = inventory::write(file, &bytes) {
+        warn!(%error, file = %file.display(), "what servers listed is not on disk; the next try is in a moment");
+        lock(&core.inventory).not_saved();
+    }
+}
+
+fn inventory_lost(damage: &inventory::Damage) -> pb::Finding {
+    let mut finding = pb::Finding {
+        kind: "inventory_lost".to_owned(),
+        detail: format!("{damage}; a change since the last session goes unnoticed once"),
+        ..Default::default()
+    };
+    finding.set_severity(pb::Severity::Medium);
+    finding
 }
 
 fn overflow(count: u64) -> pb::Finding {

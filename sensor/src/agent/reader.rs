@@ -2,7 +2,6 @@
 
 use super::core::Core;
 use crate::event::now;
-use crate::kernel::maps::Rings;
 use crate::kernel::record;
 use aya::maps::{MapData, RingBuf};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -15,6 +14,12 @@ const TURN: usize = 256;
 
 /// Longest wait of telemetry, milliseconds.
 const ROUND_MS: u8 = 10;
+
+/// What this thread reads.
+pub struct Rings {
+    pub verdicts: RingBuf<MapData>,
+    pub telemetry: RingBuf<MapData>,
+}
 
 /// Reads until `stop`, then what is left.
 pub fn run(core: &Arc<Core>, mut rings: Rings, stop: &AtomicBool) {

@@ -183,6 +183,19 @@ impl control::Agent for Service {
         .await
     }
 
+    async fn tools(&self, server: Option<&str>) -> Result<Vec<pb::ServerTools>, ControlError> {
+        let policy =
+            self.core.in_force().ok_or_else(|| ControlError::Unavailable("no policy is in force".into()))?;
+        let shown = lock(&self.core.inventory).shown(server);
+        match server {
+            // One that the policy no longer declares may still be known.
+            Some(name) if shown.is_empty() && policy.compiled().server(name).is_none() => {
+                Err(unknown_server(name, policy.compiled()))
+            }
+            _ => Ok(shown),
+        }
+    }
+
     async fn policy(&self) -> Result<pb::PolicyShowResponse, ControlError> {
         let policy =
             self.core.in_force().ok_or_else(|| ControlError::Unavailable("no policy is in force".into()))?;

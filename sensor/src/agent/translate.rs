@@ -11,8 +11,10 @@ use sensor_common::addr::Addr;
 use sensor_common::name::readable;
 use sensor_common::policy::Reason;
 use sensor_common::record::{
-    Hook, NameVerdict, UnixVerdict, VERDICT_ALLOW, VERDICT_DENY, VERDICT_WOULD_DENY, Verdict, VerdictKey,
+    Hook, NameVerdict, Released, UnixVerdict, VERDICT_ALLOW, VERDICT_DENY, VERDICT_WOULD_DENY, Verdict,
+    VerdictKey,
 };
+use sensor_common::socket::{Peer, SOCKET_INBOUND};
 use sensor_common::{TCP, UDP};
 use std::net::IpAddr;
 
@@ -112,6 +114,48 @@ impl Context<'_> {
                 Body::Connection(self.connection(r, decision, actor))
             }
         }
+    }
+
+    /// The end of a connection; the name of the far end is for the caller to add.
+    pub fn released(&self, r: &Released, time: i64) -> pb::ConnectionEnd {
+        let label = r.header.label;
+        let server = self.policies.server_name(label.server());
+        let mut actor = self.instances.actor(label, server, r.tgid, r.header.uid, String::new());
+        actor.netns = r.netns;
+        let end = |peer: &Peer| pb::Endpoint {
+            ip: IpAddr::from(peer.addr).to_string(),
+            port: peer.port.into(),
+            ..Default::default()
+        };
+        let inbound = r.flags & SOCKET_INBOUND != 0;
+        let (local, remote) = (end(&r.traffic.local), end(&r.traffic.remote));
+        let (dst, src) = if inbound { (local, remote) } else { (remote, local) };
+        let t = &r.traffic;
+        let duration = r.header.boottime.saturating_sub(t.started);
+        let outcome = if t.reset != 0 {
+            "reset"
+        } else if t.received_packets == 0 {
+            "no_answer"
+        } else {
+            "closed"
+        };
+        let mut ended = pb::ConnectionEnd {
+            actor: Some(actor),
+            protocol: protocol(t.local.protocol),
+            dst: Some(dst),
+            src: Some(src),
+            cookie: r.cookie,
+            started_unix_ns: time.saturating_sub(i64::try_from(duration).unwrap_or(0)),
+            duration_ns: duration,
+            bytes_sent: t.sent_bytes,
+            bytes_received: t.received_bytes,
+            packets_sent: t.sent_packets,
+            packets_received: t.received_packets,
+            outcome: outcome.to_owned(),
+            ..Default::default()
+        };
+        ended.set_direction(if inbound { pb::Direction::Inbound } else { pb::Direction::Egress });
+        ended
     }
 
     fn connection(&self, r: &Verdict, decision: pb::Decision, actor: pb::Actor) -> pb::Connection {

@@ -8,7 +8,7 @@ use super::{
 };
 use crate::event::text::{escape, escape_lines};
 use crate::event::{json as event_json, pb};
-use crate::policy::command::{self, Format, Status};
+use crate::policy::command::{self, Format, Question, Status};
 use crate::policy::explain::{Query, Target};
 use crate::policy::model::Direction;
 use crate::policy::suggest::Suggester;
@@ -47,7 +47,13 @@ fn finish(done: &command::Output) -> anyhow::Result<ExitCode> {
 }
 
 fn explain(args: &PolicyExplainArgs) -> anyhow::Result<ExitCode> {
-    let target: Target = args.to.parse().map_err(|error| {
+    let format = format(args.output.output);
+    if let Some(tool) = &args.tool {
+        return asked(args, Question::Tool { server: &args.server, tool }, format);
+    }
+    // The parser asks for one of the two.
+    let to = args.to.as_deref().unwrap_or_default();
+    let target: Target = to.parse().map_err(|error| {
         Failure::new(Exit::Usage, format!("--to: {error}"))
             .hint("an address is HOST_OR_IP:PORT, with /udp if it is UDP")
     })?;
@@ -57,13 +63,16 @@ fn explain(args: &PolicyExplainArgs) -> anyhow::Result<ExitCode> {
         direction: if args.inbound { Direction::Inbound } else { Direction::Egress },
         target,
     };
-    let format = format(args.output.output);
+    asked(args, Question::Destination(&query), format)
+}
+
+fn asked(args: &PolicyExplainArgs, question: Question<'_>, format: Format) -> anyhow::Result<ExitCode> {
     if let Some(file) = &args.policy {
-        return finish(&command::explain(file, &query, format));
+        return finish(&command::explain(file, question, format));
     }
     let shown = show_from(&args.control)?;
     let path = shown.state.unwrap_or_default().path;
-    finish(&command::explain_text(&shown.text, Path::new(&path), &query, format))
+    finish(&command::explain_text(&shown.text, Path::new(&path), question, format))
 }
 
 fn suggest(args: &PolicySuggestArgs) -> anyhow::Result<ExitCode> {

@@ -57,6 +57,9 @@ pub trait Agent: Send + Sync + 'static {
     /// What all servers learned, or the one named; sorted.
     async fn names(&self, server: Option<&str>) -> Result<Vec<pb::LearnedName>, ControlError>;
 
+    /// The tools of all servers, or of the one named; sorted.
+    async fn tools(&self, server: Option<&str>) -> Result<Vec<pb::ServerTools>, ControlError>;
+
     async fn policy(&self) -> Result<pb::PolicyShowResponse, ControlError>;
 
     async fn reload(&self) -> Result<pb::PolicyReloadResponse, ControlError>;

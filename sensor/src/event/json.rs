@@ -5,9 +5,19 @@
 //! `boot`. A connection verdict always has `verdict`, `reason`, `rule` (empty
 //! if none decided), `server`, `instance`, `pid`, `uid`, `protocol`,
 //! `dst.ip`, `dst.port`; a DNS verdict has `name`, `qtype` and `resolver` (an
-//! address) in place of `dst`. A repeat of an earlier verdict is `type:"repeat"`
+//! address) in place of `dst`. A `tool_call` always has `server`, `instance`,
+//! `client` (null if unknown), `tool`, `method`, `outcome`, `request_bytes`,
+//! `response_bytes`, `duration_ns`, `era`, `transport`, `connection`, `id_hash`,
+//! and `error_code` where the outcome is `rpc_error`; what the two sides say of
+//! themselves stands in `self_reported`. A `finding` has `kind`, `server`,
+//! `severity`; an `uninspected` has `server`, `bytes`, `how`. A repeat of an earlier verdict is `type:"repeat"`
 //! with `of` naming the type it repeats and `count` how often. Other fields are
 //! left out when they are empty or unknown.
+
+mod mcp;
+
+pub(crate) use mcp::is_notification;
+pub use mcp::{era_name, outcome_name, sender_name};
 
 use super::{Body, Event, pb};
 use serde::ser::{Serialize, SerializeMap, Serializer};
@@ -157,7 +167,7 @@ fn phase_name(phase: pb::SensorPhase) -> &'static str {
     }
 }
 
-fn severity_name(severity: pb::Severity) -> &'static str {
+pub fn severity_name(severity: pb::Severity) -> &'static str {
     match severity {
         pb::Severity::Unspecified => "unknown",
         pb::Severity::Info => "info",
@@ -336,11 +346,27 @@ impl<M: SerializeMap> Fields<M> {
             Body::Finding(f) => {
                 self.always("kind", &f.kind)?;
                 self.always("severity", severity_name(f.severity()))?;
-                self.text("server", &f.server)?;
+                self.always("server", &f.server)?;
                 self.text("instance", &f.instance)?;
-                self.text("detail", &f.detail)
+                self.text("detail", &f.detail)?;
+                self.text("tool", &f.tool)?;
+                self.text("method", &f.method)?;
+                self.text("place", &f.place)?;
+                self.text("rule", &f.rule)?;
+                self.number("length", f.length)?;
+                self.text("value_hash", &f.value_hash)?;
+                self.text("action", &f.action)?;
+                self.number("contained_after_ns", f.contained_after_ns)
             }
-            _ => self.actor(super::actor(body)),
+            Body::ToolCall(t) => self.tool_call(t),
+            Body::Prompt(p) => self.prompt(p),
+            Body::Resource(r) => self.resource(r),
+            Body::McpMessage(m) => self.mcp_message(m),
+            Body::ToolsListed(t) => self.tools_listed(t),
+            Body::Drift(d) => self.drift(d),
+            Body::Uninspected(u) => self.uninspected(u),
+            Body::Http(h) => self.http(h),
+            Body::ConnectionEnd(c) => self.connection_end(c),
         }
     }
 }
@@ -404,144 +430,4 @@ impl Serialize for Hook<'_> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-    use serde_json::json;
-
-    fn decision() -> pb::Decision {
-        pb::Decision {
-            verdict: pb::Verdict::WouldDeny.into(),
-            reason: "no_rule".to_owned(),
-            hook: "connect".to_owned(),
-            count: 1,
-            ..Default::default()
-        }
-    }
-
-    fn connection(decision: pb::Decision) -> Event {
-        Event {
-            seq: 7,
-            time_unix_ns: 1_700_000_000_000_000_012,
-            sensor: "s".to_owned(),
-            boot: "b".to_owned(),
-            body: Some(Body::Connection(pb::Connection {
-                decision: Some(decision),
-                actor: Some(pb::Actor {
-                    server: "github".to_owned(),
-                    instance: "i1".to_owned(),
-                    pid: 12,
-                    uid: 0,
-                    client: Some(pb::Client { pid: 3, name: "claude".to_owned(), ..Default::default() }),
-                    ..Default::default()
-                }),
-                protocol: "tcp".to_owned(),
-                direction: pb::Direction::Egress.into(),
-                dst: Some(pb::Endpoint {
-                    ip: "2001:db8::1".to_owned(),
-                    port: 443,
-                    name: "api.example.com".to_owned(),
-                }),
-                ..Default::default()
-            })),
-        }
-    }
-
-    #[test]
-    fn a_connection_has_the_fields_of_the_contract() {
-        let mut line = Vec::new();
-        write_line(&connection(decision()), &mut line).unwrap();
-        assert_eq!(line.pop(), Some(b'\n'));
-        let value: serde_json::Value = serde_json::from_slice(&line).unwrap();
-        assert_eq!(
-            value,
-            json!({
-                "type": "connection", "time": "2023-11-14T22:13:20.000000012Z", "seq": 7,
-                "sensor": "s", "boot": "b", "verdict": "would_deny", "reason": "no_rule", "rule": "",
-                "hook": "connect", "count": 1, "server": "github", "instance": "i1", "pid": 12, "uid": 0,
-                "client": {"pid": 3, "name": "claude"}, "protocol": "tcp", "direction": "egress",
-                "dst": {"ip": "2001:db8::1", "port": 443, "name": "api.example.com"},
-            })
-        );
-        assert_eq!(to_json(&connection(decision())), value);
-    }
-
-    #[test]
-    fn a_dns_verdict_has_the_fields_of_the_contract() {
-        let body = pb::Dns {
-            decision: Some(pb::Decision { reason: "name_no_rule".to_owned(), ..decision() }),
-            actor: Some(pb::Actor { server: "github".to_owned(), pid: 12, ..Default::default() }),
-            name: "evil.example".to_owned(),
-            qtype: "TXT".to_owned(),
-            resolver: Some(pb::Endpoint { ip: "10.0.0.2".to_owned(), port: 53, ..Default::default() }),
-            protocol: "udp".to_owned(),
-            ..Default::default()
-        };
-        let value = to_json(&Event { seq: 3, body: Some(Body::Dns(body)), ..Default::default() });
-        assert_eq!(
-            value,
-            json!({
-                "type": "dns", "time": "1970-01-01T00:00:00.000000000Z", "seq": 3, "sensor": "", "boot": "",
-                "verdict": "would_deny", "reason": "name_no_rule", "rule": "", "hook": "connect", "count": 1,
-                "server": "github", "instance": "", "pid": 12, "uid": 0,
-                "name": "evil.example", "qtype": "TXT", "resolver": "10.0.0.2", "protocol": "udp",
-            })
-        );
-    }
-
-    #[test]
-    fn a_denied_hello_says_the_name_it_asked_for() {
-        let mut event = connection(pb::Decision { reason: "sni".to_owned(), ..decision() });
-        if let Some(Body::Connection(c)) = &mut event.body {
-            c.sni = "evil.example".to_owned();
-        }
-        assert_eq!(to_json(&event)["sni"], "evil.example");
-    }
-
-    #[test]
-    fn a_repeat_says_what_it_repeats() {
-        let value = to_json(&connection(pb::Decision { repeat: true, count: 40, ..decision() }));
-        assert_eq!(
-            (&value["type"], &value["of"], &value["count"]),
-            (&json!("repeat"), &json!("connection"), &json!(40))
-        );
-    }
-
-    #[test]
-    fn a_loss_has_the_fields_of_the_contract() {
-        let loss = pb::Loss {
-            r#where: "kernel".to_owned(),
-            reason: "verdict_ring_full".to_owned(),
-            count: 3,
-            ..Default::default()
-        };
-        let value = to_json(&Event { body: Some(Body::Loss(loss)), ..Default::default() });
-        assert_eq!(value["type"], "loss");
-        assert_eq!(value["where"], "kernel");
-        assert_eq!(value["reason"], "verdict_ring_full");
-        assert_eq!(value["count"], 3);
-    }
-
-    proptest! {
-        /// Whatever a server puts into its names: one line, which reads back.
-        #[test]
-        fn any_text_stays_within_one_line(text in any::<String>(), path in any::<String>(), time in any::<i64>()) {
-            let actor = pb::Actor { comm: text.clone(), server: text.clone(), ..Default::default() };
-            let body = pb::UnixConnection { actor: Some(actor), path: path.clone(), ..Default::default() };
-            let event = Event { time_unix_ns: time, body: Some(Body::UnixConnection(body)), ..Default::default() };
-            let mut line = Vec::new();
-            write_line(&event, &mut line).unwrap();
-            prop_assert_eq!(line.iter().position(|b| *b == b'\n'), Some(line.len() - 1));
-            let value: serde_json::Value = serde_json::from_slice(&line).unwrap();
-            prop_assert_eq!(value["path"].as_str(), Some(path.as_str()));
-            prop_assert_eq!(value["server"].as_str(), Some(text.as_str()));
-        }
-    }
-
-    #[test]
-    fn any_time_has_a_form() {
-        assert_eq!(Time(0).to_string(), "1970-01-01T00:00:00.000000000Z");
-        assert_eq!(Time(i64::MAX).to_string(), "2262-04-11T23:47:16.854775807Z");
-        assert_eq!(Time(i64::MIN).to_string(), "1677-09-21T00:12:43.145224192Z");
-    }
-}
+mod tests;

@@ -121,13 +121,16 @@ pub fn weight(event: &Event) -> usize {
     /// What an allocator adds to some twenty strings.
     const STRINGS: usize = 400;
     const ARGUMENT: usize = 64;
-    let argv = match &event.body {
+    // A tool: its name and three hashes.
+    let strings = match &event.body {
         Some(Body::Exec(e)) => e.argv.len(),
         Some(Body::InstanceStarted(i)) => i.argv.len(),
+        Some(Body::ToolsListed(t)) => 4 * t.tools.len(),
+        Some(Body::Drift(d)) => d.parts.len(),
         _ => 0,
     };
     let client = event.body.as_ref().and_then(actor).and_then(|a| a.client.as_ref());
-    let arguments = argv + client.map_or(0, |c| c.argv.len());
+    let arguments = strings + client.map_or(0, |c| c.argv.len());
     size_of::<Event>() + event.encoded_len() + STRINGS + ARGUMENT * arguments
 }
 

@@ -1,5 +1,9 @@
 //! An event as one line for a person.
 
+mod mcp;
+
+pub use mcp::{bytes, milliseconds};
+
 use super::json::{Time, mode_name, verdict_name};
 use super::{Body, Event, actor, decision, pb};
 use std::fmt::Write;
@@ -133,10 +137,26 @@ fn describe(body: &Body, row: &mut Row) {
             row.what = "FINDING".to_owned();
             row.tone = Tone::Warning;
             row.detail = escape(&f.kind);
+            push(&mut row.detail, "rule ", &f.rule);
+            push(&mut row.detail, "tool ", &f.tool);
+            push(&mut row.detail, "in ", &f.method);
+            push(&mut row.detail, "at ", &f.place);
             push(&mut row.detail, "", &f.detail);
+            push(&mut row.detail, "", &f.action);
         }
         Body::Connection(_) | Body::Socket(_) | Body::UnixConnection(_) | Body::Dns(_) => (),
-        _ => super::json::type_name(body).clone_into(&mut row.what),
+        Body::ToolCall(t) => mcp::call("call", &escape(&t.tool), t.exchange.as_ref(), body, row),
+        Body::Prompt(p) => mcp::call("prompt", &escape(&p.name), p.exchange.as_ref(), body, row),
+        Body::Resource(r) => {
+            let what = format!("{}://{}", escape(&r.scheme), escape(&r.host));
+            mcp::call("resource", &what, r.exchange.as_ref(), body, row);
+        }
+        Body::McpMessage(m) => mcp::message(m, body, row),
+        Body::ToolsListed(t) => mcp::tools_listed(t, body, row),
+        Body::Drift(d) => mcp::drift(d, body, row),
+        Body::Uninspected(u) => mcp::uninspected(u, body, row),
+        Body::Http(h) => mcp::http(h, body, row),
+        Body::ConnectionEnd(c) => mcp::connection_end(c, body, row),
     }
 }
 
@@ -220,96 +240,4 @@ fn push(out: &mut String, before: &str, text: &str) {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_denial_says_what_where_why_and_for_whom() {
-        let event = Event {
-            time_unix_ns: 1_700_000_000_123_456_789,
-            body: Some(Body::Connection(pb::Connection {
-                decision: Some(pb::Decision {
-                    verdict: pb::Verdict::Deny.into(),
-                    reason: "no_rule".to_owned(),
-                    count: 3,
-                    ..Default::default()
-                }),
-                actor: Some(pb::Actor {
-                    server: "fetch".to_owned(),
-                    pid: 42,
-                    user: "dev".to_owned(),
-                    client: Some(pb::Client { name: "claude-code".to_owned(), ..Default::default() }),
-                    ..Default::default()
-                }),
-                protocol: "tcp".to_owned(),
-                dst: Some(pb::Endpoint {
-                    ip: "2001:db8::1".to_owned(),
-                    port: 443,
-                    name: "api.example.com".to_owned(),
-                }),
-                ..Default::default()
-            })),
-            ..Default::default()
-        };
-        let row = row(&event);
-        assert_eq!(
-            row.cells(),
-            [
-                "22:13:20.123",
-                "DENY",
-                "fetch",
-                "tcp [2001:db8::1]:443 (api.example.com)  no_rule ×3  pid 42 (dev)  for claude-code"
-            ]
-        );
-        assert_eq!(row.tone, Tone::Bad);
-    }
-
-    proptest::proptest! {
-        #[test]
-        fn nothing_that_moves_a_cursor_survives(text in proptest::prelude::any::<String>()) {
-            proptest::prop_assert!(!escape(&text).chars().any(char::is_control));
-        }
-    }
-
-    #[test]
-    fn an_address_of_a_hostile_sensor_cannot_drive_the_terminal() {
-        let dst =
-            Some(pb::Endpoint { ip: "10.0.\u{10}.1".to_owned(), port: 443, name: "a\u{1b}b".to_owned() });
-        let connection = pb::Connection { dst, ..Default::default() };
-        let event = Event { body: Some(Body::Connection(connection)), ..Default::default() };
-        assert!(row(&event).cells().iter().all(|cell| !cell.chars().any(char::is_control)));
-    }
-
-    #[test]
-    fn a_denied_query_says_what_was_asked_of_whom() {
-        let body = Body::Dns(pb::Dns {
-            decision: Some(pb::Decision {
-                verdict: pb::Verdict::Deny.into(),
-                reason: "name_no_rule".to_owned(),
-                suggestion: "{to: [evil.example]}".to_owned(),
-                ..Default::default()
-            }),
-            name: "evil.example".to_owned(),
-            qtype: "A".to_owned(),
-            resolver: Some(pb::Endpoint { ip: "10.0.0.2".to_owned(), port: 53, ..Default::default() }),
-            ..Default::default()
-        });
-        let row = row(&Event { body: Some(body), ..Default::default() });
-        assert_eq!((row.what.as_str(), row.tone), ("DENY", Tone::Bad));
-        assert_eq!(
-            row.detail,
-            "dns A evil.example of 10.0.0.2:53  name_no_rule  to allow: {to: [evil.example]}"
-        );
-    }
-
-    #[test]
-    fn a_long_command_is_cut_between_characters() {
-        assert_eq!((cut("äöü", 3).as_str(), cut("äöü", 2).as_str()), ("äöü", "äö…"));
-    }
-
-    #[test]
-    fn text_of_a_server_cannot_drive_the_terminal() {
-        assert_eq!(escape("a\x1b[2Jb\n\u{202e}"), "a\\u{1b}[2Jb\\u{a}\\u{202e}");
-        assert_eq!(escape("größe"), "größe");
-    }
-}
+mod tests;

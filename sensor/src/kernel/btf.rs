@@ -86,23 +86,57 @@ fn offsets_of(path: &Path) -> Result<Offsets, BtfError> {
         // struct sock begins with struct sock_common.
         sock_family: at("sock_common", &["skc_family"])?,
         sock_cookie: at("sock_common", &["skc_cookie"])?,
+        sock_type: at("sock", &["sk_type"])?,
+        sock_socket: at("sock", &["sk_socket"])?,
+        sock_daddr: at("sock_common", &["skc_daddr"])?,
+        sock_dport: at("sock_common", &["skc_dport"])?,
+        sock_v6_daddr: member(&btf, "sock_common", "skc_v6_daddr").unwrap_or(0),
         sock_addr_uaddr: member(&btf, "bpf_sock_addr_kern", "uaddr").unwrap_or(0),
         sock_addr_uaddrlen: member(&btf, "bpf_sock_addr_kern", "uaddrlen").unwrap_or(0),
+        task_status: at("task_struct", &["thread_info"])?
+            + member(&btf, "thread_info", "status").unwrap_or(0),
+        kiocb_filp: at("kiocb", &["ki_filp"])?,
+        socket_file: at("socket", &["file"])?,
+        msghdr_iter: at("msghdr", &["msg_iter"])?,
+        msghdr_flags: at("msghdr", &["msg_flags"])?,
+        iter_type: at("iov_iter", &["iter_type", "type"])?,
+        iter_offset: at("iov_iter", &["iov_offset"])?,
+        // Renamed in Linux 6.4; one union with `ubuf` since 6.0.
+        iter_data: at("iov_iter", &["__iov", "iov"])?,
+        iter_segments: at("iov_iter", &["nr_segs"])?,
+        iter_ubuf: enumerator(&btf, "iter_type", "ITER_UBUF").unwrap_or(u32::MAX),
+        iter_iovec: enumerator(&btf, "iter_type", "ITER_IOVEC").unwrap_or(u32::MAX),
+        uring_file: member(&btf, "io_kiocb", "file").unwrap_or(0),
+        uring_opcode: member(&btf, "io_kiocb", "opcode").unwrap_or(0),
+        scope_level: 0,
+        scope: 0,
+        uring_complete_args: parameters(&btf, "btf_trace_io_uring_complete").unwrap_or(0),
     })
 }
 
 /// Where `css_set.subsys` holds the pids controller; 0 if the kernel has none.
 fn pids_slot(btf: &Btf, subsys: u32) -> u32 {
-    let types = btf.resolve_types_by_name("cgroup_subsys_id").unwrap_or_default();
-    for t in types {
-        let Type::Enum(ids) = t else { continue };
-        for id in &ids.members {
-            if btf.resolve_name(id).is_ok_and(|n| n == "pids_cgrp_id") {
-                return subsys + id.val() * 8;
-            }
-        }
-    }
-    0
+    enumerator(btf, "cgroup_subsys_id", "pids_cgrp_id").map_or(0, |id| subsys + id * 8)
+}
+
+/// Value of an enumeration's member.
+fn enumerator(btf: &Btf, enumeration: &str, name: &str) -> Option<u32> {
+    btf.resolve_types_by_name(enumeration).ok()?.into_iter().find_map(|t| {
+        let Type::Enum(members) = t else { return None };
+        members.members.iter().find(|m| btf.resolve_name(*m).is_ok_and(|n| n == name)).map(|m| m.val())
+    })
+}
+
+/// How many parameters a tracepoint's program gets, by the type that the kernel
+/// declares for it (`typedef void (*btf_trace_…)(void *, …)`).
+fn parameters(btf: &Btf, tracepoint: &str) -> Option<u32> {
+    btf.resolve_types_by_name(tracepoint).ok()?.into_iter().find_map(|t| {
+        let Type::Typedef(typedef) = t else { return None };
+        let Ok(Type::Ptr(pointer)) = btf.resolve_chained_type(&typedef) else { return None };
+        let Ok(Type::FuncProto(function)) = btf.resolve_chained_type(&pointer) else { return None };
+        // The first is the tracepoint's own.
+        Some((function.parameters.len() as u32).saturating_sub(1))
+    })
 }
 
 /// Byte offset of a member, anonymous structures and unions looked through.

@@ -1,7 +1,10 @@
 //! Where cgroup v2 is mounted: `/sys/fs/cgroup`, or below it on hybrid hosts.
 
 use procfs::process::Process;
-use std::path::PathBuf;
+use std::fs;
+use std::io;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
 
 #[derive(Debug, thiserror::Error)]
 pub enum CgroupError {
@@ -19,4 +22,23 @@ pub fn root() -> Result<PathBuf, CgroupError> {
         .find(|m| m.fs_type == "cgroup2" && m.root == "/")
         .map(|m| m.mount_point)
         .ok_or(CgroupError::Absent)
+}
+
+/// How deep a cgroup is below the root of cgroup v2, and its id, which is the
+/// inode of its directory (kernel/cgroup/cgroup.c, `cgroup_id`).
+pub fn place(path: &Path) -> io::Result<(u32, u64)> {
+    let path = fs::canonicalize(path)?;
+    let root = root().map_err(io::Error::other)?;
+    let below = path.strip_prefix(&root).map_err(|_| {
+        io::Error::other(format!("it is not below {}, where cgroup v2 is mounted", root.display()))
+    })?;
+    Ok((below.components().count() as u32, fs::metadata(&path)?.ino()))
+}
+
+/// Whether a process is in the cgroup at `path`, or below it.
+pub fn holds(path: &Path, pid: u32) -> bool {
+    let Ok(root) = root() else { return false };
+    let Ok(text) = fs::read_to_string(format!("/proc/{pid}/cgroup")) else { return false };
+    let own = text.lines().find_map(|line| line.strip_prefix("0::/"));
+    own.is_some_and(|own| root.join(own).starts_with(path))
 }

@@ -1,6 +1,7 @@
 //! What this host can enforce: each prerequisite, then each hook, tried for
 //! real in a cgroup of its own that no process is in.
 
+use super::capture::{Capture, CaptureError};
 use super::load::{self, HookState, LoadError, Options};
 use super::{OBJECT, btf, cgroup};
 use crate::event::pb::HookStatus;
@@ -241,11 +242,16 @@ fn hooks(root: &Path) -> Vec<Check> {
         }
     };
     let pins = Path::new(load::BPFFS).join(format!("mcp-sensor-doctor-{}", std::process::id()));
-    let options =
-        Options { cgroup: scratch.0.clone(), pins: pins.clone(), label_capacity: 1024, allow_degraded: true };
+    let options = Options {
+        cgroup: scratch.0.clone(),
+        pins: pins.clone(),
+        label_capacity: 1024,
+        allow_degraded: true,
+        capture: None,
+    };
     let loaded = load::load(&options);
     let checks = match &loaded {
-        Ok(loaded) => loaded.hooks.iter().map(hook).collect(),
+        Ok(loaded) => loaded.hooks.iter().map(hook).chain([stdio(&loaded.capture)]).collect(),
         Err(error) => vec![check("hooks", true, Err((error.to_string(), fix_of(error))))],
     };
     let removed = match loaded {
@@ -276,6 +282,21 @@ fn hook(hook: &load::Hook) -> Check {
     };
     let name = format!("hook {}", hook.name);
     Check { name, status, required: hook.core, detail, fix: String::new() }
+}
+
+/// Which back end reads what servers say, and what it does not see.
+fn stdio(capture: &Result<Capture, CaptureError>) -> Check {
+    let found = match capture {
+        Ok(capture) => Ok(format!("by the {} back end", capture.backend)),
+        Err(error) => Err((format!("what servers say is not seen: {error}"), "")),
+    };
+    let mut check = check("stdio", false, found);
+    if let Ok(capture) = capture
+        && !capture.notes.is_empty()
+    {
+        check.detail = format!("{} ({})", check.detail, capture.notes.join("; "));
+    }
+    check
 }
 
 fn fix_of(error: &LoadError) -> &'static str {

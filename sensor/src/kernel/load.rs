@@ -5,7 +5,8 @@
 //! loads its own programs over the same maps, attaches those, and only then
 //! drops the old links, so that no call goes unjudged in between.
 
-use super::maps::{Labels, LearnedNames, Maps, MapsError, Rings};
+use super::capture::{Backend, Capture, CaptureError};
+use super::maps::{Labels, LearnedNames, Maps, MapsError, Rings, Wires};
 use super::{Identifier, OBJECT, btf, sys};
 use aya::maps::ProgramArray;
 use aya::programs::Program;
@@ -81,7 +82,7 @@ const TRACEPOINTS: [(&str, &str, &str); 4] = [
     ),
 ];
 
-const CGROUP: [Core; 10] = [
+const CGROUP: [Core; 11] = [
     Core {
         program: "socket",
         attach_type: 2,
@@ -96,6 +97,7 @@ const CGROUP: [Core; 10] = [
     Core { program: "bind6", attach_type: 9, without: "bind() is not refused at once" },
     Core { program: "egress", attach_type: 1, without: "packets are not judged" },
     Core { program: "ingress", attach_type: 0, without: "inbound packets are not judged" },
+    Core { program: "released", attach_type: 34, without: "the end of connections is not told" },
 ];
 
 /// Programs that `egress` and `ingress` hand packets to: the array, the place in
@@ -121,6 +123,8 @@ pub struct Options {
     /// Thread groups that can bear a label without overflow.
     pub label_capacity: u32,
     pub allow_degraded: bool,
+    /// Which back end reads stdio; `None`: the best there is.
+    pub capture: Option<Backend>,
 }
 
 /// What is attached. Dropping it leaves links that are pinned in place.
@@ -131,6 +135,9 @@ pub struct Loaded {
     pub names: LearnedNames,
     /// Without it no file is verified.
     pub identifier: Result<Identifier, String>,
+    /// Without it no message is seen.
+    pub capture: Result<Capture, CaptureError>,
+    pub wires: Wires,
     pub hooks: Vec<Hook>,
     /// An earlier agent's maps were found and are in use.
     pub adopted: bool,
@@ -196,7 +203,9 @@ pub fn load(options: &Options) -> Result<Loaded, LoadError> {
     if OBJECT.is_empty() {
         return Err(LoadError::NoObject);
     }
-    let offsets = btf::offsets()?;
+    let mut offsets = btf::offsets()?;
+    (offsets.scope_level, offsets.scope) = super::cgroup::place(&options.cgroup)
+        .map_err(|source| LoadError::Cgroup { path: options.cgroup.clone(), source })?;
     ensure_bpffs()?;
     let pins = options.pins.join(format!("v{ABI}_{}", options.label_capacity));
     let links_dir = pins.join("links");
@@ -255,7 +264,7 @@ pub fn load(options: &Options) -> Result<Loaded, LoadError> {
     };
     for (name, tracepoint, without) in TRACEPOINTS {
         let link = program(name).and_then(|fd| {
-            sys::raw_tracepoint_open(fd, tracepoint).map_err(|e| format!("cannot attach: {e}"))
+            sys::raw_tracepoint_open(fd, Some(tracepoint)).map_err(|e| format!("cannot attach: {e}"))
         });
         keep(Hook { name, core: true, without, state: HookState::Attached }, link)?;
     }
@@ -284,9 +293,11 @@ pub fn load(options: &Options) -> Result<Loaded, LoadError> {
     let labels = Labels::open(&ebpf)?;
     let names = LearnedNames::open(&ebpf)?;
     let identifier = program("identify").and_then(|fd| Identifier::open(&ebpf, fd));
+    let capture = Capture::prepare(&mut ebpf, options.capture);
+    let wires = Wires::open(&ebpf)?;
     let (maps, rings) = Maps::take(&mut ebpf)?;
     let attached = Attached { pins, _ebpf: ebpf, _links: links };
-    Ok(Loaded { maps, rings, labels, names, identifier, hooks, adopted, attached })
+    Ok(Loaded { maps, rings, labels, names, identifier, capture, wires, hooks, adopted, attached })
 }
 
 /// What another version, or another capacity, left there.
@@ -320,7 +331,7 @@ fn fresh(dir: &Path, name: &str) -> PathBuf {
 }
 
 /// The whole chain: aya's outermost message hides the errno.
-fn chain(e: &dyn std::error::Error) -> String {
+pub(super) fn chain(e: &dyn std::error::Error) -> String {
     let mut text = e.to_string();
     let mut source = e.source();
     while let Some(inner) = source {

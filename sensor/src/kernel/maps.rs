@@ -4,12 +4,13 @@ use aya::maps::{Array, HashMap, LpmTrie, Map, MapData, MapError, PerCpuArray, Ri
 use aya::{Ebpf, Pod};
 use sensor_common::exec::{ExecRule, KEY_BYTES};
 use sensor_common::identity::IdentityKey;
-use sensor_common::kernel::{Denial, State};
+use sensor_common::kernel::{Counts, Denial, State};
 use sensor_common::label::Label;
 use sensor_common::name::{Learned, LearnedKey, NameRule, NameText};
 use sensor_common::policy::{LaunchKey, PortSet, Profile, Server};
 use sensor_common::record::{Instance, VerdictKey};
 use sensor_common::socket::{Socket, Tuple};
+use sensor_common::stdio::{Wire, WireKey};
 use sensor_common::unix::{PATH_BYTES, UnixRule};
 use std::os::fd::OwnedFd;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
@@ -55,9 +56,11 @@ pub type LpmKey<T> = lpm_trie::Key<Shared<T>>;
 /// All maps. Taken out of the loader, so that each has one owner.
 pub struct Maps {
     pub state: Array<MapData, Shared<State>>,
+    pub counts: Array<MapData, Shared<Counts>>,
     pub tasks: Array<MapData, Shared<Label>>,
     pub overflow: Array<MapData, u64>,
     pub instances: HashMap<MapData, u32, Shared<Instance>>,
+    pub quarantined: HashMap<MapData, u32, u8>,
     pub sockets: SkStorage<MapData, Shared<Socket>>,
     pub inherited: HashMap<MapData, u64, Shared<Label>>,
     pub queued: HashMap<MapData, Shared<Tuple>, Shared<Label>>,
@@ -78,10 +81,63 @@ pub struct Maps {
     pub(super) denials_fd: OwnedFd,
 }
 
-/// The two rings, for their reader.
+/// The rings, for their readers.
 pub struct Rings {
     pub verdicts: RingBuf<MapData>,
     pub telemetry: RingBuf<MapData>,
+    pub stdio: RingBuf<MapData>,
+}
+
+/// What belongs to stdio, for the thread that reads it.
+pub struct Wires {
+    wires: HashMap<MapData, Shared<WireKey>, Shared<Wire>>,
+    candidates: Array<MapData, u64>,
+    admitted: HashMap<MapData, u64, Shared<Label>>,
+}
+
+impl Wires {
+    pub(super) fn open(ebpf: &Ebpf) -> Result<Wires, MapsError> {
+        Ok(Wires {
+            wires: second(ebpf, "WIRES")?,
+            candidates: second(ebpf, "CANDIDATES")?,
+            admitted: second(ebpf, "ADMITTED")?,
+        })
+    }
+
+    pub fn get(&self, key: &WireKey) -> Option<Wire> {
+        self.wires.get(&Shared(*key), 0).ok().map(|w| w.0)
+    }
+
+    /// False: there is no place for it.
+    pub fn set(&mut self, key: &WireKey, wire: &Wire) -> bool {
+        self.wires.insert(Shared(*key), Shared(*wire), 0).is_ok()
+    }
+
+    pub fn remove(&mut self, key: &WireKey) {
+        let _ = self.wires.remove(&Shared(*key));
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = (WireKey, Wire)> {
+        self.wires.iter().flatten().map(|(key, wire)| (key.0, wire.0))
+    }
+
+    /// A candidate's connection is that of a server from now on; `None`: of
+    /// nobody. False: there is no place for it.
+    pub fn admit(&mut self, connection: u64, label: Option<Label>) -> bool {
+        match label {
+            Some(label) => self.admitted.insert(connection, Shared(label), 0).is_ok(),
+            None => self.admitted.remove(&connection).is_ok(),
+        }
+    }
+
+    /// Whether what a process reads and writes is looked at. A bit of a process
+    /// that forks or ends at this very moment may be lost: it is looked at
+    /// again at its next exec, or for nothing.
+    pub fn set_candidate(&mut self, tgid: u32, yes: bool) {
+        let Ok(word) = self.candidates.get(&(tgid / 64), 0) else { return };
+        let bit = 1 << (tgid % 64);
+        let _ = self.candidates.set(tgid / 64, if yes { word | bit } else { word & !bit }, 0);
+    }
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -172,9 +228,11 @@ impl Maps {
         let maps = Maps {
             denials_fd,
             state: take!("STATE"),
+            counts: take!("COUNTS"),
             tasks: take!("TASKS"),
             overflow: take!("OVERFLOW"),
             instances: take!("INSTANCES"),
+            quarantined: take!("QUARANTINED"),
             sockets: take!("SOCKETS"),
             inherited: take!("INHERITED"),
             queued: take!("QUEUED"),
@@ -192,6 +250,9 @@ impl Maps {
             losses: take!("LOSSES"),
             reported: take!("REPORTED"),
         };
-        Ok((maps, Rings { verdicts: take!("VERDICTS"), telemetry: take!("TELEMETRY") }))
+        Ok((
+            maps,
+            Rings { verdicts: take!("VERDICTS"), telemetry: take!("TELEMETRY"), stdio: take!("STDIO") },
+        ))
     }
 }

@@ -2,6 +2,7 @@
 //! this kernel allows.
 
 pub mod btf;
+pub mod capture;
 pub mod cgroup;
 pub mod doctor;
 mod identify;

@@ -2,9 +2,10 @@
 //! an unknown kind or of another size is an error, never undefined behaviour.
 
 use sensor_common::record::{
-    Exec, Exit, Header, KIND_EXEC, KIND_EXIT, KIND_NAME, KIND_UNIX, KIND_VERDICT, NameVerdict, UnixVerdict,
-    Verdict,
+    Exec, Exit, Header, KIND_CANDIDATE, KIND_CHUNK, KIND_EXEC, KIND_EXIT, KIND_NAME, KIND_RELEASED,
+    KIND_UNIX, KIND_VERDICT, NameVerdict, Released, UnixVerdict, Verdict,
 };
+use sensor_common::stdio::{Candidate, Chunk};
 use zerocopy::FromBytes;
 
 #[derive(Clone, Debug, PartialEq)]
@@ -14,6 +15,8 @@ pub enum Record {
     Unix(Box<UnixVerdict>),
     Exec(Box<Exec>),
     Exit(Exit),
+    Candidate(Candidate),
+    Released(Box<Released>),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -43,8 +46,25 @@ pub fn parse(bytes: &[u8]) -> Result<Record, RecordError> {
         KIND_UNIX => Record::Unix(Box::new(whole(bytes, &header)?)),
         KIND_EXEC => Record::Exec(Box::new(whole(bytes, &header)?)),
         KIND_EXIT => Record::Exit(whole(bytes, &header)?),
+        KIND_CANDIDATE => Record::Candidate(whole(bytes, &header)?),
+        KIND_RELEASED => Record::Released(Box::new(whole(bytes, &header)?)),
         kind => return Err(RecordError::Kind(kind)),
     })
+}
+
+/// A record of the ring of wires: what moved, and those bytes of it that were
+/// read. The ring has room behind them, which is not theirs.
+pub fn chunk(bytes: &[u8]) -> Result<(Chunk, &[u8]), RecordError> {
+    let (chunk, data) = Chunk::read_from_prefix(bytes).map_err(|_| RecordError::Short(bytes.len()))?;
+    if chunk.header.kind != KIND_CHUNK {
+        return Err(RecordError::Kind(chunk.header.kind));
+    }
+    let want = chunk.len as usize;
+    let error = RecordError::Size { kind: KIND_CHUNK, got: data.len(), want };
+    if chunk.len > chunk.moved {
+        return Err(error);
+    }
+    data.get(..want).map(|data| (chunk, data)).ok_or(error)
 }
 
 impl Record {
@@ -55,6 +75,8 @@ impl Record {
             Record::Unix(r) => &r.header,
             Record::Exec(r) => &r.header,
             Record::Exit(r) => &r.header,
+            Record::Candidate(r) => &r.header,
+            Record::Released(r) => &r.header,
         }
     }
 }

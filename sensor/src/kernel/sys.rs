@@ -88,9 +88,11 @@ pub(super) fn link_create(
     Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
 }
 
-pub(super) fn raw_tracepoint_open(program: BorrowedFd<'_>, tracepoint: &str) -> io::Result<OwnedFd> {
-    let name = CString::new(tracepoint)?;
-    let mut attr = words(&[(0, name.as_ptr() as u64), (1, pair(program.as_raw_fd() as u32, 0))]);
+/// Without a name: a tracing program, which knows where it belongs.
+pub(super) fn raw_tracepoint_open(program: BorrowedFd<'_>, tracepoint: Option<&str>) -> io::Result<OwnedFd> {
+    let name = tracepoint.map(CString::new).transpose()?;
+    let name = name.as_ref().map_or(0, |n| n.as_ptr() as u64);
+    let mut attr = words(&[(0, name), (1, pair(program.as_raw_fd() as u32, 0))]);
     let fd = bpf(BPF_RAW_TRACEPOINT_OPEN, &mut attr)?;
     // SAFETY: a descriptor that the kernel just made for us.
     Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })

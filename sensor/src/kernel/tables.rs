@@ -6,6 +6,7 @@ use aya::maps::MapError;
 use sensor_common::addr::Addr;
 use sensor_common::exec::{ExecKey, KIND_CGROUP};
 use sensor_common::identity::{FileId, IdentityKey};
+use sensor_common::kernel::State;
 use sensor_common::name::NameKey;
 use sensor_common::policy::{
     BIND, CidrKey, INBOUND, LaunchKey, MAX_PORT_SETS, MAX_PROFILES, MAX_RANGES, MAX_SERVERS, PortRange,
@@ -153,6 +154,27 @@ pub fn forget_file(maps: &mut Maps, generation: u32, file: FileId, server: u16) 
 /// What the kernel keeps of an instance.
 pub fn instance(maps: &Maps, number: u32) -> Option<Instance> {
     maps.instances.get(&number, 0).ok().map(|i| i.0)
+}
+
+/// The instance reaches nothing from here on. False: there is no place to say so.
+pub fn quarantine(maps: &mut Maps, number: u32) -> bool {
+    if maps.quarantined.insert(number, 1, 0).is_err() {
+        return false;
+    }
+    set_quarantined(maps)
+}
+
+/// An instance has ended; its number may be given out again.
+pub fn release(maps: &mut Maps, number: u32) {
+    if maps.quarantined.remove(&number).is_ok() {
+        set_quarantined(maps);
+    }
+}
+
+fn set_quarantined(maps: &mut Maps) -> bool {
+    let any = maps.quarantined.keys().flatten().next().is_some();
+    let Ok(state) = maps.state.get(&0, 0) else { return false };
+    maps.state.set(0, Shared(State { quarantined: any.into(), ..state.0 }), 0).is_ok()
 }
 
 /// Removes the keys of every generation but `keep`. Errors only leave keys that

@@ -20,6 +20,7 @@ mod value;
 pub use connection::{Connection, Limits};
 pub use session::Counters;
 pub use value::sha256;
+pub mod inventory;
 
 /// Which side sent a message. Values as in `sensor_common::stdio`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

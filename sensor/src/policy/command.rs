@@ -3,7 +3,7 @@
 
 use super::compile::Ids;
 use super::diagnostic::{self, Diagnostic};
-use super::explain::{NoServer, Query, Verdict, explain as ask};
+use super::explain::{NoServer, Query, Verdict, explain as ask, explain_tool};
 use super::load::{LoadError, Loaded, from_bytes, load};
 use super::suggest::{MAX_LINE, Suggester, Suggestion};
 use serde::Serialize;
@@ -104,37 +104,58 @@ fn counts(loaded: &Loaded) -> String {
     parts.join(", ")
 }
 
+/// What `policy explain` is asked.
+#[derive(Clone, Copy, Debug)]
+pub enum Question<'a> {
+    Destination(&'a Query),
+    Tool { server: &'a str, tool: &'a str },
+}
+
+impl<'a> From<&'a Query> for Question<'a> {
+    fn from(query: &'a Query) -> Self {
+        Question::Destination(query)
+    }
+}
+
 /// `policy explain`, of a file.
-pub fn explain(path: &Path, query: &Query, format: Format) -> Output {
+pub fn explain<'a>(path: &Path, question: impl Into<Question<'a>>, format: Format) -> Output {
     match load(path, &mut Ids::default()) {
-        Ok(loaded) => explained(&loaded, query, format),
+        Ok(loaded) => explained(&loaded, question.into(), format),
         Err(e) => failed(&e, format),
     }
 }
 
 /// `policy explain`, of a policy's text (the one in force, from the agent).
-pub fn explain_text(text: &str, path: &Path, query: &Query, format: Format) -> Output {
+pub fn explain_text<'a>(
+    text: &str,
+    path: &Path,
+    question: impl Into<Question<'a>>,
+    format: Format,
+) -> Output {
     match from_bytes(text.as_bytes(), path, &mut Ids::default()) {
-        Ok(loaded) => explained(&loaded, query, format),
+        Ok(loaded) => explained(&loaded, question.into(), format),
         Err(e) => failed(&e, format),
     }
 }
 
-fn explained(loaded: &Loaded, query: &Query, format: Format) -> Output {
-    let answer = match ask(&loaded.policy, &loaded.compiled, query) {
-        Ok(answer) => answer,
+fn explained(loaded: &Loaded, question: Question<'_>, format: Format) -> Output {
+    let (policy, compiled) = (&loaded.policy, &loaded.compiled);
+    let answered = match question {
+        Question::Destination(query) => ask(policy, compiled, query)
+            .map(|answer| (answer.verdict == Verdict::Allow, answer.text(), json_text(&answer))),
+        Question::Tool { server, tool } => explain_tool(policy, compiled, server, tool)
+            .map(|answer| (answer.allowed, answer.text(), json_text(&answer))),
+    };
+    let (status, text, json) = match answered {
+        Ok((true, text, json)) => (Status::Ok, text, json),
+        Ok((false, text, json)) => (Status::Denied, text, json),
         Err(e @ NoServer { .. }) => {
-            let text = match format {
-                Format::Text { .. } => format!("{e}\n"),
-                Format::Json => json_text(&json!({"error": e.to_string()})),
-            };
-            return Output { text, status: Status::NoServer };
+            (Status::NoServer, format!("{e}\n"), json_text(&json!({"error": e.to_string()})))
         }
     };
-    let status = if answer.verdict == Verdict::Allow { Status::Ok } else { Status::Denied };
     let text = match format {
-        Format::Text { .. } => answer.text(),
-        Format::Json => json_text(&answer),
+        Format::Text { .. } => text,
+        Format::Json => json,
     };
     Output { text, status }
 }

@@ -8,6 +8,7 @@ use super::host::Host;
 use super::model::{Direction, Mode, Policy, Profile, ProfileId, ProfileKind, Resolver, Rule, UnixMode};
 use super::name_keys;
 use super::ports::PortSets;
+use super::tools::{Capture, Messages, OnViolation, ToolVerdict};
 use super::variants::{Variant, Variants};
 use sensor_common::policy::{
     MAX_CIDRS, MAX_PROFILES, MAX_SERVERS, MODE_AUDIT, MODE_ENFORCE, PROFILE_NAMES, PROFILE_NONE,
@@ -15,7 +16,7 @@ use sensor_common::policy::{
     SERVER_UNKNOWN, UNIX_DEFAULT, UNIX_OPEN, UNIX_STRICT,
 };
 use sensor_common::unix::{MAX_UNIX_RULES, POWER, POWER_SOCKETS, UnixRule};
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 
 /// Server ids. A name keeps its id over every reload, and an id never comes to
@@ -98,6 +99,8 @@ pub struct Compiled {
     pub launches: Vec<(u16, u16)>,
     /// Rule `id` is at index `id - 1`.
     pub rules: Vec<RuleInfo>,
+    /// What is said of messages, by server id. No map holds it: the agent asks.
+    pub messages: BTreeMap<u16, Messages>,
     /// What is allowed and will surprise somebody.
     pub warnings: Vec<Diagnostic>,
 }
@@ -157,6 +160,22 @@ impl Compiled {
     /// `None`: 0, no rule.
     pub fn rule(&self, id: u32) -> Option<&RuleInfo> {
         self.rules.get((id as usize).checked_sub(1)?)
+    }
+
+    /// Whether a server's client may call a tool. What an id means that the
+    /// policy no longer declares is not restricted.
+    pub fn tool_verdict(&self, server: u16, tool: &str) -> ToolVerdict<'_> {
+        self.messages.get(&server).map_or(ToolVerdict::Allowed, |m| m.verdict(tool))
+    }
+
+    /// What a forbidden call brings where the server is in `enforce`; in `audit`
+    /// it is only reported, whatever this says.
+    pub fn on_violation(&self, server: u16) -> OnViolation {
+        self.messages.get(&server).map(|m| m.on_violation).unwrap_or_default()
+    }
+
+    pub fn capture(&self, server: u16) -> Capture {
+        self.messages.get(&server).map(|m| m.capture).unwrap_or_default()
     }
 
     pub fn server(&self, name: &str) -> Option<(u16, &sensor_common::policy::Server)> {
@@ -421,7 +440,9 @@ fn servers(policy: &Policy, ids: &[u16], variants: &mut Variants, compiled: &mut
         UNKNOWN.to_owned(),
         entry(unknown.mode, unknown.unix, profile, profile, 0),
     ));
+    compiled.messages.insert(SERVER_UNKNOWN, unknown.messages.clone());
     for (server, id) in policy.servers.iter().zip(ids) {
+        compiled.messages.insert(*id, server.messages.clone());
         let resolvers = server.resolvers.as_deref();
         let profile = variants.of(policy, server.profile, resolvers);
         let launcher = variants.of(policy, server.launcher_profile, resolvers);

@@ -4,10 +4,11 @@
 use super::compile::{Compiled, RuleInfo};
 use super::model::{Direction, Mode, Policy, ProfileKind};
 use super::tables::MemoryTables;
+use super::tools::{OnViolation, ToolVerdict};
 use sensor_common::addr::Addr;
 use sensor_common::name::NAME_ASK_ONLY;
 use sensor_common::policy::{
-    Flow, PROFILE_NAMES, PROFILE_SELF, Reason, SERVER_HASHED, SERVER_UNKNOWN, decide,
+    Flow, MODE_ENFORCE, PROFILE_NAMES, PROFILE_SELF, Reason, SERVER_HASHED, SERVER_UNKNOWN, decide,
 };
 use sensor_common::{TCP, UDP};
 use serde::Serialize;
@@ -119,11 +120,69 @@ pub struct NoServer {
     pub known: String,
 }
 
+fn no_server(policy: &Policy, name: &str) -> NoServer {
+    let names: Vec<&str> = policy.servers.iter().take(20).map(|s| s.name.as_str()).collect();
+    let known = if names.is_empty() { "only `unknown`".to_owned() } else { names.join(", ") };
+    NoServer { name: name.to_owned(), known }
+}
+
+/// Whether a tool may be called; its JSON form is stable.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct ToolExplanation {
+    pub server: String,
+    pub mode: &'static str,
+    pub tool: String,
+    pub allowed: bool,
+    /// The entry that forbids it, or the list that does not have it, and its
+    /// line.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rule: Option<(String, u32)>,
+    /// What a forbidden call brings in this mode.
+    pub on_violation: &'static str,
+}
+
+pub fn explain_tool(
+    policy: &Policy,
+    compiled: &Compiled,
+    server: &str,
+    tool: &str,
+) -> Result<ToolExplanation, NoServer> {
+    let (id, entry) = compiled.server(server).ok_or_else(|| no_server(policy, server))?;
+    let rule = match compiled.tool_verdict(id, tool) {
+        ToolVerdict::Allowed => None,
+        ToolVerdict::Forbidden { rule, line } => Some((rule.to_owned(), line)),
+    };
+    let (mode, then) = match entry.mode {
+        MODE_ENFORCE => (Mode::Enforce, compiled.on_violation(id)),
+        _ => (Mode::Audit, OnViolation::Report),
+    };
+    Ok(ToolExplanation {
+        server: server.to_owned(),
+        mode: mode.name(),
+        tool: tool.to_owned(),
+        allowed: rule.is_none(),
+        rule,
+        on_violation: then.name(),
+    })
+}
+
+impl ToolExplanation {
+    pub fn text(&self) -> String {
+        let mut text = format!("{} ({}) tool {}\n", self.server, self.mode, self.tool.escape_debug());
+        let verdict = if self.allowed { "allowed" } else { "forbidden" };
+        let _ = writeln!(text, "  verdict  {verdict}");
+        if let Some((rule, line)) = &self.rule {
+            let place = if *line == 0 { String::new() } else { format!(" (line {line})") };
+            let _ = writeln!(text, "  rule     {rule}{place}");
+            let _ = writeln!(text, "  then     {}", self.on_violation);
+        }
+        text
+    }
+}
+
 pub fn explain(policy: &Policy, compiled: &Compiled, query: &Query) -> Result<Explanation, NoServer> {
     let Some((id, server)) = compiled.server(&query.server) else {
-        let names: Vec<&str> = policy.servers.iter().take(20).map(|s| s.name.as_str()).collect();
-        let known = if names.is_empty() { "only `unknown`".to_owned() } else { names.join(", ") };
-        return Err(NoServer { name: query.server.clone(), known });
+        return Err(no_server(policy, &query.server));
     };
     let profile_id = if query.launcher { server.launcher_profile } else { server.profile };
     let profile = &policy.profiles[compiled.profile_of[usize::from(profile_id)]];

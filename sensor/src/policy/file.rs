@@ -138,6 +138,36 @@ pub struct RawServer {
     #[serde(default)]
     #[schemars(schema_with = "super::schema::resolvers")]
     pub resolvers: Option<Spanned<Vec<Spanned<String>>>>,
+    /// Tools that may be called: all but some, or only some. Absent: all.
+    #[serde(default)]
+    #[schemars(schema_with = "super::schema::tools")]
+    pub tools: Option<Spanned<RawTools>>,
+    /// What a call of a forbidden tool brings in `enforce`: a finding
+    /// (`report`, default), and the end of the instance (`kill`) or of all it
+    /// reaches (`quarantine`).
+    #[serde(default)]
+    #[schemars(schema_with = "super::schema::on_violation")]
+    pub on_violation: Option<Spanned<String>>,
+    /// Whether content of calls is recorded. Absent: only metadata.
+    #[serde(default)]
+    #[schemars(schema_with = "super::schema::capture")]
+    pub capture: Option<Spanned<RawCapture>>,
+}
+
+/// Names of tools, or globs of them (`*`). One of the two.
+#[derive(Debug, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RawTools {
+    pub allow: Option<Spanned<Vec<Spanned<String>>>>,
+    pub deny: Option<Spanned<Vec<Spanned<String>>>>,
+}
+
+/// Content of requests and responses in events.
+#[derive(Debug, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RawCapture {
+    pub content: Option<Spanned<String>>,
+    pub max_bytes: Option<Spanned<u64>>,
 }
 
 /// One way to recognise a server. Keys stand alone, except that `exe` may be
@@ -198,6 +228,18 @@ pub struct RawUnknown {
     #[serde(default)]
     #[schemars(schema_with = "super::schema::unix_mode")]
     pub unix: Option<Spanned<String>>,
+    /// As for a server.
+    #[serde(default)]
+    #[schemars(schema_with = "super::schema::tools")]
+    pub tools: Option<Spanned<RawTools>>,
+    /// As for a server.
+    #[serde(default)]
+    #[schemars(schema_with = "super::schema::on_violation")]
+    pub on_violation: Option<Spanned<String>>,
+    /// As for a server.
+    #[serde(default)]
+    #[schemars(schema_with = "super::schema::capture")]
+    pub capture: Option<Spanned<RawCapture>>,
 }
 
 #[derive(JsonSchema)]

@@ -27,6 +27,7 @@ pub mod schema;
 pub mod suggest;
 pub mod tables;
 pub mod toolhive;
+pub mod tools;
 pub mod variants;
 pub mod yaml;
 
@@ -36,6 +37,7 @@ pub use host::Host;
 pub use load::{LoadError, Loaded, load};
 pub use model::Policy;
 pub use parse::parse_bytes;
+pub use tools::{Capture, OnViolation, ToolVerdict};
 
 #[cfg(test)]
 mod tests;

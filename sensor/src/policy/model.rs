@@ -3,6 +3,7 @@
 
 use super::diagnostic::{Diagnostic, Position};
 use super::names::NamePattern;
+use super::tools::Messages;
 use ipnet::IpNet;
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
@@ -229,6 +230,7 @@ pub struct Server {
     pub may_launch: Vec<usize>,
     /// Its own or the policy's; `None`: the host's.
     pub resolvers: Option<Vec<Resolver>>,
+    pub messages: Messages,
     pub path: String,
     pub position: Option<Position>,
 }
@@ -238,12 +240,19 @@ pub struct Unknown {
     pub profile: ProfileId,
     pub mode: Mode,
     pub unix: UnixMode,
+    pub messages: Messages,
     pub position: Option<Position>,
 }
 
 impl Default for Unknown {
     fn default() -> Self {
-        Unknown { profile: NONE, mode: Mode::Audit, unix: UnixMode::Default, position: None }
+        Unknown {
+            profile: NONE,
+            mode: Mode::Audit,
+            unix: UnixMode::Default,
+            messages: Messages::default(),
+            position: None,
+        }
     }
 }
 

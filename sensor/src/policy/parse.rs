@@ -9,7 +9,7 @@ use super::model::{
     UnixMode, UnixName, Unknown,
 };
 use super::names::NamePattern;
-use super::{address, matching, rules, toolhive};
+use super::{address, matching, rules, toolhive, tools};
 use serde::de::DeserializeOwned;
 use serde_saphyr::{MessageFormatter, Spanned};
 use std::collections::HashMap;
@@ -195,6 +195,15 @@ impl Reader<'_> {
                 profile: raw.profile.as_ref().map_or(NONE, |p| self.reference(p, "unknown.profile")),
                 mode: self.mode(raw.mode.as_ref(), "unknown.mode"),
                 unix: self.unix_mode(raw.unix.as_ref(), "unknown.unix"),
+                messages: tools::check(
+                    self.checker,
+                    &tools::Raw {
+                        tools: raw.tools.as_ref(),
+                        on_violation: raw.on_violation.as_ref(),
+                        capture: raw.capture.as_ref(),
+                    },
+                    "unknown",
+                ),
                 position: raw.profile.as_ref().and_then(at),
             };
         }
@@ -269,6 +278,11 @@ impl Reader<'_> {
                 let here = format!("{path}.match[{n}]");
                 matches.extend(matching::check(self.checker, &entry.value, here, at(entry)));
             }
+            let messages = tools::Raw {
+                tools: server.tools.as_ref(),
+                on_violation: server.on_violation.as_ref(),
+                capture: server.capture.as_ref(),
+            };
             let server = Server {
                 name: server.name.value.clone(),
                 profile,
@@ -278,6 +292,7 @@ impl Reader<'_> {
                 matches,
                 may_launch,
                 resolvers,
+                messages: tools::check(self.checker, &messages, &path),
                 path,
                 position: at(&server.name),
             };

@@ -115,6 +115,66 @@ pub(super) fn unix_mode(_: &mut SchemaGenerator) -> Schema {
     json_schema!({ "enum": ["default", "strict", "open"], "default": "default" })
 }
 
+pub(super) fn tools(_: &mut SchemaGenerator) -> Schema {
+    let names = |description: &str, least: usize| {
+        json_schema!({
+            "description": description,
+            "type": "array",
+            "minItems": least,
+            "maxItems": super::tools::MAX_PATTERNS,
+            "uniqueItems": true,
+            "items": { "type": "string", "minLength": 1, "maxLength": super::tools::MAX_PATTERN }
+        })
+    };
+    let only = |key: &str, list: Schema| {
+        json_schema!({
+            "type": "object",
+            "properties": { key: list },
+            "required": [key],
+            "additionalProperties": false
+        })
+    };
+    json_schema!({
+        "description": "Tools that may be called, by name or glob (`*`): only those of `allow`, or all but those \
+                        of `deny`. Absent: all.",
+        "anyOf": [
+            only("allow", names("These and no others; empty: none.", 0)),
+            only("deny", names("All but these.", 1))
+        ]
+    })
+}
+
+pub(super) fn on_violation(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({
+        "description": "What a call of a forbidden tool brings in `enforce`: a finding, and the end of the instance \
+                        (`kill`) or of all it reaches (`quarantine`). In `audit`: a finding.",
+        "enum": ["report", "kill", "quarantine"],
+        "default": "report"
+    })
+}
+
+pub(super) fn capture(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({
+        "description": "Content of requests and responses in events. Absent: only metadata.",
+        "type": "object",
+        "properties": {
+            "content": {
+                "description": "`redacted`: without the secrets that were found in it.",
+                "enum": ["none", "redacted"],
+                "default": "none"
+            },
+            "max_bytes": {
+                "description": "Of each request and of each response.",
+                "type": "integer",
+                "minimum": 1,
+                "maximum": super::tools::MAX_CAPTURE_BYTES,
+                "default": super::tools::CAPTURE_BYTES
+            }
+        },
+        "additionalProperties": false
+    })
+}
+
 pub(super) fn sha256(_: &mut SchemaGenerator) -> Schema {
     json_schema!({
         "description": "SHA-256 of the file at `exe`, in hexadecimal digits. Of a script the executable is its \

@@ -113,6 +113,31 @@ impl Agent for FakeAgent {
             .collect())
     }
 
+    async fn tools(&self, server: Option<&str>) -> Result<Vec<pb::ServerTools>, ControlError> {
+        if server.is_some_and(|s| s != "time") {
+            return Err(ControlError::NotFound("no such server".to_owned()));
+        }
+        let tool = pb::Tool {
+            name: "now\u{1b}".to_owned(),
+            hash: "ab".repeat(32),
+            description_hash: "cd".repeat(32),
+            schema_hash: "ef".repeat(32),
+        };
+        Ok(vec![pb::ServerTools {
+            server: "time".to_owned(),
+            program: "mcp-server-time".to_owned(),
+            seen_unix_ns: 3,
+            lists: vec![pb::ToolList {
+                era: pb::Era::Modern.into(),
+                list_hash: "01".repeat(32),
+                seen_unix_ns: 3,
+                tools: vec![pb::ListedTool { tool: Some(tool), first_seen_unix_ns: 1, changed_unix_ns: 2 }],
+                ..Default::default()
+            }],
+            ..Default::default()
+        }])
+    }
+
     async fn policy(&self) -> Result<pb::PolicyShowResponse, ControlError> {
         Ok(pb::PolicyShowResponse { text: "version: 1\n".to_owned(), ..Default::default() })
     }

@@ -254,7 +254,7 @@ proptest! {
     /// A policy with one character changed: taken, or refused with findings
     /// that render.
     #[test]
-    fn a_slip_of_the_pen_gives_an_answer(at in 0usize..600, with in any::<char>()) {
+    fn a_slip_of_the_pen_gives_an_answer(at in 0usize..800, with in any::<char>()) {
         let text: String = GOOD.chars().enumerate().map(|(i, c)| if i == at { with } else { c }).collect();
         if let Err(found) = try_compiled(&text) {
             prop_assert!(!found.is_empty());
@@ -280,8 +280,11 @@ servers:
     match: [{package: "@a/b"}, {argv: [x, "y z"], exe: /usr/bin/q}]
     may_launch: [b]
     unix: strict
+    tools: {allow: [read_*, list]}
+    on_violation: quarantine
+    capture: {content: redacted, max_bytes: 4096}
   - {name: b, profile: {network: {outbound: {}}}, match: [{container: 0123456789abcdef}]}
-unknown: {profile: none, mode: audit}
+unknown: {profile: none, mode: audit, tools: {deny: ["*"]}}
 resolvers: [9.9.9.9]
 search: [corp.example]
 launchers: ["/opt/*/bin/npx"]

@@ -2,6 +2,7 @@
 
 mod decisions;
 mod hostile;
+mod messages;
 mod named;
 mod recognised;
 mod suggested;

@@ -1,0 +1,300 @@
+//! One conversation between a client and a server: what was said, what was found
+//! in it, and what the policy says of it, as events.
+
+use super::core::{Core, lock};
+use super::exchange;
+use crate::event::{Body, pb};
+use crate::inspect::{self, Found, Key, Kind, Scanner};
+use crate::mcp::inventory::{DriftItem, ListHashes, Pages, Which};
+use crate::mcp::{Connection, Exchange, Implementation, Limits, Output, Parties, Sender, ToolsPage, Values};
+use crate::policy::{OnViolation, ToolVerdict};
+use sensor_common::label::Label;
+
+/// What hashes are made with; from one secret of this sensor.
+#[derive(Clone)]
+pub struct Keys {
+    /// Of ids, URIs and HTTP sessions.
+    pub ids: [u8; 16],
+    /// Of what was found in content.
+    pub values: Key,
+}
+
+impl Keys {
+    pub fn new(secret: &[u8; 32]) -> Keys {
+        let mut ids = [0; 16];
+        ids.copy_from_slice(&Key::new(secret).hash(b"ids"));
+        Keys { ids, values: Key::new(secret) }
+    }
+}
+
+/// Who speaks: a server's instance, over which connection.
+#[derive(Clone, Copy)]
+pub struct Speaker {
+    pub label: Label,
+    pub connection: u64,
+    /// "stdio", "http" or "sse".
+    pub transport: &'static str,
+    pub pid: u32,
+    /// `u32::MAX`: the instance's own.
+    pub uid: u32,
+}
+
+/// A forbidden call that must not go on.
+pub struct Violation {
+    pub then: OnViolation,
+    pub finding: pb::Finding,
+    /// When the kernel saw it, UTC.
+    pub at: i64,
+}
+
+/// What came of some bytes.
+#[derive(Default)]
+pub struct Heard {
+    pub bodies: Vec<Body>,
+    pub violations: Vec<Violation>,
+}
+
+pub struct Session {
+    connection: Connection,
+    keys: Keys,
+    scanners: [Scanner; 2],
+    pages: Pages,
+    said: Implementation,
+    /// Findings that wait for the outputs of the same bytes.
+    notes: Vec<Note>,
+}
+
+/// A message in which something was found.
+struct Note {
+    sender: Sender,
+    method: String,
+    name: String,
+    found: Vec<Found>,
+}
+
+/// Looks at one side's values.
+struct Looking<'a> {
+    scanner: &'a mut Scanner,
+    notes: &'a mut Vec<Note>,
+}
+
+impl Values for Looking<'_> {
+    fn piece(&mut self, place: &str, piece: &str, last: bool) {
+        self.scanner.piece(place, piece, last);
+    }
+
+    fn message(&mut self, sender: Sender, method: &str, name: &str) {
+        self.scanner.message(sender, method, name);
+        let found = self.scanner.take();
+        if !found.is_empty() {
+            self.notes.push(Note { sender, method: method.to_owned(), name: name.to_owned(), found });
+        }
+    }
+}
+
+fn side(sender: Sender) -> usize {
+    match sender {
+        Sender::Client => 0,
+        Sender::Server => 1,
+    }
+}
+
+impl Session {
+    pub fn new(keys: &Keys, candidate: bool) -> Session {
+        let scanner = || Scanner::new(keys.values.clone(), inspect::Limits::default());
+        Session {
+            connection: Connection::new(keys.ids, Limits { candidate, ..Limits::default() }),
+            keys: keys.clone(),
+            scanners: [scanner(), scanner()],
+            pages: Pages::default(),
+            said: Implementation::default(),
+            notes: Vec::new(),
+        }
+    }
+
+    /// Bytes of one side. A candidate's are not looked into.
+    pub fn bytes(&mut self, sender: Sender, at: i64, bytes: &[u8], look: bool, out: &mut Vec<Output>) {
+        if look {
+            let mut looking = Looking { scanner: &mut self.scanners[side(sender)], notes: &mut self.notes };
+            self.connection.bytes(sender, at, bytes, &mut looking, out);
+        } else {
+            self.connection.bytes(sender, at, bytes, &mut (), out);
+        }
+    }
+
+    pub fn gap(&mut self, sender: Sender, at: i64, lost: u64, out: &mut Vec<Output>) {
+        let mut looking = Looking { scanner: &mut self.scanners[side(sender)], notes: &mut self.notes };
+        self.connection.gap(sender, at, lost, &mut looking, out);
+    }
+
+    pub fn close(&mut self, at: i64, out: &mut Vec<Output>) {
+        let mut looking = Looking { scanner: &mut self.scanners[1], notes: &mut self.notes };
+        self.connection.close(at, &mut looking, out);
+    }
+
+    /// What outputs, and what was found meanwhile, come to.
+    pub fn heard(
+        &mut self,
+        core: &Core,
+        speaker: &Speaker,
+        time: i64,
+        outputs: impl Iterator<Item = Output>,
+    ) -> Heard {
+        let actor = core.actor(speaker.label, speaker.pid, speaker.uid);
+        let mut heard = Heard::default();
+        for output in outputs {
+            if let Output::Asked { method, sender: Sender::Client, name, at, .. } = &output
+                && method == "tools/call"
+            {
+                heard.violations.extend(forbidden(core, speaker.label, &actor, name, *at));
+            }
+            match output {
+                Output::Tools(exchange, page) => {
+                    self.listed(core, speaker, &actor, time, &exchange, &page, &mut heard.bodies);
+                }
+                output => {
+                    if let Output::Ended(e) = &output {
+                        self.introduced(core, &actor, time, &e.parties, &mut heard.bodies);
+                    }
+                    heard.bodies.extend(exchange::body(
+                        actor.clone(),
+                        speaker.transport,
+                        speaker.connection,
+                        &self.keys.ids,
+                        output,
+                    ));
+                }
+            }
+        }
+        for note in self.notes.drain(..) {
+            for found in &note.found {
+                let side = match note.sender {
+                    Sender::Client => "request",
+                    Sender::Server => "response",
+                };
+                heard.bodies.push(Body::Finding(finding(&actor, found, side, &note.method, &note.name)));
+            }
+        }
+        heard
+    }
+
+    /// The server said who it is.
+    fn introduced(
+        &mut self,
+        core: &Core,
+        actor: &pb::Actor,
+        time: i64,
+        parties: &Parties,
+        bodies: &mut Vec<Body>,
+    ) {
+        if parties.server == self.said || parties.server == Implementation::default() {
+            return;
+        }
+        self.said = parties.server.clone();
+        let drift = lock(&core.inventory).identity(&which(actor), &self.said, "", None, time);
+        bodies.extend(drifted(drift, actor));
+    }
+
+    #[allow(clippy::too_many_arguments, reason = "who said it, and what")]
+    fn listed(
+        &mut self,
+        core: &Core,
+        speaker: &Speaker,
+        actor: &pb::Actor,
+        time: i64,
+        e: &Exchange,
+        page: &ToolsPage,
+        bodies: &mut Vec<Body>,
+    ) {
+        self.introduced(core, actor, time, &e.parties, bodies);
+        let which = which(actor);
+        let lists = self.pages.add(page);
+        let exchange = exchange::exchange(actor.clone(), speaker.transport, speaker.connection, e);
+        if lists.is_empty() {
+            bodies.push(Body::McpMessage(pb::McpMessage { exchange: Some(exchange.clone()), count: 1 }));
+        }
+        for list in lists {
+            let (era, capabilities) = (e.parties.era, e.parties.client_capabilities);
+            let drift = lock(&core.inventory).listed(&which, era, capabilities, &list, time);
+            bodies.push(Body::ToolsListed(tools_listed(exchange.clone(), &list, capabilities)));
+            bodies.extend(drifted(drift, actor));
+        }
+    }
+}
+
+/// By which the inventory knows a server: those that nobody declared differ by
+/// their program, which their instances are called by.
+pub fn which(actor: &pb::Actor) -> Which {
+    let program = actor.instance.rsplit_once('.').map_or("", |(program, _)| program);
+    Which::new(&actor.server, if program == actor.server { "" } else { program })
+}
+
+pub fn drifted<'a>(drift: Vec<DriftItem>, actor: &'a pb::Actor) -> impl Iterator<Item = Body> + 'a {
+    drift.into_iter().map(|item| Body::Drift(item.event(actor.clone())))
+}
+
+fn tools_listed(
+    exchange: pb::Exchange,
+    list: &ListHashes,
+    capabilities: Option<[u8; 32]>,
+) -> pb::ToolsListed {
+    pb::ToolsListed {
+        exchange: Some(exchange),
+        tools: list.tools.iter().map(|t| t.event()).collect(),
+        list_hash: list.hash.to_string(),
+        capabilities_hash: capabilities.map(hex::encode).unwrap_or_default(),
+        incomplete: list.incomplete,
+    }
+}
+
+fn finding(actor: &pb::Actor, found: &Found, side: &str, method: &str, name: &str) -> pb::Finding {
+    let what = match found.kind {
+        Kind::Secret => "what looks like a secret",
+        Kind::PersonalData => "personal data",
+        Kind::ToolPoisoning => "text that is meant to steer the model",
+    };
+    let method_text = if method.is_empty() { "a message" } else { method };
+    let times = if found.count > 1 { format!(", {} times", found.count) } else { String::new() };
+    let mut finding = pb::Finding {
+        kind: found.kind.name().to_owned(),
+        server: actor.server.clone(),
+        instance: actor.instance.clone(),
+        detail: format!(
+            "{what} ({}) in the {side} of {method_text}{}{times}",
+            found.rule,
+            if name.is_empty() { String::new() } else { format!(" {name}") }
+        ),
+        place: found.place.clone(),
+        method: method.to_owned(),
+        length: found.length,
+        value_hash: hex::encode(found.value_hash),
+        rule: found.rule.to_owned(),
+        tool: name.to_owned(),
+        ..Default::default()
+    };
+    finding.set_severity(found.severity);
+    finding
+}
+
+/// A call that the policy forbids.
+fn forbidden(core: &Core, label: Label, actor: &pb::Actor, tool: &str, at: i64) -> Option<Violation> {
+    let policy = core.in_force()?;
+    let ToolVerdict::Forbidden { rule, line } = policy.compiled().tool_verdict(label.server(), tool) else {
+        return None;
+    };
+    let enforced = core.mode(label.server()) == pb::Mode::Enforce;
+    let then = if enforced { policy.compiled().on_violation(label.server()) } else { OnViolation::Report };
+    let mut finding = pb::Finding {
+        kind: "forbidden_tool".to_owned(),
+        server: actor.server.clone(),
+        instance: actor.instance.clone(),
+        detail: format!("{tool} was called, which {rule} (line {line}) does not allow"),
+        method: "tools/call".to_owned(),
+        rule: rule.to_owned(),
+        tool: tool.to_owned(),
+        action: "reported".to_owned(),
+        ..Default::default()
+    };
+    finding.set_severity(pb::Severity::High);
+    Some(Violation { then, finding, at })
+}

@@ -1,0 +1,652 @@
+//! The thread that reads what servers say: it empties the ring of wires, keeps
+//! one [`mcp::Connection`] for each server's stdio, and turns what comes out
+//! into events. It also decides which undeclared programs are servers.
+
+use super::core::{Core, lock};
+use super::exchange;
+use super::session::{Keys, Session, Speaker};
+use super::wires::{self, Pair};
+use crate::event::{Body, now, pb};
+use crate::kernel::capture::{Capture, CaptureError};
+use crate::kernel::maps::Wires;
+use crate::kernel::record;
+use crate::mcp::{Output, Sender};
+use aya::maps::{MapData, RingBuf};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use sensor_common::label::Label;
+use sensor_common::policy::SERVER_UNKNOWN;
+use sensor_common::stdio::{
+    CANDIDATE_BYTES, CONNECTION_BY_AGENT, Candidate, Chunk, FROM_CLIENT, FROM_SERVER, HOW_DATA, WIRE_JOINED,
+    Wire, WireKey, how_name, may_begin,
+};
+use std::collections::hash_map::Entry;
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd};
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, mpsc};
+use std::time::{Duration, Instant};
+use tracing::{debug, info, warn};
+
+/// Longest wait of a server's messages, milliseconds (see `stdio::waking` in the
+/// kernel programs).
+const ROUND_MS: u8 = 10;
+/// Records between two looks at the commands.
+const TURN: usize = 1024;
+/// How often ends that nobody announced are looked for.
+const SWEEP: Duration = Duration::from_secs(1);
+/// How long the programs stay attached when there is nothing to read: attaching
+/// stops every CPU for a moment, and shells make candidates all the time.
+const LINGER: Duration = Duration::from_secs(10);
+/// Connections at once, candidates included.
+const CONNECTIONS: usize = 16384;
+/// Connections that are remembered as forgotten.
+const FORGOTTEN: usize = 4096;
+/// Processes of one connection that are remembered.
+const PROCESSES: usize = 64;
+
+/// What the rest of the agent tells this thread.
+pub enum Command {
+    /// The kernel saw a program start with a wire.
+    Started(Box<Candidate>),
+    /// A server, or a candidate, that ran before; its processes.
+    Running { label: Label, processes: Vec<u32>, pair: Pair },
+    /// The last process of an instance is gone.
+    Ended(u32),
+}
+
+/// What `status` shows.
+#[derive(Clone, Debug, Default)]
+pub struct Shown {
+    pub backend: String,
+    pub notes: Vec<String>,
+    pub attached: bool,
+    pub connections: usize,
+    pub candidates: usize,
+}
+
+/// The way to the thread.
+pub struct Stdio {
+    commands: mpsc::Sender<Command>,
+    wake: Arc<EventFd>,
+    shown: Arc<Mutex<Shown>>,
+}
+
+impl Stdio {
+    pub fn tell(&self, command: Command) {
+        // The thread lives as long as the agent.
+        let _ = self.commands.send(command);
+        let _ = self.wake.write(1);
+    }
+
+    pub fn shown(&self) -> Shown {
+        lock(&self.shown).clone()
+    }
+}
+
+/// What [`Reader::run`] works with.
+pub struct Reader {
+    commands: mpsc::Receiver<Command>,
+    wake: Arc<EventFd>,
+    shown: Arc<Mutex<Shown>>,
+    ring: RingBuf<MapData>,
+    wires: Wires,
+    capture: Option<Capture>,
+    keys: Keys,
+    live: HashMap<u64, Live>,
+    /// When there was last something to read.
+    needed: Instant,
+    swept: Instant,
+    next: u64,
+    dropped: u64,
+    /// Connections that were just forgotten.
+    forgotten: VecDeque<u64>,
+}
+
+/// A handle, and the thread's own half.
+pub fn prepare(
+    ring: RingBuf<MapData>,
+    wires: Wires,
+    capture: Result<Capture, CaptureError>,
+    keys: Keys,
+) -> std::io::Result<(Stdio, Reader)> {
+    let (send, commands) = mpsc::channel();
+    let wake = Arc::new(EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)?);
+    let shown = match &capture {
+        Ok(c) => Shown { backend: c.backend.to_string(), notes: c.notes.clone(), ..Shown::default() },
+        Err(error) => {
+            warn!(%error, "what servers say on stdio is not seen");
+            Shown { backend: "none".to_owned(), notes: vec![error.to_string()], ..Shown::default() }
+        }
+    };
+    let shown = Arc::new(Mutex::new(shown));
+    let reader = Reader {
+        commands,
+        wake: wake.clone(),
+        shown: shown.clone(),
+        ring,
+        wires,
+        capture: capture.ok(),
+        keys,
+        live: HashMap::new(),
+        needed: Instant::now(),
+        swept: Instant::now(),
+        // Numbers of this run do not meet those of an earlier agent.
+        next: CONNECTION_BY_AGENT | (now() as u64 >> 20 << 20 & !CONNECTION_BY_AGENT),
+        dropped: 0,
+        forgotten: VecDeque::new(),
+    };
+    Ok((Stdio { commands: send, wake, shown }, reader))
+}
+
+/// One server's stdio, or a candidate's.
+struct Live {
+    /// [`Label::NONE`]: a candidate's.
+    label: Label,
+    keys: Vec<WireKey>,
+    places: Vec<Place>,
+    session: Session,
+    processes: Vec<u32>,
+    /// Bytes of a candidate that were looked at, each way.
+    seen: [u64; 2],
+    /// Met in the middle: the first bytes, each way, may be the end of a line.
+    joined: [bool; 2],
+}
+
+/// How far a wire was read.
+struct Place {
+    inode: u64,
+    direction: u32,
+    /// Position of the next byte.
+    next: u64,
+    /// It had moved on to here when it was looked at last; what is still
+    /// missing at the next look is lost.
+    moved: u64,
+}
+
+impl Reader {
+    pub fn run(mut self, core: &Arc<Core>, stop: &AtomicBool) {
+        self.clean(core);
+        loop {
+            let stopping = stop.load(Ordering::Acquire);
+            let told = self.obey(core);
+            // What moved before an end was announced is in the ring by then.
+            let more = self.drain(core, if told.ended.is_empty() { TURN } else { usize::MAX }) > 0;
+            for instance in told.ended {
+                self.ended(core, instance);
+            }
+            if self.swept.elapsed() >= SWEEP {
+                self.sweep(core);
+            }
+            if more {
+                continue;
+            }
+            if stopping {
+                let ids: Vec<u64> = self.live.keys().copied().collect();
+                for id in ids {
+                    self.close(core, id);
+                }
+                return;
+            }
+            self.wait();
+        }
+    }
+
+    /// What an earlier agent left: candidates, and wires of servers that ended
+    /// while nobody listened.
+    fn clean(&mut self, core: &Core) {
+        let left: Vec<(WireKey, Wire)> = self.wires.iter().collect();
+        for (key, wire) in left {
+            let alive = wire.label.is_some() && core.has_instance(wire.label.instance());
+            if !alive && !self.live.contains_key(&wire.connection) {
+                self.wires.remove(&key);
+            }
+        }
+    }
+
+    fn wait(&self) {
+        // SAFETY: the ring outlives the call.
+        let ring = unsafe { BorrowedFd::borrow_raw(self.ring.as_raw_fd()) };
+        let mut fds =
+            [PollFd::new(ring, PollFlags::POLLIN), PollFd::new(self.wake.as_fd(), PollFlags::POLLIN)];
+        let attached = self.capture.as_ref().is_some_and(Capture::attached);
+        let timeout = if attached { PollTimeout::from(ROUND_MS) } else { PollTimeout::from(250u8) };
+        // An error is the same as a time-out.
+        let _ = poll(&mut fds, timeout);
+        let _ = self.wake.read();
+    }
+
+    fn obey(&mut self, core: &Arc<Core>) -> Told {
+        let mut told = Told::default();
+        while let Ok(command) = self.commands.try_recv() {
+            match command {
+                Command::Started(r) => self.started(core, &r),
+                Command::Running { label, processes, pair } => self.running(core, label, processes, &pair),
+                Command::Ended(instance) => told.ended.push(instance),
+            }
+        }
+        told
+    }
+
+    fn attach(&mut self, core: &Core) {
+        self.needed = Instant::now();
+        let Some(capture) = &mut self.capture else { return };
+        if capture.attached() {
+            return;
+        }
+        if let Err(error) = capture.attach() {
+            warn!(%error, "what servers say on stdio is not seen");
+            core.lose("agent", "capture_attach", 1);
+        }
+    }
+
+    fn started(&mut self, core: &Arc<Core>, r: &Candidate) {
+        self.attach(core);
+        let id = r.connection;
+        let keys = wires::keys(r.input, self.is_socket(&r.input), r.output, self.is_socket(&r.output));
+        if let Some(live) = self.live.get_mut(&id) {
+            // Its first bytes may come before this does.
+            live.keys = keys;
+            if !live.processes.contains(&r.header.tgid) && live.processes.len() < PROCESSES {
+                live.processes.push(r.header.tgid);
+            }
+            return;
+        }
+        self.open(id, r.header.label, keys, vec![r.header.tgid]);
+    }
+
+    /// Sockets have a wire each way.
+    fn is_socket(&self, key: &WireKey) -> bool {
+        let other = WireKey { direction: FROM_CLIENT + FROM_SERVER - key.direction, ..*key };
+        let own = self.wires.get(key).map(|w| w.connection);
+        own.is_some() && self.wires.get(&other).map(|w| w.connection) == own
+    }
+
+    fn open(&mut self, id: u64, label: Label, keys: Vec<WireKey>, processes: Vec<u32>) {
+        if self.live.len() >= CONNECTIONS {
+            self.dropped += 1;
+            return;
+        }
+        let session = Session::new(&self.keys, !label.is_some());
+        self.live.insert(
+            id,
+            Live { label, keys, places: Vec::new(), session, processes, seen: [0; 2], joined: [false; 2] },
+        );
+    }
+
+    /// It ran before: bytes may be under way.
+    fn running(&mut self, core: &Arc<Core>, label: Label, processes: Vec<u32>, pair: &Pair) {
+        let keys = pair.keys();
+        if let Some(known) = keys.iter().find_map(|k| self.wires.get(k)).map(|w| w.connection)
+            && let Some(live) = self.live.get_mut(&known)
+        {
+            if label.is_some() && !live.label.is_some() {
+                self.admit(core, known, label);
+            }
+            return;
+        }
+        self.attach(core);
+        self.next += 1;
+        let id = self.next;
+        let wire = Wire { label, connection: id, position: 0, flags: WIRE_JOINED };
+        if !keys.iter().all(|key| self.wires.set(key, &wire)) {
+            core.lose("agent", "wires_full", 1);
+        }
+        if !label.is_some() {
+            for pid in &processes {
+                self.wires.set_candidate(*pid, true);
+            }
+        }
+        self.open(id, label, keys, processes);
+        if let Some(live) = self.live.get_mut(&id) {
+            live.joined = [true; 2];
+        }
+    }
+
+    fn drain(&mut self, core: &Arc<Core>, limit: usize) -> usize {
+        let offset = now() - super::reader::boottime();
+        let mut count = 0;
+        let mut out = Vec::new();
+        while count < limit {
+            // The item keeps its place in the ring until it is read.
+            let Some(item) = self.ring.next() else { break };
+            count += 1;
+            let (chunk, data) = match record::chunk(&item) {
+                Ok(read) => read,
+                Err(error) => {
+                    tracing::error!(%error, "a record of a wire cannot be read");
+                    core.lose("kernel", "unreadable_record", 1);
+                    continue;
+                }
+            };
+            let time = offset + i64::try_from(chunk.header.boottime).unwrap_or(0);
+            let id = chunk.connection;
+            let live = match self.live.entry(id) {
+                Entry::Occupied(live) => live.into_mut(),
+                Entry::Vacant(_) if self.forgotten.contains(&id) => continue,
+                Entry::Vacant(vacant) => {
+                    let label = chunk.header.label;
+                    let session = Session::new(&self.keys, !label.is_some());
+                    vacant.insert(Live {
+                        label,
+                        keys: Vec::new(),
+                        places: Vec::new(),
+                        session,
+                        processes: vec![chunk.header.tgid],
+                        seen: [0; 2],
+                        // It began while nobody listened.
+                        joined: [chunk.position > 0; 2],
+                    })
+                }
+            };
+            live.take(&chunk, data, time, &mut out);
+            drop(item);
+            self.act(core, id, &chunk, time, &mut out);
+        }
+        if count > 0 {
+            self.needed = Instant::now();
+        }
+        count
+    }
+
+    fn act(&mut self, core: &Arc<Core>, id: u64, chunk: &Chunk, time: i64, out: &mut Vec<Output>) {
+        let mut outputs = std::mem::take(out).into_iter().peekable();
+        while let Some(output) = outputs.next_if(|o| matches!(o, Output::NotMcp | Output::Recognised(_))) {
+            let Some(live) = self.live.get_mut(&id) else { return };
+            if live.label.is_some() {
+                continue;
+            }
+            let label = match output {
+                Output::Recognised(era) => {
+                    let processes = live.processes.clone();
+                    let era = exchange::era_name(Some(era));
+                    core.discovered(time, &processes, chunk.header.tgid, era)
+                }
+                _ => None,
+            };
+            match label {
+                Some(label) => self.admit(core, id, label),
+                None => {
+                    self.forget(id);
+                    return;
+                }
+            }
+        }
+        let Some(live) = self.live.get(&id) else { return };
+        if live.label.is_some() {
+            self.say(core, id, chunk.header.tgid, chunk.header.uid, time, outputs);
+        } else if live.seen.iter().all(|seen| *seen >= CANDIDATE_BYTES) {
+            self.forget(id);
+        }
+    }
+
+    fn say(
+        &mut self,
+        core: &Arc<Core>,
+        id: u64,
+        pid: u32,
+        uid: u32,
+        time: i64,
+        outputs: impl Iterator<Item = Output>,
+    ) {
+        let Some(live) = self.live.get_mut(&id) else { return };
+        let speaker = Speaker { label: live.label, connection: id, transport: "stdio", pid, uid };
+        let heard = live.session.heard(core, &speaker, time, outputs);
+        for violation in heard.violations {
+            core.contain(live.label, violation);
+        }
+        for body in heard.bodies {
+            core.bus.publish(time, body);
+        }
+    }
+
+    /// A candidate is a server.
+    fn admit(&mut self, core: &Core, id: u64, label: Label) {
+        if !self.wires.admit(id, Some(label)) {
+            core.lose("agent", "wires_full", 1);
+        }
+        if let Some(live) = self.live.get_mut(&id) {
+            live.label = label;
+        }
+    }
+
+    /// A candidate is none, or nothing more comes.
+    fn forget(&mut self, id: u64) {
+        let Some(live) = self.live.remove(&id) else { return };
+        // Records of it may still be in the ring.
+        if self.forgotten.len() >= FORGOTTEN {
+            self.forgotten.pop_front();
+        }
+        self.forgotten.push_back(id);
+        for key in &live.keys {
+            if self.wires.get(key).is_some_and(|w| w.connection == id) {
+                self.wires.remove(key);
+            }
+        }
+        if live.label.is_some() {
+            self.wires.admit(id, None);
+        }
+        for pid in live.processes {
+            self.wires.set_candidate(pid, false);
+        }
+    }
+
+    fn ended(&mut self, core: &Arc<Core>, instance: u32) {
+        let ids: Vec<u64> =
+            self.live.iter().filter(|(_, l)| l.label.instance() == instance).map(|(id, _)| *id).collect();
+        for id in ids {
+            self.close(core, id);
+        }
+    }
+
+    /// Nothing more comes over a connection.
+    fn close(&mut self, core: &Arc<Core>, id: u64) {
+        // Twice: what is missing at both looks is lost.
+        self.look(core, id);
+        self.look(core, id);
+        let Some(live) = self.live.get_mut(&id) else { return };
+        let (label, pid) = (live.label, live.processes.first().copied().unwrap_or(0));
+        let mut out = Vec::new();
+        let time = now();
+        live.session.close(time, &mut out);
+        if label.is_some() {
+            self.say(core, id, pid, u32::MAX, time, out.into_iter());
+        }
+        self.forget(id);
+    }
+
+    /// Bytes that moved and whose records did not come, though the ring was
+    /// emptied since they were seen to have moved: it was full, and nothing has
+    /// moved since.
+    fn look(&mut self, core: &Arc<Core>, id: u64) {
+        let Some(live) = self.live.get_mut(&id) else { return };
+        if !live.label.is_some() {
+            return;
+        }
+        let mut out = Vec::new();
+        let time = now();
+        for key in live.keys.clone() {
+            let Some(wire) = self.wires.get(&key).filter(|w| w.connection == id) else { continue };
+            let place = live.place(key.inode, key.direction, 0);
+            let missing = place.moved.saturating_sub(place.next);
+            place.moved = wire.position;
+            if missing > 0 {
+                place.next += missing;
+                live.lost(key.direction, time, missing, &mut out);
+            }
+        }
+        let pid = live.processes.first().copied().unwrap_or(0);
+        if !out.is_empty() {
+            self.say(core, id, pid, u32::MAX, time, out.into_iter());
+        }
+    }
+
+    fn sweep(&mut self, core: &Arc<Core>) {
+        self.swept = Instant::now();
+        let alive = |pid: &u32| Path::new(&format!("/proc/{pid}")).exists();
+        let (mut gone, mut promoted, mut labelled) = (Vec::new(), Vec::new(), Vec::new());
+        for (id, live) in &mut self.live {
+            if live.label.is_some() {
+                labelled.push(*id);
+                continue;
+            }
+            live.processes.retain(alive);
+            // A policy may have come to know it.
+            let label = live.processes.iter().find_map(|pid| core.labels.of(*pid).filter(|l| l.is_some()));
+            match label {
+                Some(label) => promoted.push((*id, label)),
+                None if live.processes.is_empty() => gone.push(*id),
+                None => {}
+            }
+        }
+        for id in gone {
+            self.forget(id);
+        }
+        for (id, label) in promoted {
+            self.admit(core, id, label);
+        }
+        // Only where nothing waits in the ring is what is missing lost.
+        if self.drain(core, TURN) < TURN {
+            for id in labelled {
+                self.look(core, id);
+            }
+        }
+        if self.dropped > 0 {
+            core.lose("agent", "connections_full", std::mem::take(&mut self.dropped));
+        }
+        if self.live.is_empty() {
+            if self.needed.elapsed() >= LINGER
+                && let Some(capture) = &mut self.capture
+                && capture.attached()
+            {
+                debug!("nothing to read on stdio");
+                capture.detach();
+            }
+        } else {
+            self.needed = Instant::now();
+        }
+        let mut shown = lock(&self.shown);
+        shown.attached = self.capture.as_ref().is_some_and(Capture::attached);
+        shown.candidates = self.live.values().filter(|l| !l.label.is_some()).count();
+        shown.connections = self.live.len() - shown.candidates;
+    }
+}
+
+#[derive(Default)]
+struct Told {
+    /// Instances.
+    ended: Vec<u32>,
+}
+
+fn sender(direction: u32) -> Sender {
+    if direction == FROM_CLIENT { Sender::Client } else { Sender::Server }
+}
+
+impl Live {
+    /// How far a wire was read; `position`: where it begins, if it is new.
+    fn place(&mut self, inode: u64, direction: u32, position: u64) -> &mut Place {
+        let at = match self.places.iter().position(|p| p.inode == inode && p.direction == direction) {
+            Some(at) => at,
+            None => {
+                self.places.push(Place { inode, direction, next: position, moved: 0 });
+                self.places.len() - 1
+            }
+        };
+        &mut self.places[at]
+    }
+
+    /// The next bytes of a wire, as the kernel recorded them.
+    fn take(&mut self, chunk: &Chunk, data: &[u8], time: i64, out: &mut Vec<Output>) {
+        let sender = sender(chunk.direction);
+        let moved = u64::from(chunk.moved);
+        if let Some(seen) = self.seen.get_mut(chunk.direction as usize) {
+            *seen += moved;
+        }
+        let place = self.place(chunk.inode, chunk.direction, chunk.position);
+        let lost = chunk.position.saturating_sub(place.next);
+        if chunk.position < place.next {
+            // Counted as lost when a later record came first.
+            return;
+        }
+        place.next = chunk.position + moved;
+        if lost > 0 {
+            self.lost(chunk.direction, time, lost, out);
+        }
+        let joined = self.joined.get_mut(chunk.direction as usize).is_some_and(std::mem::take);
+        if joined && !data.first().is_some_and(|b| may_begin(*b)) {
+            // No message begins like this. One that seems to begin and does not
+            // is no whole JSON either.
+            self.session.gap(sender, time, 0, out);
+        }
+        if chunk.how == HOW_DATA {
+            self.session.bytes(sender, time, data, self.label.is_some(), out);
+        } else {
+            out.push(Output::Uninspected { sender, bytes: moved, how: how_name(chunk.how) });
+            self.session.gap(sender, time, moved, out);
+        }
+    }
+
+    fn lost(&mut self, direction: u32, time: i64, bytes: u64, out: &mut Vec<Output>) {
+        let sender = sender(direction);
+        out.push(Output::Uninspected { sender, bytes, how: "lost" });
+        self.session.gap(sender, time, bytes, out);
+    }
+}
+
+/// Looks for servers that ran before the sensor: those that a policy labelled,
+/// and programs that nobody declared.
+pub fn find_running(core: &Core, cgroup: &Path) {
+    let processes = super::process::all();
+    let holders = wires::pipe_holders(&processes);
+    let own = std::process::id();
+    let mut unnamed: HashMap<std::path::PathBuf, HashSet<u64>> = HashMap::new();
+    let mut seen: HashSet<(u64, u64)> = HashSet::new();
+    let mut found = 0;
+    for pid in processes {
+        if pid == own {
+            continue;
+        }
+        let ends = wires::ends(pid);
+        if ends.len() < 2 {
+            continue;
+        }
+        let Ok(netns) = std::fs::read_link(format!("/proc/{pid}/ns/net")) else { continue };
+        let sockets = unnamed.entry(netns).or_insert_with(|| wires::unnamed_sockets(pid));
+        let shared = |inode: u64| holders.get(&inode).is_some_and(|n| *n > 1);
+        let Some(pair) = wires::pair(&ends, shared, |inode| sockets.contains(&inode)) else { continue };
+        if !seen.insert((pair.input.inode, pair.output.inode)) {
+            continue;
+        }
+        let label = core.labels.of(pid).unwrap_or(Label::NONE);
+        let looked_at = || core.looks_for_candidates() && crate::kernel::cgroup::holds(cgroup, pid);
+        if label.is_some() || looked_at() {
+            found += 1;
+            core.stdio.tell(Command::Running { label, processes: vec![pid], pair });
+        }
+    }
+    info!(found, "programs that may be servers ran already");
+}
+
+/// The finding for a server that nobody declared.
+pub fn unknown_server(actor: &pb::Actor, argv: &[String], era: &str) -> Body {
+    let client = actor.client.as_ref().map_or("", |c| c.name.as_str());
+    let mut finding = pb::Finding {
+        kind: "unknown_server".to_owned(),
+        server: actor.server.clone(),
+        instance: actor.instance.clone(),
+        detail: format!(
+            "speaks MCP ({era}) and no rule of the policy declares it; started by {}: {}",
+            if client.is_empty() { "nobody known" } else { client },
+            argv.join(" ")
+        ),
+        ..Default::default()
+    };
+    finding.set_severity(pb::Severity::Medium);
+    Body::Finding(finding)
+}
+
+/// Whether a label is of a server that nobody declared.
+pub fn is_unknown(label: Label) -> bool {
+    label.server() == SERVER_UNKNOWN
+}
