@@ -52,7 +52,9 @@ pub(super) struct Reading {
     pub(super) batch: bool,
     /// Something in a batch was no message.
     pub(super) stray: bool,
-    pub(super) bad_utf8: u64,
+    /// Bytes of the message at hand, of those delivered, that were no UTF-8.
+    bad_utf8: u64,
+    pub(super) bad_delivered: u64,
     /// Of the next value.
     place: Place,
     /// The value is below `params`, `result` or `error`.
@@ -89,6 +91,7 @@ impl Reading {
             batch: false,
             stray: false,
             bad_utf8: 0,
+            bad_delivered: 0,
             place: Place::Root,
             within: false,
             key: String::new(),
@@ -105,6 +108,7 @@ impl Reading {
         self.facts = Facts::default();
         self.delivered = 0;
         self.bad_utf8 = 0;
+        self.bad_delivered = 0;
         self.place = Place::Root;
         self.within = false;
         self.kept = None;
@@ -223,7 +227,13 @@ impl Reader<'_> {
     /// The message is whole: what it comes to. False: it is no JSON-RPC.
     pub(super) fn deliver(&mut self) -> bool {
         let facts = std::mem::take(&mut self.reading.facts);
-        self.session.deliver(self.sender, facts, self.reading.bytes, self.at, self.values, self.out)
+        let bad = std::mem::take(&mut self.reading.bad_utf8);
+        let delivered =
+            self.session.deliver(self.sender, facts, self.reading.bytes, self.at, self.values, self.out);
+        if delivered {
+            self.reading.bad_delivered += bad;
+        }
+        delivered
     }
 
     fn kept_ends(&mut self, kept: &Kept, value: Option<serde_json::Value>) {
@@ -264,6 +274,7 @@ impl Events for Reader<'_> {
             (Some(kept), _) => kept.begin(object),
             (None, Place::Message) => {
                 reading.begun = offset;
+                reading.bad_utf8 = 0;
                 reading.facts = Facts::default();
             }
             (None, Place::Capabilities | Place::MetaCapabilities) if object => {

@@ -123,7 +123,9 @@ impl Stream {
     fn broken(&mut self, how: &'static str, around: &mut Around) {
         self.state = State::Skip(how);
         self.bytes -= self.reading.delivered;
+        let bad = self.reading.bad_delivered;
         self.reading.reset();
+        self.unread(bad, "bad_utf8", around);
         around.values.message(self.sender, "", "");
     }
 
@@ -150,7 +152,7 @@ impl Stream {
         let delivered = reader.reading.batch || reader.deliver();
         if delivered {
             self.report(around);
-            self.unread(self.reading.bad_utf8, "bad_utf8", around);
+            self.unread(self.reading.bad_delivered, "bad_utf8", around);
         }
         if !delivered || self.reading.stray {
             let bytes = self.bytes - self.reading.delivered;
@@ -203,11 +205,12 @@ impl Stream {
         match self.state {
             State::Whole => self.message(around),
             State::Blank => {}
-            State::Text | State::Skip(_) | State::Resync => {
-                let bytes = self.bytes - self.reading.delivered;
-                around.values.message(self.sender, "", "");
-                self.unread(bytes, "garbage", around);
+            State::Text => {
+                self.broken("garbage", around);
+                self.unread(self.bytes, "garbage", around);
             }
+            State::Skip(how) => self.unread(self.bytes, how, around),
+            State::Resync => self.unread(self.bytes, "garbage", around),
         }
         self.reading.reset();
         self.bytes = 0;

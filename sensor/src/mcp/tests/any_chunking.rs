@@ -139,6 +139,12 @@ proptest! {
         let mut sizes = sizes.iter().cycle();
         let cut = play(&items, candidate, &mut |_| *sizes.next().unwrap());
         prop_assert_eq!(&whole.out, &cut.out);
+        let moved: usize = items.iter().map(|item| if let Item::Line(_, line) = item { line.len() } else { 0 }).sum();
+        let unread: u64 = whole.out.iter().map(|output| match output {
+            Output::Uninspected { bytes, .. } => *bytes,
+            _ => 0,
+        }).sum();
+        prop_assert!(unread <= moved as u64);
         prop_assert_eq!(whole.connection.counters(), cut.connection.counters());
         if let Some(at) = whole.out.iter().position(|output| *output == Output::NotMcp) {
             // The rest of the bytes at hand may have been shown, to no end.
