@@ -93,15 +93,7 @@ impl Matcher {
         let vm = PikeVM::new_from_nfa(nfa)?;
         let cache = Mutex::new(dfa.create_cache());
         let start = Start::of(&hir, keywords);
-        Ok(Self {
-            assignment: is_assignment(&pattern, keywords),
-            start,
-            longest,
-            group,
-            dfa,
-            vm,
-            cache,
-        })
+        Ok(Self { assignment: is_assignment(&pattern, keywords), start, longest, group, dfa, vm, cache })
     }
 
     /// The first match around a keyword, unless it ends where one did that
@@ -136,12 +128,14 @@ impl Matcher {
         if std::mem::replace(last, found) == found {
             return None;
         }
-        *work += 8 * (found - from) as u64;
+        *work += 4 * (found - from) as u64;
         // One byte more for what looks ahead.
         let captures = self.captures(&input.range(from..to.min(found + 1)));
         let whole = captures.get_match()?;
         let secret = match self.group {
-            0 => (1..captures.group_len()).find_map(|n| captures.get_group(n).filter(|span| !span.is_empty())),
+            0 => {
+                (1..captures.group_len()).find_map(|n| captures.get_group(n).filter(|span| !span.is_empty()))
+            }
             n => captures.get_group(n),
         };
         let secret = secret.unwrap_or_else(|| whole.span());
@@ -164,8 +158,8 @@ impl Matcher {
         let mut state = self.dfa.start_state_forward(cache, input).ok()?;
         let mut last = None;
         // A match shows itself one byte after its end.
-        for at in input.start()..input.end() {
-            state = self.dfa.next_state(cache, state, text[at]).ok()?;
+        for (&byte, at) in text[input.get_range()].iter().zip(input.start()..) {
+            state = self.dfa.next_state(cache, state, byte).ok()?;
             *work += 1;
             if state.is_tagged() {
                 if state.is_match() {
@@ -200,7 +194,9 @@ impl Start {
         let begins = literals.iter().all(|literal| {
             let literal = literal.as_bytes().to_ascii_lowercase();
             literal.len() >= 2
-                && keywords.iter().any(|k| literal.starts_with(k.as_bytes()) || k.as_bytes().starts_with(&literal))
+                && keywords
+                    .iter()
+                    .any(|k| literal.starts_with(k.as_bytes()) || k.as_bytes().starts_with(&literal))
         });
         if begins && !literals.is_empty() {
             Self::Keyword(literals.iter().map(|literal| literal.as_bytes().to_vec()).collect())
@@ -215,10 +211,13 @@ fn is_assignment(pattern: &str, keywords: &[String]) -> bool {
     let Some((name, value)) = pattern.split_once(ASSIGNMENT) else { return false };
     let Ok(name) = syntax::parse(&name.replace("(?i)", "").replace("(?i:", "")) else { return false };
     let names = Extractor::new().extract(&name);
-    let is_keyword = |name: &[u8]| keywords.iter().any(|keyword| name.eq_ignore_ascii_case(keyword.as_bytes()));
+    let is_keyword =
+        |name: &[u8]| keywords.iter().any(|keyword| name.eq_ignore_ascii_case(keyword.as_bytes()));
     // Only one: where there is another way to match, nothing follows from it.
     !value.contains(r"|$)|")
-        && names.literals().is_some_and(|names| names.iter().all(|name| name.is_exact() && is_keyword(name.as_bytes())))
+        && names
+            .literals()
+            .is_some_and(|names| names.iter().all(|name| name.is_exact() && is_keyword(name.as_bytes())))
 }
 
 /// Whether an [`ASSIGNMENT`] may begin here: what decides most searches for
@@ -226,6 +225,10 @@ fn is_assignment(pattern: &str, keywords: &[String]) -> bool {
 fn followed_by_operator(text: &[u8]) -> bool {
     let word = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'-' | b' ' | b'\t');
     let mut at = text.iter().take(20).take_while(|b| word(**b)).count();
-    at += text[at..].iter().take(3).take_while(|b| b.is_ascii_whitespace() || matches!(b, b'\'' | b'"' | 0x0b)).count();
+    at += text[at..]
+        .iter()
+        .take(3)
+        .take_while(|b| b.is_ascii_whitespace() || matches!(b, b'\'' | b'"' | 0x0b))
+        .count();
     text.get(at).is_some_and(|b| matches!(b, b'=' | b'>' | b':' | b'|' | b'?' | b','))
 }

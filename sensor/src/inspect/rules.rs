@@ -133,7 +133,7 @@ impl Rules {
                 pattern: from_go(&regex),
                 group: entry.group,
                 entropy: entry.entropy,
-                allow: entry.allowlists.into_iter().filter_map(Allow::new).collect(),
+                allow: entry.allowlists.iter().filter_map(Allow::new).collect(),
                 matcher: OnceLock::new(),
             });
         }
@@ -145,7 +145,7 @@ impl Rules {
         let longest_keyword = keywords.iter().map(String::len).max().unwrap_or(0);
         Self {
             list,
-            global: Allow { target: Target::Secret, ..Allow::of(file.allowlist) },
+            global: Allow { target: Target::Secret, ..Allow::of(&file.allowlist) },
             keywords: dfa,
             by_keyword,
             longest_keyword,
@@ -159,8 +159,8 @@ impl Rules {
         let Ok(start) = dfa.start_state(aho_corasick::Anchored::No) else { return };
         let mut state = start;
         let end = text.len().min(to.saturating_add(self.longest_keyword));
-        for at in from..end {
-            state = dfa.next_state(aho_corasick::Anchored::No, state, text[at]);
+        for (&byte, at) in text[from..end].iter().zip(from..) {
+            state = dfa.next_state(aho_corasick::Anchored::No, state, byte);
             // Match states are special; without a prefilter few others are.
             if !dfa.is_special(state) || !dfa.is_match(state) {
                 continue;
@@ -188,7 +188,7 @@ impl Rules {
         work: &mut u64,
     ) -> Option<Hit> {
         let hit = rule.matcher()?.find(text, keyword, last, work)?;
-        *work += 16 * (hit.end - hit.start) as u64;
+        *work += 4 * (hit.end - hit.start) as u64;
         self.accepts(rule, text, hit).then_some(hit)
     }
 
@@ -197,7 +197,8 @@ impl Rules {
         let secret = &text[hit.start..hit.end];
         let random = rule.entropy <= 0.0 || entropy(secret) > rule.entropy;
         let digit = !rule.generic || secret.iter().any(u8::is_ascii_digit);
-        let allowed = || self.global.allows(text, hit) || rule.allow.iter().any(|allow| allow.allows(text, hit));
+        let allowed =
+            || self.global.allows(text, hit) || rule.allow.iter().any(|allow| allow.allows(text, hit));
         !secret.is_empty() && random && digit && !allowed()
     }
 }
@@ -210,13 +211,13 @@ impl Rule {
 }
 
 impl Allow {
-    fn new(entry: AllowEntry) -> Option<Self> {
+    fn new(entry: &AllowEntry) -> Option<Self> {
         // Those that are only about paths, or need one, never apply here.
         let applies = entry.condition != "AND" || entry.paths.is_empty();
         (applies && (!entry.regexes.is_empty() || !entry.stopwords.is_empty())).then(|| Self::of(entry))
     }
 
-    fn of(entry: AllowEntry) -> Self {
+    fn of(entry: &AllowEntry) -> Self {
         Self {
             target: match entry.target.as_str() {
                 "match" => Target::Match,
@@ -301,6 +302,7 @@ fn from_go(pattern: &str) -> String {
 /// `n}`, `n,}` or `n,m}`.
 fn repetition(rest: &str) -> bool {
     rest.split_once('}').is_some_and(|(inner, _)| {
-        inner.starts_with(|c: char| c.is_ascii_digit()) && inner.bytes().all(|b| b.is_ascii_digit() || b == b',')
+        inner.starts_with(|c: char| c.is_ascii_digit())
+            && inner.bytes().all(|b| b.is_ascii_digit() || b == b',')
     })
 }

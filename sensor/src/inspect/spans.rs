@@ -11,16 +11,24 @@ pub struct Span {
     pub generic: bool,
 }
 
-/// Bytes of work that each byte of text may cost. Plain language costs about
-/// one, a file of assignments about ten; what asks for more is built to.
-pub const WORK_PER_BYTE: u64 = 64;
+/// What searching may cost: bytes that rules look at, a few nanoseconds each,
+/// for each byte of text, and for a message of any size. Plain language takes
+/// about one a byte, a file full of secrets ten; what takes more is made to.
+pub const WORK_PER_BYTE: u64 = 16;
+pub const WORK_PER_MESSAGE: u64 = 1 << 20;
 
 /// Secrets whose keyword begins in `from..to` of `text`, by their start; none of
 /// a generic rule overlaps another.
 ///
 /// `work` is what may still be spent. `Err`: it did not suffice; how many bytes
 /// of `from..to` were not searched.
-pub fn secrets(text: &[u8], from: usize, to: usize, work: &mut u64, out: &mut Vec<Span>) -> Result<(), usize> {
+pub fn secrets(
+    text: &[u8],
+    from: usize,
+    to: usize,
+    work: &mut u64,
+    out: &mut Vec<Span>,
+) -> Result<(), usize> {
     let rules = rules::rules();
     // Where each rule matched last: several keywords may lead to one match.
     let mut ends: Vec<(u16, usize)> = Vec::new();
@@ -52,7 +60,8 @@ pub fn secrets(text: &[u8], from: usize, to: usize, work: &mut u64, out: &mut Ve
 
 /// Drops what a generic rule found where another did.
 fn prefer_specific(spans: &mut Vec<Span>) {
-    let specific: Vec<(usize, usize)> = spans.iter().filter(|s| !s.generic).map(|s| (s.start, s.end)).collect();
+    let specific: Vec<(usize, usize)> =
+        spans.iter().filter(|s| !s.generic).map(|s| (s.start, s.end)).collect();
     spans.retain(|span| {
         // Ordered by start: only those that begin before the span's end count.
         let before = specific.partition_point(|(start, _)| *start < span.end);

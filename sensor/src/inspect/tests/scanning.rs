@@ -40,7 +40,10 @@ fn rules(found: &[Found]) -> Vec<&'static str> {
 fn a_token_is_found_with_its_place_and_length() {
     let found = scan("/params/arguments/text", &format!("use {} now", token()));
     let [one] = &found[..] else { panic!("{found:?}") };
-    assert_eq!((one.rule, one.place.as_str(), one.length, one.count), ("github-pat", "/params/arguments/text", 40, 1));
+    assert_eq!(
+        (one.rule, one.place.as_str(), one.length, one.count),
+        ("github-pat", "/params/arguments/text", 40, 1)
+    );
     assert_eq!((one.kind, one.severity), (Kind::Secret, Severity::High));
     assert_eq!(one.value_hash, Key::new(&[7; 32]).hash(token().as_bytes()));
     assert_ne!(one.value_hash, Key::new(&[8; 32]).hash(token().as_bytes()));
@@ -117,7 +120,8 @@ fn a_secret_seen_again_is_reported_when_it_has_been_seen_ten_times_as_often() {
 #[test]
 fn what_is_remembered_of_a_connection_is_bounded() {
     let mut scanner = scanner(Limits::default());
-    let numbered = |n: usize| format!("{}_{}Zz9Y", "ghp", hex::encode(Key::new(&[1; 32]).hash(&n.to_le_bytes())));
+    let numbered =
+        |n: usize| format!("{}_{}Zz9Y", "ghp", hex::encode(Key::new(&[1; 32]).hash(&n.to_le_bytes())));
     for n in 0..2000 {
         scanner.piece("/a", &numbered(n), true);
         end(&mut scanner);
@@ -145,7 +149,10 @@ fn findings_of_a_message_are_bounded() {
 fn personal_data_is_counted_by_class() {
     let found = scan("/x", "a@example.com, b@example.org; card 4111 1111 1111 1111, +1 415 555 0100");
     let counts: Vec<_> = found.iter().map(|f| (f.rule, f.count, f.severity)).collect();
-    assert_eq!(counts, [("email", 2, Severity::Low), ("payment_card", 1, Severity::Low), ("phone", 1, Severity::Low)]);
+    assert_eq!(
+        counts,
+        [("email", 2, Severity::Low), ("payment_card", 1, Severity::Low), ("phone", 1, Severity::Low)]
+    );
 }
 
 #[test]
@@ -209,9 +216,21 @@ fn what_only_has_the_form_of_personal_data_is_not_found() {
 #[test]
 fn hostile_text_costs_bounded_work() {
     let mut limited = 0;
-    for unit in ["curl ", "ey", "key=", "api_key = ", "facebook ", "-----BEGIN A PRIVATE KEY-----", "xoxb-1-", "a@", "+1 ", "DE89", "1 2-"] {
-        let mut scanner = scanner(Limits { message_bytes: 256 * 1024, ..Limits::default() });
-        scanner.piece("/x", &unit.repeat((256 << 10) / unit.len()), true);
+    for unit in [
+        "curl ",
+        "ey",
+        "key=",
+        "api_key = ",
+        "facebook ",
+        "-----BEGIN A PRIVATE KEY-----",
+        "xoxb-1-",
+        "a@",
+        "+1 ",
+        "DE89",
+        "1 2-",
+    ] {
+        let mut scanner = scanner(Limits { message_bytes: 64 * 1024, ..Limits::default() });
+        scanner.piece("/x", &unit.repeat((64 << 10) / unit.len()), true);
         end(&mut scanner);
         limited += u64::from(scanner.unscanned() > 0);
     }

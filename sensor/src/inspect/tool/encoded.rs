@@ -28,14 +28,15 @@ pub fn find(text: &str) -> Vec<(Severity, &str)> {
 
 /// What a run of hexadecimal digits or base64 says, if it is text.
 fn decoded(run: &str) -> Option<String> {
-    let bytes = if run.len() % 2 == 0 && run.bytes().all(|b| b.is_ascii_hexdigit()) {
+    let bytes = if run.len().is_multiple_of(2) && run.bytes().all(|b| b.is_ascii_hexdigit()) {
         hex::decode(run).ok()?
     } else {
         base64(run)
     };
     let text = String::from_utf8(bytes).ok()?;
     let words = text.split_whitespace().count();
-    let readable = text.chars().filter(|c| c.is_alphanumeric() || c.is_ascii_punctuation() || *c == ' ').count();
+    let readable =
+        text.chars().filter(|c| c.is_alphanumeric() || c.is_ascii_punctuation() || *c == ' ').count();
     (words >= 4 && readable * 10 >= text.chars().count() * 9).then_some(text)
 }
 

@@ -73,10 +73,14 @@ fn hidden(before: Option<char>, c: char, after: Option<char>, right_to_left: boo
         '\u{e0100}'..='\u{e01ef}' => !before.is_some_and(is_ideograph),
         '\u{fe00}'..='\u{fe0f}' => !before.is_some_and(takes_variant),
         // Joiners: in emoji, and in scripts whose letters join.
-        '\u{200d}' => !(before.is_some_and(|b| is_emoji(b) || b == '\u{fe0f}') && after.is_some_and(is_emoji))
-            && !beside(joins),
+        '\u{200d}' => {
+            let emoji = before.is_some_and(|b| is_emoji(b) || b == '\u{fe0f}') && after.is_some_and(is_emoji);
+            !emoji && !beside(joins)
+        }
         '\u{200c}' => !beside(joins),
-        '\u{200e}' | '\u{200f}' | '\u{61c}' | '\u{202a}'..='\u{202c}' | '\u{2066}'..='\u{2069}' => !right_to_left,
+        '\u{200e}' | '\u{200f}' | '\u{61c}' | '\u{202a}'..='\u{202c}' | '\u{2066}'..='\u{2069}' => {
+            !right_to_left
+        }
         // A mark of byte order at the beginning.
         '\u{feff}' => before.is_some(),
         // A hyphen that shows where a word is broken.
@@ -105,7 +109,10 @@ fn joins(c: char) -> bool {
 }
 
 fn is_hangul(c: char) -> bool {
-    matches!(c, '\u{1100}'..='\u{11ff}' | '\u{3131}'..='\u{318e}' | '\u{ac00}'..='\u{d7ff}') && c != '\u{115f}' && c != '\u{1160}' && c != '\u{3164}'
+    matches!(c, '\u{1100}'..='\u{11ff}' | '\u{3131}'..='\u{318e}' | '\u{ac00}'..='\u{d7ff}')
+        && c != '\u{115f}'
+        && c != '\u{1160}'
+        && c != '\u{3164}'
 }
 
 fn is_ideograph(c: char) -> bool {

@@ -35,7 +35,8 @@ pub const TOO_LARGE: &str = "tool_too_large";
 /// the other servers that the same client is connected to, without names that
 /// this server lists itself.
 pub fn check(tool: &Value, others: &HashSet<(String, String)>, key: &Key) -> Vec<Found> {
-    let mut check = Check { others: names::Others::new(others), key, found: Vec::new(), left: MAX_BYTES, cut: false };
+    let mut check =
+        Check { others: names::Others::new(others), key, found: Vec::new(), left: MAX_BYTES, cut: false };
     if let Some(name) = tool.get("name").and_then(Value::as_str) {
         check.name(name);
     }
@@ -49,7 +50,8 @@ pub fn check(tool: &Value, others: &HashSet<(String, String)>, key: &Key) -> Vec
 /// The same for one text that a server says to the model elsewhere: a prompt,
 /// `instructions`, the message of a failed call.
 pub fn check_text(place: &str, text: &str, others: &HashSet<(String, String)>, key: &Key) -> Vec<Found> {
-    let mut check = Check { others: names::Others::new(others), key, found: Vec::new(), left: MAX_BYTES, cut: false };
+    let mut check =
+        Check { others: names::Others::new(others), key, found: Vec::new(), left: MAX_BYTES, cut: false };
     check.text(place, text);
     if check.cut {
         check.add(TOO_LARGE, Severity::Medium, place, b"");

@@ -42,7 +42,7 @@ impl Others {
             }
             let from = plain.floor_char_boundary(found.start().saturating_sub(REACH));
             let to = plain.floor_char_boundary(found.end() + REACH);
-            IMPERATIVE.is_match(plain[from..to].as_bytes()).then(|| &plain[found.range()])
+            IMPERATIVE.is_match(&bytes[from..to]).then(|| &plain[found.range()])
         })
     }
 }

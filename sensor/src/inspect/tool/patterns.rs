@@ -60,7 +60,11 @@ impl Set {
             let (regex, unless) = self.each[n].get_or_init(|| {
                 let compile = |regex| {
                     let written = written_out(regex);
-                    RegexBuilder::new(&written).unicode(false).dfa_size_limit(CACHE_BYTES).build().expect("as above")
+                    RegexBuilder::new(&written)
+                        .unicode(false)
+                        .dfa_size_limit(CACHE_BYTES)
+                        .build()
+                        .expect("as above")
                 };
                 (compile(regex), (!unless.is_empty()).then(|| compile(unless)))
             });
@@ -78,13 +82,19 @@ const WORDS: &[(&str, &str)] = &[
         "<CUE>",
         r"\b(?:you (?:must|should|shall|need to|have to|are (?:required|instructed|obliged) to|will)|please|always|make sure|be sure to|ensure|first|must|before (?:using|calling|invoking|running|executing|answering|responding|performing|proceeding|returning|any|you|each|every)|prior to|when(?:ever)? (?:using|calling|invoking)|after (?:using|calling|reading|each|every)|for (?:each|every)|in order to|also|then|important:?|required for|needed to|mandatory|to (?:proceed|continue|use this))\b",
     ),
-    ("<NOT>", r"\b(?:do not|don't|never|must not|mustn't|should not|shouldn't|avoid|without|refrain from|not to|no need to|need not)(?: \w+)?"),
+    (
+        "<NOT>",
+        r"\b(?:do not|don't|never|must not|mustn't|should not|shouldn't|avoid|without|refrain from|not to|no need to|need not)(?: \w+)?",
+    ),
     // Taking content from somewhere, or handing it on.
     (
         "<TAKE>",
         r"\b(?:read|open|cat|access|load|fetch|get|retrieve|extract|collect|gather|include|pass|send|upload|copy|append|attach|submit|paste|dump|print|output|provide|supply|put|insert|forward|exfiltrate|embed|encode)\b",
     ),
-    ("<SEND>", r"\b(?:send|post|forward|upload|transmit|exfiltrate|submit|leak|bcc|deliver|redirect|route|copy|append|report|sync|mirror|e-?mail|pass|encode)\b"),
+    (
+        "<SEND>",
+        r"\b(?:send|post|forward|upload|transmit|exfiltrate|submit|leak|bcc|deliver|redirect|route|copy|append|report|sync|mirror|e-?mail|pass|encode)\b",
+    ),
     // Files that hold what others should not have.
     (
         "<FILE>",
@@ -174,7 +184,12 @@ const IN_SENTENCE: &[Pattern] = &[
         r"<TAKE> .*<FILE>.*\b(?:as|in|into|to|via|through|using|with|and|then) .*(?:parameter|argument|field|sidenote|note|context|header|<AWAY>|<TAKE>)",
         r"\bpath to\b",
     ),
-    ("sensitive_file", High, r"\b(?:contents?|text|body|copy) (?:of|from) (?:the |your |a )?(?:user'?s? )?(?:file )?[`'\x22(<]?<FILE>", ""),
+    (
+        "sensitive_file",
+        High,
+        r"\b(?:contents?|text|body|copy) (?:of|from) (?:the |your |a )?(?:user'?s? )?(?:file )?[`'\x22(<]?<FILE>",
+        "",
+    ),
     // Names of parameters, as `plain` spells them.
     (
         "sensitive_file",
@@ -195,7 +210,12 @@ const IN_SENTENCE: &[Pattern] = &[
         "",
     ),
     ("exfiltration", High, r"<SEND>.*<OWN>.*<TO><AWAY>", ""),
-    ("exfiltration", High, r"<OWN>.*\b(?:send|post|forward|upload|transmit|submit|redirect|route|copy|report)(?:ed)?(?: (?:it|them|this|that|these|the \w+))?(?: as well)? <TO><AWAY>", ""),
+    (
+        "exfiltration",
+        High,
+        r"<OWN>.*\b(?:send|sent|post|forward|upload|transmit|submit|redirect|route|copy|copied|report)(?:t?e?d)?(?: (?:it|them|this|that|these|the \w+))?(?: as well)? <TO><AWAY>",
+        "",
+    ),
     ("exfiltration", High, r"\b(?:always|must|should|also)\b.*\b(?:bcc|cc)\b.*<AWAY>", ""),
     (
         "exfiltration",

@@ -39,7 +39,8 @@ pub fn sentences(plain: &str) -> impl Iterator<Item = &str> {
         if rest >= bytes.len() {
             return None;
         }
-        let stops = |n: &usize| matches!(bytes[*n], b'.' | b'!' | b'?' | b';') && bytes.get(n + 1) == Some(&b' ');
+        let stops =
+            |n: &usize| matches!(bytes[*n], b'.' | b'!' | b'?' | b';') && bytes.get(n + 1) == Some(&b' ');
         let end = (rest..bytes.len()).find(stops).map_or(bytes.len(), |n| n + 2);
         let sentence = &plain[rest..end];
         rest = end;
