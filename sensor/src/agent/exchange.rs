@@ -96,14 +96,14 @@ pub fn exchange(actor: pb::Actor, transport: &str, connection: u64, e: &Exchange
 fn ended(actor: pb::Actor, transport: &str, connection: u64, key: &[u8; 16], e: &Exchange) -> Body {
     let exchange = Some(exchange(actor, transport, connection, e));
     match e.method.as_str() {
-        "tools/call" => Body::ToolCall(pb::ToolCall { exchange, tool: e.name.clone() }),
-        "prompts/get" => Body::Prompt(pb::Prompt { exchange, name: e.name.clone() }),
+        "tools/call" => Body::ToolCall(Box::new(pb::ToolCall { exchange, tool: e.name.clone() })),
+        "prompts/get" => Body::Prompt(Box::new(pb::Prompt { exchange, name: e.name.clone() })),
         "resources/read" => {
             let (scheme, host, rest) = uri(&e.uri);
             let path_hash = format!("{:016x}", keyed(key, rest));
-            Body::Resource(pb::Resource { exchange, scheme, host, path_hash })
+            Body::Resource(Box::new(pb::Resource { exchange, scheme, host, path_hash }))
         }
-        _ => Body::McpMessage(pb::McpMessage { exchange, count: 1 }),
+        _ => Body::McpMessage(Box::new(pb::McpMessage { exchange, count: 1 })),
     }
 }
 
@@ -118,7 +118,7 @@ fn notified(actor: pb::Actor, transport: &str, connection: u64, n: &Notification
     };
     exchange.set_sender(wire_sender(n.sender));
     with_parties(&mut exchange, &n.parties);
-    Body::McpMessage(pb::McpMessage { exchange: Some(exchange), count: 1 })
+    Body::McpMessage(Box::new(pb::McpMessage { exchange: Some(exchange), count: 1 }))
 }
 
 /// Scheme, host, and the rest (RFC 3986, section 3). User names and passwords

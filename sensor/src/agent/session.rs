@@ -211,12 +211,15 @@ impl Session {
         let lists = self.pages.add(page);
         let exchange = exchange::exchange(actor.clone(), speaker.transport, speaker.connection, e);
         if lists.is_empty() {
-            bodies.push(Body::McpMessage(pb::McpMessage { exchange: Some(exchange.clone()), count: 1 }));
+            bodies.push(Body::McpMessage(Box::new(pb::McpMessage {
+                exchange: Some(exchange.clone()),
+                count: 1,
+            })));
         }
         for list in lists {
             let (era, capabilities) = (e.parties.era, e.parties.client_capabilities);
             let drift = lock(&core.inventory).listed(&which, era, capabilities, &list, time);
-            bodies.push(Body::ToolsListed(tools_listed(exchange.clone(), &list, capabilities)));
+            bodies.push(Body::ToolsListed(Box::new(tools_listed(exchange.clone(), &list, capabilities))));
             bodies.extend(drifted(drift, actor));
         }
     }
