@@ -18,7 +18,7 @@ pub fn script(name: &str) -> PathBuf {
     folder().join(name)
 }
 
-/// `venv`, `node`, `go` or `musl`: see `tests/drivers/install`. The error says why it
+/// What: see `tests/drivers/install`. The error says why it
 /// cannot be had here.
 pub fn installed(what: &str) -> Result<PathBuf> {
     let mut command = Command::new(folder().join("install"));

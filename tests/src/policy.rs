@@ -20,6 +20,7 @@ pub struct Policy {
     top: String,
     profiles: String,
     servers: String,
+    unknown: Option<String>,
 }
 
 impl Policy {
@@ -69,12 +70,17 @@ impl Policy {
         self
     }
 
+    /// What holds for servers that nobody declared; without this `none` in audit.
+    pub fn unknown(mut self, profile: &str, mode: &str) -> Policy {
+        self.unknown = Some(format!("{{profile: {profile}, mode: {mode}}}"));
+        self
+    }
+
     pub fn yaml(&self) -> String {
         let profiles = if self.profiles.is_empty() { "  {}\n" } else { &self.profiles };
-        format!(
-            "version: 1\n{}profiles:\n{profiles}servers:\n{}unknown: {{profile: none, mode: audit}}\n",
-            self.top, self.servers
-        )
+        let servers = if self.servers.is_empty() { "  []\n" } else { &self.servers };
+        let unknown = self.unknown.as_deref().unwrap_or("{profile: none, mode: audit}");
+        format!("version: 1\n{}profiles:\n{profiles}servers:\n{servers}unknown: {unknown}\n", self.top)
     }
 }
 

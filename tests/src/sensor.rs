@@ -110,6 +110,14 @@ impl Sensor {
         Ok(())
     }
 
+    /// SIGTERM, and waits until it is gone.
+    pub fn stop(&self) -> Result<()> {
+        let process = self.process.lock().expect("sensor").take().context("no sensor runs")?;
+        process.signal(Signal::SIGTERM)?;
+        process.finish(Duration::from_secs(10))?;
+        Ok(())
+    }
+
     /// Writes a new policy as an editor does (rename over) and asks for a
     /// reload; the policy is in force when the generation has moved.
     pub fn reload(&self, policy: &Policy) -> Result<()> {

@@ -172,8 +172,7 @@ fn card(text: &[u8], start: usize) -> Option<usize> {
         length += 1;
     }
     let digits = &digits[..length];
-    (issued(digits) && luhn(digits) && digits[6..].iter().any(|d| *d != digits[6]) && ends(text, end))
-        .then_some(end)
+    (issued(digits) && luhn(digits) && ends(text, end)).then_some(end)
 }
 
 /// The issuers' ranges and lengths.
@@ -195,17 +194,14 @@ fn issued(digits: &[u8]) -> bool {
 }
 
 fn luhn(digits: &[u8]) -> bool {
-    let double =
-        |(n, d): (usize, &u8)| if n % 2 == 0 { u32::from(*d) } else { u32::from(*d * 2 / 10 + *d * 2 % 10) };
+    let double = |(n, d): (usize, &u8)| if n % 2 == 0 { u32::from(*d) } else { u32::from(*d * 2 / 10 + *d * 2 % 10) };
     digits.iter().rev().enumerate().map(double).sum::<u32>() % 10 == 0
 }
 
 /// E.164: after the `+` 8 to 15 digits, single blanks or hyphens between them.
 fn phone(text: &[u8], start: usize) -> Option<usize> {
     let before = start.checked_sub(2).map(|n| text[n]);
-    if text[start] == b'0'
-        || before.is_some_and(|b| b.is_ascii_alphanumeric() || matches!(b, b'+' | b'_' | b'/'))
-    {
+    if text[start] == b'0' || before.is_some_and(|b| b.is_ascii_alphanumeric() || matches!(b, b'+' | b'_' | b'/')) {
         return None;
     }
     // A line of a diff begins with a plus too.
@@ -227,10 +223,7 @@ fn phone(text: &[u8], start: usize) -> Option<usize> {
 /// group of digits begins; the IBAN begins at most 14 bytes before.
 fn iban(text: &[u8], digits: usize) -> Option<(usize, usize)> {
     (digits.saturating_sub(14)..digits).rev().find_map(|start| {
-        let [a @ b'A'..=b'Z', b @ b'A'..=b'Z', b'0'..=b'9', b'0'..=b'9'] = *text.get(start..start + 4)?
-        else {
-            return None;
-        };
+        let [a @ b'A'..=b'Z', b @ b'A'..=b'Z', b'0'..=b'9', b'0'..=b'9'] = *text.get(start..start + 4)? else { return None };
         if start.checked_sub(1).is_some_and(|n| text[n].is_ascii_alphanumeric()) {
             return None;
         }
@@ -265,94 +258,17 @@ fn mod_97(iban: &[u8]) -> u32 {
 
 /// The SWIFT registry of IBAN formats.
 const IBAN_LENGTHS: [(&str, u8); 88] = [
-    ("AD", 24),
-    ("AE", 23),
-    ("AL", 28),
-    ("AT", 20),
-    ("AZ", 28),
-    ("BA", 20),
-    ("BE", 16),
-    ("BG", 22),
-    ("BH", 22),
-    ("BI", 27),
-    ("BR", 29),
-    ("BY", 28),
-    ("CH", 21),
-    ("CR", 22),
-    ("CY", 28),
-    ("CZ", 24),
-    ("DE", 22),
-    ("DJ", 27),
-    ("DK", 18),
-    ("DO", 28),
-    ("EE", 20),
-    ("EG", 29),
-    ("ES", 24),
-    ("FI", 18),
-    ("FK", 18),
-    ("FO", 18),
-    ("FR", 27),
-    ("GB", 22),
-    ("GE", 22),
-    ("GI", 23),
-    ("GL", 18),
-    ("GR", 27),
-    ("GT", 28),
-    ("HR", 21),
-    ("HU", 28),
-    ("IE", 22),
-    ("IL", 23),
-    ("IQ", 23),
-    ("IS", 26),
-    ("IT", 27),
-    ("JO", 30),
-    ("KW", 30),
-    ("KZ", 20),
-    ("LB", 28),
-    ("LC", 32),
-    ("LI", 21),
-    ("LT", 20),
-    ("LU", 20),
-    ("LV", 21),
-    ("LY", 25),
-    ("MC", 27),
-    ("MD", 24),
-    ("ME", 22),
-    ("MK", 19),
-    ("MN", 20),
-    ("MR", 27),
-    ("MT", 31),
-    ("MU", 30),
-    ("NI", 28),
-    ("NL", 18),
-    ("NO", 15),
-    ("OM", 23),
-    ("PK", 24),
-    ("PL", 28),
-    ("PS", 29),
-    ("PT", 25),
-    ("QA", 29),
-    ("RO", 24),
-    ("RS", 22),
-    ("RU", 33),
-    ("SA", 24),
-    ("SC", 31),
-    ("SD", 18),
-    ("SE", 24),
-    ("SI", 19),
-    ("SK", 24),
-    ("SM", 27),
-    ("SO", 23),
-    ("ST", 25),
-    ("SV", 28),
-    ("TL", 23),
-    ("TN", 24),
-    ("TR", 26),
-    ("UA", 29),
-    ("VA", 22),
-    ("VG", 24),
-    ("XK", 20),
-    ("YE", 30),
+    ("AD", 24), ("AE", 23), ("AL", 28), ("AT", 20), ("AZ", 28), ("BA", 20), ("BE", 16), ("BG", 22),
+    ("BH", 22), ("BI", 27), ("BR", 29), ("BY", 28), ("CH", 21), ("CR", 22), ("CY", 28), ("CZ", 24),
+    ("DE", 22), ("DJ", 27), ("DK", 18), ("DO", 28), ("EE", 20), ("EG", 29), ("ES", 24), ("FI", 18),
+    ("FK", 18), ("FO", 18), ("FR", 27), ("GB", 22), ("GE", 22), ("GI", 23), ("GL", 18), ("GR", 27),
+    ("GT", 28), ("HR", 21), ("HU", 28), ("IE", 22), ("IL", 23), ("IQ", 23), ("IS", 26), ("IT", 27),
+    ("JO", 30), ("KW", 30), ("KZ", 20), ("LB", 28), ("LC", 32), ("LI", 21), ("LT", 20), ("LU", 20),
+    ("LV", 21), ("LY", 25), ("MC", 27), ("MD", 24), ("ME", 22), ("MK", 19), ("MN", 20), ("MR", 27),
+    ("MT", 31), ("MU", 30), ("NI", 28), ("NL", 18), ("NO", 15), ("OM", 23), ("PK", 24), ("PL", 28),
+    ("PS", 29), ("PT", 25), ("QA", 29), ("RO", 24), ("RS", 22), ("RU", 33), ("SA", 24), ("SC", 31),
+    ("SD", 18), ("SE", 24), ("SI", 19), ("SK", 24), ("SM", 27), ("SO", 23), ("ST", 25), ("SV", 28),
+    ("TL", 23), ("TN", 24), ("TR", 26), ("UA", 29), ("VA", 22), ("VG", 24), ("XK", 20), ("YE", 30),
 ];
 
 /// The address around the `@` at `at`: the common part of RFC 5322's `addr-spec`.
@@ -367,8 +283,7 @@ fn email(text: &[u8], at: usize) -> Option<(usize, usize)> {
         return None;
     }
     let domain = &text[at + 1..text.len().min(at + 2 + DOMAIN_BYTES)];
-    let mut length =
-        domain.iter().take_while(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-')).count();
+    let mut length = domain.iter().take_while(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-')).count();
     if length > DOMAIN_BYTES {
         return None;
     }
@@ -383,8 +298,7 @@ fn email(text: &[u8], at: usize) -> Option<(usize, usize)> {
         && !FILE_TYPES.contains(&top.to_ascii_lowercase().as_str())
         && hosts.split('.').all(|label| !label.is_empty() && label.len() <= 63);
     // scp's and git's `user@host:path`.
-    let path = text.get(end) == Some(&b':')
-        && text.get(end + 1).is_some_and(|b| b.is_ascii_alphanumeric() || matches!(b, b'/' | b'~'));
+    let path = text.get(end) == Some(&b':') && text.get(end + 1).is_some_and(|b| b.is_ascii_alphanumeric() || matches!(b, b'/' | b'~'));
     (named && !path).then_some((start, end))
 }
 
@@ -393,10 +307,8 @@ fn is_local(byte: u8) -> bool {
 }
 
 /// `icon@2x.png`, `lib@next.js`: no top-level domains.
-const FILE_TYPES: [&str; 16] = [
-    "png", "jpg", "jpeg", "gif", "svg", "webp", "ico", "js", "mjs", "cjs", "ts", "tsx", "jsx", "css", "json",
-    "html",
-];
+const FILE_TYPES: [&str; 16] =
+    ["png", "jpg", "jpeg", "gif", "svg", "webp", "ico", "js", "mjs", "cjs", "ts", "tsx", "jsx", "css", "json", "html"];
 
 #[derive(Clone, Copy)]
 struct ByteClass {

@@ -15,15 +15,6 @@ use super::matcher::Matcher;
 
 const GITLEAKS: &str = include_str!("rules/gitleaks.toml");
 
-/// Rules that ask for a file of a certain name: there are none here.
-pub const LEFT_OUT: [&str; 5] = [
-    "freemius-secret-key",
-    "hashicorp-tf-password",
-    "kubernetes-secret-yaml",
-    "nuget-config-password",
-    "pkcs12-file",
-];
-
 /// What gitleaks says of `generic-*` rules, in its code rather than its
 /// configuration: a secret has a digit.
 const GENERIC: &str = "generic";
@@ -67,9 +58,9 @@ struct AllowEntry {
 pub struct Rule {
     pub id: String,
     pub generic: bool,
-    keywords: Vec<String>,
-    pattern: String,
-    group: usize,
+    pub keywords: Vec<String>,
+    pub pattern: String,
+    pub group: usize,
     entropy: f64,
     allow: Vec<Allow>,
     matcher: OnceLock<Option<Matcher>>,
@@ -124,6 +115,7 @@ impl Rules {
         let mut by_keyword: Vec<Vec<u16>> = Vec::new();
         let mut list = Vec::new();
         for entry in file.rules {
+            // Rules that ask for a file of a certain name: there are none here.
             let (Some(regex), None) = (entry.regex, entry.path) else { continue };
             let number = u16::try_from(list.len()).expect("a few hundred rules");
             for keyword in &entry.keywords {
@@ -196,16 +188,17 @@ impl Rules {
         work: &mut u64,
     ) -> Option<Hit> {
         let hit = rule.matcher()?.find(text, keyword, last, work)?;
+        *work += 16 * (hit.end - hit.start) as u64;
+        self.accepts(rule, text, hit).then_some(hit)
+    }
+
+    /// Whether what matched is a secret: random enough, and on no allowlist.
+    pub fn accepts(&self, rule: &Rule, text: &[u8], hit: Hit) -> bool {
         let secret = &text[hit.start..hit.end];
-        if secret.is_empty() || (rule.entropy > 0.0 && entropy(secret) <= rule.entropy) {
-            return None;
-        }
-        if rule.generic && !secret.iter().any(u8::is_ascii_digit) {
-            return None;
-        }
-        *work += 16 * secret.len() as u64;
-        let allowed = self.global.allows(text, hit) || rule.allow.iter().any(|allow| allow.allows(text, hit));
-        (!allowed).then_some(hit)
+        let random = rule.entropy <= 0.0 || entropy(secret) > rule.entropy;
+        let digit = !rule.generic || secret.iter().any(u8::is_ascii_digit);
+        let allowed = || self.global.allows(text, hit) || rule.allow.iter().any(|allow| allow.allows(text, hit));
+        !secret.is_empty() && random && digit && !allowed()
     }
 }
 
@@ -308,7 +301,6 @@ fn from_go(pattern: &str) -> String {
 /// `n}`, `n,}` or `n,m}`.
 fn repetition(rest: &str) -> bool {
     rest.split_once('}').is_some_and(|(inner, _)| {
-        inner.starts_with(|c: char| c.is_ascii_digit())
-            && inner.bytes().all(|b| b.is_ascii_digit() || b == b',')
+        inner.starts_with(|c: char| c.is_ascii_digit()) && inner.bytes().all(|b| b.is_ascii_digit() || b == b',')
     })
 }

@@ -123,8 +123,7 @@ impl Scanner {
         value.place.push_str(cut(place, PLACE_BYTES));
         value.buffer.clear();
         // As it stands in the JSON text: rules ask for `name = "value"`.
-        let name =
-            place.rsplit('/').find(|token| token.bytes().any(|b| !b.is_ascii_digit())).unwrap_or_default();
+        let name = place.rsplit('/').find(|token| token.bytes().any(|b| !b.is_ascii_digit())).unwrap_or_default();
         if !name.is_empty() {
             value.buffer.extend_from_slice(cut(name, NAME_BYTES).as_bytes());
             value.buffer.extend_from_slice(b"\":\"");
@@ -165,9 +164,7 @@ impl Scanner {
 
 impl Message {
     fn secret(&mut self, span: &Span, place: &str, length: usize, value_hash: [u8; 16], limit: usize) {
-        if let Some(found) =
-            self.secrets.iter_mut().find(|f| f.rule == span.rule && f.value_hash == value_hash)
-        {
+        if let Some(found) = self.secrets.iter_mut().find(|f| f.rule == span.rule && f.value_hash == value_hash) {
             found.count += 1;
         } else if self.secrets.len() >= limit {
             self.dropped += 1;
@@ -211,8 +208,7 @@ impl Values for Scanner {
             self.begin(place);
         }
         let left = self.limits.message_bytes.saturating_sub(self.message.taken);
-        let (taken, beyond) =
-            piece.split_at(piece.floor_char_boundary(usize::try_from(left).unwrap_or(usize::MAX)));
+        let (taken, beyond) = piece.split_at(piece.floor_char_boundary(usize::try_from(left).unwrap_or(usize::MAX)));
         self.message.unscanned += beyond.len() as u64;
         self.message.taken += if beyond.is_empty() { taken.len() as u64 } else { left };
         let mut rest = taken.as_bytes();

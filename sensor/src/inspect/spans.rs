@@ -20,13 +20,7 @@ pub const WORK_PER_BYTE: u64 = 64;
 ///
 /// `work` is what may still be spent. `Err`: it did not suffice; how many bytes
 /// of `from..to` were not searched.
-pub fn secrets(
-    text: &[u8],
-    from: usize,
-    to: usize,
-    work: &mut u64,
-    out: &mut Vec<Span>,
-) -> Result<(), usize> {
+pub fn secrets(text: &[u8], from: usize, to: usize, work: &mut u64, out: &mut Vec<Span>) -> Result<(), usize> {
     let rules = rules::rules();
     // Where each rule matched last: several keywords may lead to one match.
     let mut ends: Vec<(u16, usize)> = Vec::new();
@@ -58,8 +52,7 @@ pub fn secrets(
 
 /// Drops what a generic rule found where another did.
 fn prefer_specific(spans: &mut Vec<Span>) {
-    let specific: Vec<(usize, usize)> =
-        spans.iter().filter(|s| !s.generic).map(|s| (s.start, s.end)).collect();
+    let specific: Vec<(usize, usize)> = spans.iter().filter(|s| !s.generic).map(|s| (s.start, s.end)).collect();
     spans.retain(|span| {
         // Ordered by start: only those that begin before the span's end count.
         let before = specific.partition_point(|(start, _)| *start < span.end);

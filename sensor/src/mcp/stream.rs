@@ -146,10 +146,10 @@ impl Stream {
     }
 
     fn message(&mut self, around: &mut Around) {
-        self.report(around);
-        let delivered =
-            self.reading.batch || self.reading.reader(self.sender, self.whole_at, around).deliver();
-        if self.reading.bad_utf8 > 0 {
+        let mut reader = self.reading.reader(self.sender, self.whole_at, around);
+        let delivered = reader.reading.batch || reader.deliver();
+        if delivered {
+            self.report(around);
             self.unread(self.reading.bad_utf8, "bad_utf8", around);
         }
         if !delivered || self.reading.stray {
@@ -184,6 +184,16 @@ impl Stream {
             && bytes > 0
         {
             around.out.push(Output::Uninspected { sender: self.sender, bytes, how });
+        }
+    }
+
+    /// What was read since the last message is none.
+    pub(super) fn discard(&mut self, around: &mut Around) {
+        if self.state != State::Blank {
+            around.values.message(self.sender, "", "");
+            self.reading.reset();
+            self.bytes = 0;
+            self.state = State::Blank;
         }
     }
 

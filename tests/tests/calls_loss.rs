@@ -1,0 +1,112 @@
+//! What the sensor could not read it says, byte for byte, and goes on.
+
+use anyhow::{Result, ensure};
+use mcp_sensor_tests::bed::Bed;
+use mcp_sensor_tests::events::Event;
+use mcp_sensor_tests::mcp::events::shown;
+use mcp_sensor_tests::mcp::log::Call;
+use mcp_sensor_tests::mcp::speaker::Speaker;
+use mcp_sensor_tests::mcp::wire::Wire;
+use mcp_sensor_tests::policy::Policy;
+use mcp_sensor_tests::sensor::{SOON, Sensor};
+use mcp_sensor_tests::spec::must;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::json;
+
+/// Bytes of one answer, and how many: more than any buffer of the sensor's.
+const ANSWER: usize = 64 * 1024;
+const ANSWERS: usize = 3200;
+
+/// Continues the agent whatever becomes of the test.
+struct Stopped(Pid);
+
+impl Stopped {
+    fn new(sensor: &Sensor) -> Result<Stopped> {
+        let pid = Pid::from_raw(sensor.pid().map_or(0, |p| p as i32));
+        kill(pid, Signal::SIGSTOP)?;
+        Ok(Stopped(pid))
+    }
+}
+
+impl Drop for Stopped {
+    fn drop(&mut self) {
+        let _ = kill(self.0, Signal::SIGCONT);
+    }
+}
+
+fn sum(events: &[Event], sender: &str) -> u64 {
+    events.iter().filter(|e| e.text("sender") == sender).filter_map(|e| e.number("bytes")).sum()
+}
+
+#[test]
+fn bytes_written_while_nobody_reads_are_accounted_for() {
+    must(|| {
+        let bed = Bed::new()?;
+        let speaker = Speaker::new(&bed, "flood")?;
+        let sensor = Sensor::start(&bed, &speaker.declared(Policy::default()))?;
+        let mark = sensor.mark()?;
+        let mut wire = Wire::companion(&bed, &sensor, &speaker)?;
+        for _ in 0..10 {
+            wire.call("echo", json!({"bytes": 100}))?;
+        }
+        let stopped = Stopped::new(&sensor)?;
+        for _ in 0..ANSWERS {
+            wire.call("echo", json!({"bytes": ANSWER}))?;
+        }
+        drop(stopped);
+        // The stream recovers: from some call on, all are recorded.
+        let mut recovered = 0;
+        while recovered < 20 {
+            wire.call("echo", json!({"bytes": 200 + recovered}))?;
+            recovered += 1;
+            std::thread::sleep(std::time::Duration::from_millis(50));
+        }
+        let (sent, received) = (wire.sent, wire.received);
+        let log = wire.end()?;
+        sensor.events().wait_for("the end", SOON, |e| e.text("type") == "instance_ended")?;
+        let calls: Vec<Call> =
+            sensor.since(mark, "tool_call", speaker.name)?.iter().map(Call::of_event).collect();
+        let unread = sensor.since(mark, "uninspected", speaker.name)?;
+        let lost: Vec<Event> = unread.iter().filter(|e| e.text("how") == "lost").cloned().collect();
+        ensure!(sum(&lost, "server") > 0, "proves nothing: nothing was lost of {received} bytes");
+        ensure!(calls.len() <= log.calls.len(), "{} calls of {}", calls.len(), log.calls.len());
+        is_part_of(&calls, &log.calls)?;
+        let last = &log.calls[log.calls.len() - 10..];
+        ensure!(calls.ends_with(last), "it does not recover: {:?}", &calls[calls.len().saturating_sub(12)..]);
+        // Each byte stands in a message that was recorded or in a number of
+        // bytes that were not read; newline included.
+        let answered: u64 = calls.iter().filter(|c| c.is_answered()).map(|c| c.response_bytes + 1).sum();
+        let asked: u64 = calls.iter().map(|c| c.request_bytes + 1).sum();
+        let others = sensor.since(mark, "mcp_message", speaker.name)?;
+        let other = |key: &str| -> u64 {
+            others.iter().filter_map(|e| e.number(key).filter(|n| *n > 0)).map(|n| n + 1).sum()
+        };
+        let seen = answered + other("response_bytes") + sum(&unread, "server");
+        ensure!(
+            seen == received,
+            "{received} bytes from the server, accounted for {seen}: {}",
+            shown(&unread)
+        );
+        let seen = asked + other("request_bytes") + sum(&unread, "client");
+        ensure!(seen == sent, "{sent} bytes from the client, accounted for {seen}: {}", shown(&unread));
+        let losses: u64 = sensor
+            .events()
+            .all()?
+            .iter()
+            .filter(|e| e.text("type") == "loss" && e.text("where") == "kernel")
+            .filter_map(|e| e.number("count"))
+            .sum();
+        ensure!(losses > 0, "no loss is told");
+        Ok(())
+    });
+}
+
+/// Every recorded answer is one of the client's, in its order.
+fn is_part_of(calls: &[Call], known: &[Call]) -> Result<()> {
+    let mut known = known.iter();
+    for call in calls.iter().filter(|c| c.is_answered()) {
+        ensure!(known.any(|k| k == call), "invented, or out of order: {call:?}");
+    }
+    Ok(())
+}
