@@ -177,7 +177,7 @@ fn call(server: &str, tool: &str, outcome: pb::Outcome) -> Body {
         error_code: -32602,
         ..Default::default()
     };
-    Body::ToolCall(pb::ToolCall { exchange: Some(exchange), tool: tool.to_owned() })
+    Body::ToolCall(Box::new(pb::ToolCall { exchange: Some(exchange), tool: tool.to_owned() }))
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -92,14 +92,14 @@ pub fn exchange(actor: pb::Actor, speaker: &Speaker, e: &Exchange) -> pb::Exchan
 fn ended(actor: pb::Actor, speaker: &Speaker, key: &[u8; 16], e: &Exchange) -> Body {
     let exchange = Some(exchange(actor, speaker, e));
     match e.method.as_str() {
-        "tools/call" => Body::ToolCall(pb::ToolCall { exchange, tool: e.name.clone() }),
-        "prompts/get" => Body::Prompt(pb::Prompt { exchange, name: e.name.clone() }),
+        "tools/call" => Body::ToolCall(Box::new(pb::ToolCall { exchange, tool: e.name.clone() })),
+        "prompts/get" => Body::Prompt(Box::new(pb::Prompt { exchange, name: e.name.clone() })),
         "resources/read" => {
             let (scheme, host, rest) = uri(&e.uri);
             let path_hash = format!("{:016x}", keyed(key, rest));
-            Body::Resource(pb::Resource { exchange, scheme, host, path_hash })
+            Body::Resource(Box::new(pb::Resource { exchange, scheme, host, path_hash }))
         }
-        _ => Body::McpMessage(pb::McpMessage { exchange, count: 1 }),
+        _ => Body::McpMessage(Box::new(pb::McpMessage { exchange, count: 1 })),
     }
 }
 
@@ -115,7 +115,7 @@ fn notified(actor: pb::Actor, speaker: &Speaker, n: &Notification) -> Body {
     };
     exchange.set_sender(wire_sender(n.sender));
     with_parties(&mut exchange, &n.parties);
-    Body::McpMessage(pb::McpMessage { exchange: Some(exchange), count: 1 })
+    Body::McpMessage(Box::new(pb::McpMessage { exchange: Some(exchange), count: 1 }))
 }
 
 /// Scheme, host, and the rest (RFC 3986, section 3). User names and passwords

@@ -230,12 +230,15 @@ impl Ears {
         let lists = self.pages.add(page);
         let exchange = exchange::exchange(actor.clone(), speaker, e);
         if lists.is_empty() {
-            bodies.push(Body::McpMessage(pb::McpMessage { exchange: Some(exchange.clone()), count: 1 }));
+            bodies.push(Body::McpMessage(Box::new(pb::McpMessage {
+                exchange: Some(exchange.clone()),
+                count: 1,
+            })));
         }
         for list in lists {
             let (era, capabilities) = (e.parties.era, e.parties.client_capabilities);
             let drift = lock(&core.inventory).listed(&which, era, capabilities, &list, time);
-            bodies.push(Body::ToolsListed(tools_listed(exchange.clone(), &list, capabilities)));
+            bodies.push(Body::ToolsListed(Box::new(tools_listed(exchange.clone(), &list, capabilities))));
             bodies.extend(drifted(drift, actor));
         }
         let others = lock(&core.inventory).tools_of_others(&which);

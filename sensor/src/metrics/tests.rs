@@ -30,7 +30,7 @@ fn call(server: &str, tool: &str, outcome: pb::Outcome, ms: u64) -> Body {
         error_code: -32602,
         ..Default::default()
     };
-    Body::ToolCall(pb::ToolCall { exchange: Some(exchange), tool: tool.to_owned() })
+    Body::ToolCall(Box::new(pb::ToolCall { exchange: Some(exchange), tool: tool.to_owned() }))
 }
 
 fn message(method: &str, sender: pb::Sender, id: &str, outcome: pb::Outcome) -> Body {
@@ -42,7 +42,7 @@ fn message(method: &str, sender: pb::Sender, id: &str, outcome: pb::Outcome) -> 
         outcome: outcome.into(),
         ..Default::default()
     };
-    Body::McpMessage(pb::McpMessage { exchange: Some(exchange), count: 1 })
+    Body::McpMessage(Box::new(pb::McpMessage { exchange: Some(exchange), count: 1 }))
 }
 
 /// The value of the line that begins so.

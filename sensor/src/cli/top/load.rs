@@ -147,7 +147,7 @@ mod tests {
             ..Default::default()
         };
         let call = pb::ToolCall { exchange: Some(exchange), tool: "t".to_owned() };
-        Event { time_unix_ns: at, body: Some(Body::ToolCall(call)), ..Default::default() }
+        Event { time_unix_ns: at, body: Some(Body::ToolCall(Box::new(call))), ..Default::default() }
     }
 
     fn declared(names: &[&str]) -> Vec<pb::Server> {
