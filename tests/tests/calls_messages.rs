@@ -67,8 +67,8 @@ fn fifty_calls_at_a_time_are_recorded() {
             {"tool": "refuse", "arguments": {"code": -32000}, "times": 50},
         ]);
         let phases = json!([{"concurrency": 50, "calls": calls}]);
-        recorded(|bed| servers::echo_python(bed, phases.clone(), &[]), &ALL)?;
-        recorded(|bed| servers::echo_node(bed, phases), &ALL).map(drop)
+        recorded(|bed| servers::echo_python(bed, phases.clone(), &[]), &[PYTHON_2, NODE_1])?;
+        recorded(|bed| servers::echo_node(bed, phases), &[PYTHON_1, NODE_2]).map(drop)
     });
 }
 
