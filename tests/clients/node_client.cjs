@@ -53,7 +53,9 @@ const here = require("node:module").createRequire(path.join(session.modules, "x.
 
 function connectable() {
   const [command, ...args] = session.command;
-  const server = { command, args, env: { ...process.env, ...session.env }, cwd: session.cwd };
+  const env = { ...process.env, ...session.env };
+  // The SDKs' own limit is 10 MiB for a message.
+  const server = { command, args, env, cwd: session.cwd, maxBufferSize: 1 << 28 };
   const info = { name: `driver-node-v${session.sdk}`, version: "1.0.0" };
   const capabilities = { sampling: {}, elicitation: {}, roots: {} };
   const answers = {

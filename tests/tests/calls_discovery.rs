@@ -31,6 +31,8 @@ fn findings(sensor: &Sensor, mark: Mark) -> Result<Vec<Event>> {
 
 /// An instance of `unknown` that is named `name`, and one finding that says so.
 fn is_found(sensor: &Sensor, mark: Mark, name: &str) -> Result<()> {
+    // Of `@scope/server`, a program of that package has the name alone.
+    let name = name.rsplit('/').next().unwrap_or(name);
     let started = sensor.since(mark, "instance_started", UNKNOWN)?;
     ensure!(!started.is_empty(), "no instance of an unknown server");
     let other = started.iter().find(|e| !e.text("instance").contains(name));
@@ -129,7 +131,7 @@ fn an_unknown_server_is_held_to_the_profile_for_unknown_ones() {
         let frames = bed.frames()?;
         ensure!(frames.is_empty(), "{frames:?}");
         sensor.events().wait_for("the denial", SOON, |e| e.is_denial_of(UNKNOWN))?;
-        is_found(&sensor, mark, "echo.py")
+        is_found(&sensor, mark, "-echo")
     });
 }
 
@@ -229,7 +231,7 @@ fn an_undeclared_server_with_a_moved_wire_that_ran_before_is_found() {
 
 #[test]
 fn a_declared_server_that_ran_before_the_sensor_is_recorded() {
-    from_before(|_| servers::time(), true, PYTHON_1);
+    from_before(servers::git, true, PYTHON_1);
 }
 
 /// Not one event calls it a server.
@@ -249,7 +251,7 @@ fn is_not_mcp(start: impl FnOnce(&Bed) -> Result<Option<Command>>) {
         wire.call("echo", json!({}))?;
         wire.end()?;
         sensor.exactly(mark, "tool_call", UNKNOWN, 1)?;
-        is_found(&sensor, mark, "echo.py").map(|()| Claim::Holds)
+        is_found(&sensor, mark, "-echo").map(|()| Claim::Holds)
     });
 }
 

@@ -5,7 +5,7 @@ use anyhow::{Context, Result, ensure};
 use mcp_sensor_tests::bed::Bed;
 use mcp_sensor_tests::drivers::found;
 use mcp_sensor_tests::mcp::servers::{self, Server};
-use mcp_sensor_tests::mcp::session::{ALL, Driver};
+use mcp_sensor_tests::mcp::session::{ALL, Driver, NODE_1, NODE_2, PYTHON_1, PYTHON_2};
 use mcp_sensor_tests::network::Family;
 use mcp_sensor_tests::policy::Policy;
 use mcp_sensor_tests::sensor::Sensor;
@@ -16,7 +16,10 @@ use std::time::Duration;
 /// Two interpreters start on a machine that runs other tests as well.
 const SESSION: Duration = Duration::from_secs(90);
 
-fn is_recorded_as_its_clients_know_it(server: impl FnOnce(&Bed) -> Result<Server>) {
+/// The newest of each SDK; with what else they can be told in `--full`.
+const USUAL: [Driver; 4] = [PYTHON_1, PYTHON_2, NODE_1, NODE_2];
+
+fn recorded(server: impl FnOnce(&Bed) -> Result<Server>, drivers: &[Driver]) {
     run(|| {
         for program in ["python3", "node", "npm", "git"] {
             if found(program).is_none() {
@@ -27,8 +30,8 @@ fn is_recorded_as_its_clients_know_it(server: impl FnOnce(&Bed) -> Result<Server
         let _web = Service::web(&bed.network)?;
         let server = server(&bed)?;
         let sensor = Sensor::start(&bed, &server.declared(Policy::default()))?;
-        for driver in ALL {
-            compare(&bed, &sensor, &server, driver).with_context(|| format!("{driver:?}"))?;
+        for driver in drivers {
+            compare(&bed, &sensor, &server, *driver).with_context(|| format!("{driver:?}"))?;
         }
         Ok(Claim::Holds)
     });
@@ -55,43 +58,36 @@ fn compare(bed: &Bed, sensor: &Sensor, server: &Server, driver: Driver) -> Resul
     Ok(())
 }
 
-#[test]
-fn server_everything_is_recorded_as_its_clients_know_it() {
-    is_recorded_as_its_clients_know_it(|_| servers::everything());
+fn page() -> String {
+    format!("http://{}:{WEB_PORT}/page", Family::V4.allowed())
 }
 
-#[test]
-fn server_filesystem_is_recorded_as_its_clients_know_it() {
-    is_recorded_as_its_clients_know_it(servers::filesystem);
+macro_rules! servers {
+    ($($name:ident: $server:expr;)+) => {$(
+        mod $name {
+            use super::*;
+
+            #[test]
+            fn is_recorded_as_its_clients_know_it() {
+                recorded($server, &USUAL);
+            }
+
+            #[test]
+            #[ignore = "a minute each"]
+            fn is_recorded_as_clients_in_every_mode_know_it() {
+                recorded($server, &ALL);
+            }
+        }
+    )+};
 }
 
-#[test]
-fn context7_is_recorded_as_its_clients_know_it() {
-    is_recorded_as_its_clients_know_it(|_| servers::context7());
-}
-
-#[test]
-fn notion_is_recorded_as_its_clients_know_it() {
-    is_recorded_as_its_clients_know_it(|_| servers::notion());
-}
-
-#[test]
-fn mcp_server_fetch_is_recorded_as_its_clients_know_it() {
-    let url = format!("http://{}:{WEB_PORT}/page", Family::V4.allowed());
-    is_recorded_as_its_clients_know_it(move |_| servers::fetch(&url));
-}
-
-#[test]
-fn mcp_server_git_is_recorded_as_its_clients_know_it() {
-    is_recorded_as_its_clients_know_it(servers::git);
-}
-
-#[test]
-fn mcp_server_time_is_recorded_as_its_clients_know_it() {
-    is_recorded_as_its_clients_know_it(|_| servers::time());
-}
-
-#[test]
-fn mcp_server_sqlite_is_recorded_as_its_clients_know_it() {
-    is_recorded_as_its_clients_know_it(servers::sqlite);
+servers! {
+    server_everything: |_| servers::everything();
+    server_filesystem: servers::filesystem;
+    context7: |_| servers::context7();
+    notion: |_| servers::notion();
+    mcp_server_fetch: |_| servers::fetch(&page());
+    mcp_server_git: servers::git;
+    mcp_server_time: |_| servers::time();
+    mcp_server_sqlite: servers::sqlite;
 }

@@ -103,7 +103,7 @@ impl Sensor {
         let unread = self.since(mark, "uninspected", server)?;
         let (answered, others) = split(calls.to_vec());
         let (seen, other_seen) = split(events.iter().map(Call::of_event).collect());
-        let also = if unread.is_empty() { String::new() } else { format!("; unread: {}", shown(&unread)) };
+        let also = format!("; all: {}; unread: {}", self.summary(mark)?, shown(&unread));
         same("answered calls", &answered, &seen).map_err(|e| anyhow::anyhow!("{e:#}{also}"))?;
         same("calls without an answer", &others, &other_seen).map_err(|e| anyhow::anyhow!("{e:#}{also}"))?;
         ensure!(unread.is_empty(), "unread bytes where none should be: {}", shown(&unread));
