@@ -100,6 +100,8 @@ fn scripted(script: &str, resolve: &impl Fn(&str) -> Option<String>) -> String {
 /// The innermost package of a path below `node_modules`.
 fn package(path: &str) -> Option<String> {
     let (_, inside) = path.rsplit_once("node_modules/")?;
+    // As links in `.bin` lead there.
+    let inside = inside.strip_prefix(".bin/../").unwrap_or(inside);
     let mut parts = inside.split('/');
     let first = parts.next().filter(|p| !p.is_empty() && !p.starts_with('.'))?;
     if first.starts_with('@') {
