@@ -210,7 +210,14 @@ impl Ears {
             return;
         }
         self.said = parties.server.clone();
-        let drift = lock(&core.inventory).identity(&which(actor), &self.said, "", None, time);
+        let origin = core.origin(actor.pid);
+        let drift = lock(&core.inventory).identity(
+            &which(actor),
+            &self.said,
+            &origin.version,
+            origin.entry_point,
+            time,
+        );
         bodies.extend(drifted(drift, actor));
     }
 
