@@ -2,6 +2,7 @@
 //! ties records to servers, clients and users, and passes events on.
 
 mod adopt;
+mod content;
 mod core;
 mod exchange;
 mod http;
