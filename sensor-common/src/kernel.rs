@@ -56,6 +56,11 @@ pub struct Offsets {
     pub socket_sk: u32,
     pub sock_family: u32,
     pub sock_cookie: u32,
+    pub sock_type: u32,
+    pub sock_socket: u32,
+    pub sock_daddr: u32,
+    pub sock_dport: u32,
+    pub sock_v6_daddr: u32,
     /// `bpf_sock_addr_kern`; the length came with Linux 6.7 (0: not there).
     pub sock_addr_uaddr: u32,
     pub sock_addr_uaddrlen: u32,
@@ -81,7 +86,6 @@ pub struct Offsets {
     /// Not an offset: where the sensor's cgroup is in the tree of cgroup v2 (0:
     /// the root), and its id. Programs elsewhere are nobody's candidates.
     pub scope_level: u32,
-    pub _pad: u32,
     pub scope: u64,
 }
 
@@ -130,6 +134,6 @@ pub struct Denial {
 }
 
 const _: () = {
-    assert!(size_of::<Offsets>() == 264);
+    assert!(size_of::<Offsets>() == 280);
     assert!(size_of::<State>() == 20);
 };

@@ -26,6 +26,8 @@ pub const KIND_CHUNK: u16 = 6;
 /// `stdio::Candidate`.
 pub const KIND_CANDIDATE: u16 = 7;
 
+/// `stdio::Met`.
+pub const KIND_MET: u16 = 9;
 /// `Released`.
 pub const KIND_RELEASED: u16 = 8;
 

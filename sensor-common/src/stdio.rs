@@ -6,6 +6,7 @@
 //! `get_next_ino`), never by a descriptor's number, and by the direction in
 //! which the *server* moves bytes: what it reads came from its client.
 
+use crate::addr::Addr;
 use crate::label::Label;
 use crate::record::Header;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
@@ -14,6 +15,19 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 pub const FROM_CLIENT: u32 = 0;
 /// The server wrote it.
 pub const FROM_SERVER: u32 = 1;
+
+/// [`WireKey::dev`] of TCP connections, which are known by their socket's cookie
+/// in place of an inode.
+pub const TCP_WIRE: u32 = u32::MAX;
+/// Set in the numbers of connections over TCP.
+pub const CONNECTION_OVER_TCP: u64 = 1 << 62;
+
+/// Whether a read that begins like this is of an HTTP/1 request (RFC 9110,
+/// section 9): the first four bytes.
+#[inline(always)]
+pub const fn is_request(first: [u8; 4]) -> bool {
+    matches!(&first, b"POST" | b"GET " | b"DELE" | b"OPTI" | b"HEAD" | b"PUT " | b"PATC")
+}
 
 /// Key of the wires' map.
 #[repr(C)]
@@ -129,9 +143,25 @@ pub struct Candidate {
     pub output: WireKey,
 }
 
+/// A labelled server read an HTTP request from a TCP connection, the first that
+/// was seen on it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Met {
+    pub header: Header,
+    pub connection: u64,
+    /// Of the socket.
+    pub cookie: u64,
+    pub peer: Addr,
+    /// Host byte order.
+    pub peer_port: u32,
+    pub _pad: u32,
+}
+
 const _: () = {
     assert!(size_of::<WireKey>() == 16);
     assert!(size_of::<Wire>() == 32);
     assert!(size_of::<Chunk>() == 88);
     assert!(size_of::<Candidate>() == 96);
+    assert!(size_of::<Met>() == 88);
 };

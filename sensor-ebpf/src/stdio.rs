@@ -14,12 +14,14 @@ use aya_ebpf::helpers::generated::{bpf_loop, bpf_probe_read_user};
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, PerCpuArray, RingBuf};
 use core::ffi::c_void;
+use sensor_common::addr::Addr;
 use sensor_common::kernel::PID_LIMIT;
 use sensor_common::label::Label;
-use sensor_common::record::{Header, KIND_CANDIDATE, KIND_CHUNK, Loss, RING_STDIO, RING_VERDICTS};
+use sensor_common::record::{Header, KIND_CANDIDATE, KIND_CHUNK, KIND_MET, Loss, RING_STDIO, RING_VERDICTS};
 use sensor_common::stdio::{
-    CANDIDATE_BYTES, CHUNK_BYTES, CHUNK_CLASSES, Candidate, Chunk, FROM_CLIENT, FROM_SERVER, HOW_DATA,
-    HOW_FAULT, HOW_SEGMENTS, WIRE_IGNORED, WIRE_JOINED, Wire, WireKey, may_begin,
+    CANDIDATE_BYTES, CHUNK_BYTES, CHUNK_CLASSES, CONNECTION_OVER_TCP, Candidate, Chunk, FROM_CLIENT,
+    FROM_SERVER, HOW_DATA, HOW_FAULT, HOW_SEGMENTS, Met, TCP_WIRE, WIRE_IGNORED, WIRE_JOINED, Wire, WireKey,
+    is_request, may_begin,
 };
 
 #[map]
@@ -38,14 +40,19 @@ const S_IFMT: u16 = 0xf000;
 const S_IFIFO: u16 = 0x1000;
 const S_IFSOCK: u16 = 0xc000;
 const AF_UNIX: u16 = 1;
+const AF_INET: u16 = 2;
+const AF_INET6: u16 = 10;
 
 /// What a descriptor leads to, if that can be a wire.
 #[derive(Clone, Copy)]
 struct End {
+    /// Or, of TCP, the socket's cookie.
     inode: u64,
     dev: u32,
     /// Both directions go over it.
     socket: bool,
+    /// `struct sock` of a TCP connection, else 0.
+    tcp: u64,
 }
 
 impl End {
@@ -66,7 +73,8 @@ fn file(fd: u32) -> Option<u64> {
     pointer(pointer(table, offset!(fdtable_fd))?, fd as u64 * 8)
 }
 
-/// Pipes, named ones included, and unix sockets.
+/// Pipes, named ones included, unix sockets, and TCP sockets that have a cookie:
+/// every labelled one has, with its first packet at the latest.
 #[inline(always)]
 fn end(file: u64) -> Option<End> {
     let inode = pointer(file, offset!(file_inode))?;
@@ -74,7 +82,7 @@ fn end(file: u64) -> Option<End> {
     if kind == S_IFSOCK {
         let sk = pointer(file, offset!(file_private_data)).and_then(|s| pointer(s, offset!(socket_sk)))?;
         if read::<u16>(sk, offset!(sock_family))? != AF_UNIX {
-            return None;
+            return tcp(sk);
         }
     } else if kind != S_IFIFO {
         return None;
@@ -84,7 +92,21 @@ fn end(file: u64) -> Option<End> {
         inode: read::<u64>(inode, offset!(inode_ino))?,
         dev: read::<u32>(sb, offset!(sb_dev))?,
         socket: kind == S_IFSOCK,
+        tcp: 0,
     })
+}
+
+#[inline(always)]
+fn tcp(sk: u64) -> Option<End> {
+    const SOCK_STREAM: u16 = 1;
+    let family = read::<u16>(sk, offset!(sock_family))?;
+    if (family != AF_INET && family != AF_INET6) || read::<u16>(sk, offset!(sock_type))? != SOCK_STREAM {
+        return None;
+    }
+    match read::<u64>(sk, offset!(sock_cookie)) {
+        Some(0) | None => None,
+        Some(cookie) => Some(End { inode: cookie, dev: TCP_WIRE, socket: true, tcp: sk }),
+    }
 }
 
 /// Whether what this task reads and writes may matter.
@@ -129,19 +151,37 @@ pub(crate) fn ended(tgid: u32) {
     }
 }
 
+#[inline(always)]
+fn inherited(fd: u32) -> Option<End> {
+    match file(fd).and_then(end) {
+        Some(e) if e.tcp == 0 => Some(e),
+        _ => None,
+    }
+}
+
 /// After an exec. `begun`: the program begins an instance, so that its stdin and
 /// stdout are that server's; those of programs further down in its tree are not.
 #[inline(always)]
 pub(crate) fn executed(task: Task, label: Label, begun: bool) {
+    // SAFETY: plain integers, both ways.
+    unsafe { note_stdio(task.tgid, label.0, begun as u32) };
+}
+
+/// A global function, which the verifier looks at once.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub unsafe extern "C" fn note_stdio(tgid: u32, label: u64, begun: u32) -> u64 {
+    let label = Label(label);
+    let begun = begun != 0;
     if label.is_some() && !begun {
-        return;
+        return 0;
     }
     let looked_at = matches!(kernel::state(), Some(s) if s.candidates != 0) && kernel::in_scope();
     let wanted = label.is_some() || looked_at;
-    let ends = if wanted { (file(0).and_then(end), file(1).and_then(end)) } else { (None, None) };
+    let ends = if wanted { (inherited(0), inherited(1)) } else { (None, None) };
     let (Some(input), Some(output)) = ends else {
-        ended(task.tgid);
-        return;
+        ended(tgid);
+        return 0;
     };
     let (from, to) = (input.key(FROM_CLIENT), output.key(FROM_SERVER));
     let known = (connection(&from), connection(&to));
@@ -151,8 +191,8 @@ pub(crate) fn executed(task: Task, label: Label, begun: bool) {
         // Half of another's: a helper with output of its own.
         _ => {
             if !label.is_some() {
-                ended(task.tgid);
-                return;
+                ended(tgid);
+                return 0;
             }
             (next_connection(), false)
         }
@@ -169,7 +209,7 @@ pub(crate) fn executed(task: Task, label: Label, begun: bool) {
         }
     }
     if !label.is_some() {
-        set_candidate(task.tgid, true);
+        set_candidate(tgid, true);
     }
     let parent = pointer(kernel::current(), offset!(task_real_parent))
         .and_then(|p| read::<u32>(p, offset!(task_tgid)))
@@ -181,6 +221,7 @@ pub(crate) fn executed(task: Task, label: Label, begun: bool) {
         r.input = from;
         r.output = to;
     });
+    1
 }
 
 /// 0: not known.
@@ -320,19 +361,95 @@ fn give_back(moved: &Moved) {
     }
 }
 
-/// `bytes` went over the wire from or to one place in user memory.
+/// A server reads its first request from a TCP connection: from here on this is
+/// a wire of its own.
 #[inline(always)]
-fn moved(key: &WireKey, base: u64, bytes: u64) {
-    let Some((m, wire)) = admit(key, bytes) else { return };
-    (m.base, m.rest) = (base, bytes);
-    record_all(m, wire);
+fn meet(end: &End, key: &WireKey, base: u64) {
+    if end.tcp == 0 || key.direction != FROM_CLIENT || connection(key) != 0 {
+        return;
+    }
+    let mut first = core::mem::MaybeUninit::<[u8; 4]>::uninit();
+    // SAFETY: the helper checks the address and writes 4 bytes.
+    if unsafe { bpf_probe_read_user(first.as_mut_ptr().cast(), 4, base as *const _) } != 0 {
+        return;
+    }
+    let label = label::of_current();
+    // SAFETY: written in full.
+    if !label.is_some() || !is_request(unsafe { first.assume_init() }) {
+        return;
+    }
+    let id = next_connection() | CONNECTION_OVER_TCP;
+    let wire = Wire { label, connection: id, position: 0, flags: 0 };
+    add(key, &wire);
+    add(&WireKey { direction: FROM_SERVER, ..*key }, &wire);
+    let Some(mut entry) = STDIO.reserve::<Met>(0) else {
+        record::lost(Loss::StdioRingFull, 1);
+        return;
+    };
+    let family = read::<u16>(end.tcp, offset!(sock_family)).unwrap_or(0);
+    let peer = if family == AF_INET {
+        Addr::v4(read::<u32>(end.tcp, offset!(sock_daddr)).unwrap_or(0))
+    } else {
+        Addr(read::<[u32; 4]>(end.tcp, offset!(sock_v6_daddr)).unwrap_or([0; 4]))
+    };
+    let port = u16::from_be(read::<u16>(end.tcp, offset!(sock_dport)).unwrap_or(0));
+    let header = header(KIND_MET, size_of::<Met>(), label, record::next_seq(RING_STDIO));
+    entry.write(Met { header, connection: id, cookie: key.inode, peer, peer_port: port as u32, _pad: 0 });
+    entry.submit(waking(label));
 }
 
-/// The same from or to several places: `struct iovec` at `segments`, the first
-/// of them from `skip` on.
+/// The connection is closed: nothing more moves.
 #[inline(always)]
-fn moved_in_parts(key: &WireKey, segments: u64, count: u64, skip: u64, in_kernel: bool, bytes: u64) {
-    let Some((m, wire)) = admit(key, bytes) else { return };
+pub(crate) fn closed(cookie: u64) {
+    let key = WireKey { inode: cookie, dev: TCP_WIRE, direction: FROM_CLIENT };
+    if WIRES.remove(key).is_ok() {
+        let _ = WIRES.remove(WireKey { direction: FROM_SERVER, ..key });
+    }
+}
+
+/// `bytes` went over the wire from or to one place in user memory.
+#[inline(always)]
+fn moved(end: &End, direction: u32, base: u64, bytes: u64) {
+    let key = &end.key(direction);
+    meet(end, key, base);
+    let Some((m, _)) = admit(key, bytes) else { return };
+    (m.base, m.rest) = (base, bytes);
+    record_all(m);
+}
+
+/// Where bytes lie that are in several places: `struct iovec` at `segments`, the
+/// first of them from `skip` on.
+#[derive(Clone, Copy)]
+struct Parts {
+    segments: u64,
+    count: u64,
+    skip: u64,
+    /// The array is; the bytes never are.
+    in_kernel: bool,
+}
+
+#[inline(always)]
+fn first_base(segments: u64) -> u64 {
+    let mut base = core::mem::MaybeUninit::<u64>::uninit();
+    // SAFETY: the helper checks the address and writes 8 bytes.
+    if unsafe { bpf_probe_read_user(base.as_mut_ptr().cast(), 8, segments as *const _) } != 0 {
+        return 0;
+    }
+    // SAFETY: written in full.
+    unsafe { base.assume_init() }
+}
+
+/// As [`moved`].
+#[inline(always)]
+fn moved_in_parts(end: &End, direction: u32, parts: Parts, bytes: u64) {
+    let key = &end.key(direction);
+    let Parts { segments, count, skip, in_kernel } = parts;
+    if end.tcp != 0 && !in_kernel {
+        meet(end, key, first_base(segments));
+    } else if end.tcp != 0 {
+        meet(end, key, read::<u64>(segments, 0).unwrap_or(0));
+    }
+    let Some((m, _)) = admit(key, bytes) else { return };
     (m.segments, m.count, m.in_kernel) = (segments, count, in_kernel as u64);
     if skip > 0 {
         next_segment(m);
@@ -341,12 +458,13 @@ fn moved_in_parts(key: &WireKey, segments: u64, count: u64, skip: u64, in_kernel
             m.rest -= skip;
         }
     }
-    record_all(m, wire);
+    record_all(m);
 }
 
 /// `bytes` went over the wire where nobody can read them.
 #[inline(always)]
-fn moved_unread(key: &WireKey, bytes: u64, how: u32) {
+fn moved_unread(end: &End, direction: u32, bytes: u64, how: u32) {
+    let key = &end.key(direction);
     let Some((m, wire)) = admit(key, bytes) else { return };
     m.how = how;
     put::<{ CHUNK_CLASSES[0] }>(m, wire, bytes, 0);
@@ -364,18 +482,35 @@ struct Work {
 }
 
 #[inline(always)]
-fn record_all(m: &mut Moved, wire: *mut Wire) {
-    let count = m.left / CHUNK_BYTES as u64 + if m.count > SEGMENTS { SEGMENTS } else { m.count } * 2 + 2;
-    const MOST: u64 = 1 << 22; // of bpf_loop: 1 << 23
-    let count = if count > MOST { MOST } else { count } as u32;
-    let mut work = Work { moved: m, wire };
-    // SAFETY: the callback and its context outlive the call.
-    unsafe { bpf_loop(count, step as *mut c_void, (&raw mut work).cast(), 0) };
-    if m.left > 0 {
-        m.how = HOW_SEGMENTS;
-        put::<{ CHUNK_CLASSES[0] }>(m, wire, m.left, 0);
+fn record_all(m: &Moved) {
+    // SAFETY: a plain integer.
+    unsafe { record_moved(m.number as u64) };
+}
+
+/// A global function, which the verifier looks at once however many calls lead
+/// here. `number`: of an entry of [`MOVES`], which it gives back.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub unsafe extern "C" fn record_moved(number: u64) -> u64 {
+    let Some(m) = MOVES.get_ptr_mut(number as u32) else { return 0 };
+    // SAFETY: the entry is the caller's alone.
+    let m = unsafe { &mut *m };
+    if let Some(wire) = WIRES.get_ptr_mut(m.key) {
+        let segments = if m.count > SEGMENTS { SEGMENTS } else { m.count };
+        let count = m.left / CHUNK_BYTES as u64 + segments * 2 + 2;
+        const MOST: u64 = 1 << 22; // of bpf_loop: 1 << 23
+        let count = if count > MOST { MOST } else { count } as u32;
+        let mut work = Work { moved: m, wire };
+        // SAFETY: the callback and its context outlive the call.
+        unsafe { bpf_loop(count, step as *mut c_void, (&raw mut work).cast(), 0) };
+        if m.left > 0 {
+            m.how = HOW_SEGMENTS;
+            let left = m.left;
+            put::<{ CHUNK_CLASSES[0] }>(m, wire, left, 0);
+        }
     }
     give_back(m);
+    1
 }
 
 #[inline(always)]
@@ -485,22 +620,10 @@ fn put<const ROOM: usize>(m: &mut Moved, wire: *mut Wire, n: u64, base: u64) {
             return;
         }
     }
-    let task = Task::current();
     // SAFETY: the record is this program's until it is submitted.
     unsafe {
         (*record).chunk = Chunk {
-            header: Header {
-                kind: KIND_CHUNK,
-                size: size_of::<Record<ROOM>>() as u16,
-                cpu: aya_ebpf::helpers::generated::bpf_get_smp_processor_id(),
-                seq,
-                boottime: aya_ebpf::helpers::generated::bpf_ktime_get_boot_ns(),
-                label,
-                tgid: task.tgid,
-                tid: task.tid,
-                uid: task.uid,
-                generation: kernel::generation(),
-            },
+            header: header(KIND_CHUNK, size_of::<Record<ROOM>>(), label, seq),
             connection: m.connection,
             inode: m.key.inode,
             position: m.position,
@@ -511,6 +634,25 @@ fn put<const ROOM: usize>(m: &mut Moved, wire: *mut Wire, n: u64, base: u64) {
         };
     }
     entry.submit(waking(label));
+}
+
+#[inline(always)]
+fn header(kind: u16, size: usize, label: Label, seq: u64) -> Header {
+    let task = Task::current();
+    Header {
+        kind,
+        size: size as u16,
+        // SAFETY: no preconditions.
+        cpu: unsafe { aya_ebpf::helpers::generated::bpf_get_smp_processor_id() },
+        seq,
+        // SAFETY: no preconditions.
+        boottime: unsafe { aya_ebpf::helpers::generated::bpf_ktime_get_boot_ns() },
+        label,
+        tgid: task.tgid,
+        tid: task.tid,
+        uid: task.uid,
+        generation: kernel::generation(),
+    }
 }
 
 /// Who reads a candidate must act at once; a server's calls can wait for the

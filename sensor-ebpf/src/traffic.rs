@@ -1,11 +1,11 @@
 //! What a server's connections moved: counted by the packet hooks, told when the
 //! socket is closed.
 
-use crate::atomic;
 use crate::packet::Packet;
 use crate::record::{self, Task};
 use crate::socket::{self, Storage};
 use crate::verdict::take_token;
+use crate::{atomic, stdio};
 use aya_ebpf::EbpfContext as _;
 use aya_ebpf::bindings::{__sk_buff, bpf_sock};
 use aya_ebpf::helpers::generated::{bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_ktime_get_boot_ns};
@@ -33,6 +33,10 @@ pub(crate) fn count(skb: *mut __sk_buff, sk: *mut bpf_sock, packet: &Packet, out
     if traffic.started == 0 {
         // SAFETY: no preconditions.
         traffic.started = unsafe { bpf_ktime_get_boot_ns() };
+        // An accepted socket has its cookie from here on, by which `stdio` knows
+        // it.
+        // SAFETY: `skb` is the program's context.
+        unsafe { bpf_get_socket_cookie(skb.cast()) };
         let end = |addr, port| Peer { addr, port, protocol: packet.protocol, valid: 1 };
         let source = end(packet.source, packet.source_port);
         let destination = end(packet.destination, packet.destination_port);
@@ -63,14 +67,15 @@ pub fn released(ctx: SockContext) -> i32 {
     if stored.is_null() {
         return 1;
     }
+    // SAFETY: `ctx` is the program's context.
+    let (netns, cookie) =
+        unsafe { (bpf_get_netns_cookie(ctx.as_ptr()), bpf_get_socket_cookie(ctx.as_ptr())) };
+    stdio::closed(cookie);
     // SAFETY: neither is null; the values live as long as the socket.
     let (s, traffic) = unsafe { (&*stored, &*traffic) };
     if !take_token(s.label, false) {
         return 1;
     }
-    // SAFETY: `ctx` is the program's context.
-    let (netns, cookie) =
-        unsafe { (bpf_get_netns_cookie(ctx.as_ptr()), bpf_get_socket_cookie(ctx.as_ptr())) };
     record::emit_of::<Released>(RING_TELEMETRY, KIND_RELEASED, s.label, Task::current(), |r| {
         r.netns = netns;
         r.cookie = cookie;

@@ -10,5 +10,6 @@ pub mod grpc;
 pub mod inspect;
 pub mod kernel;
 pub mod mcp;
+pub mod metrics;
 pub mod outputs;
 pub mod policy;

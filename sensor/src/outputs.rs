@@ -1,16 +1,18 @@
-//! Where the events of `mcp-sensor run` go: the file of `--events`, and the
-//! collector, in another process or in this one.
+//! Where the events of `mcp-sensor run` go: the file of `--events`, the metrics,
+//! and the collector, in another process or in this one.
 
 use crate::cli::RunArgs;
 use crate::collect::{Printer, Store, Style, View, spawn_local};
 use crate::event::file::{LineFile, Rotation};
-use crate::event::{Bus, ndjson, pb};
+use crate::event::{Bus, ndjson, now, pb};
 use crate::feed::{self, Feed};
+use crate::metrics::{self, Metrics};
 use anyhow::Context;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 use tokio::runtime::Handle;
+use tokio::sync::watch;
 
 /// The bus's buffer for a file on this host's disk, of each class.
 const DISK_BACKLOG: usize = 8192;
@@ -20,18 +22,72 @@ const LOCAL: Rotation = Rotation { max_bytes: 16 << 20, keep: 32 };
 /// How long the end of the sensor waits for a disk or a terminal.
 const END: Duration = Duration::from_secs(3);
 
+/// The bus's buffer for the metrics, of each class.
+const METRICS_BACKLOG: usize = 8192;
+
 /// Everything that reads the bus until it is closed.
 pub struct Outputs {
     feed: Option<(Feed, tokio::task::JoinHandle<()>)>,
     threads: Vec<JoinHandle<()>>,
     printer: Option<Printer>,
+    metrics: Option<Measuring>,
+}
+
+/// The tasks behind `--metrics` and `--otlp`.
+struct Measuring {
+    following: tokio::task::JoinHandle<()>,
+    serving: Option<tokio::task::JoinHandle<()>>,
+    exporting: Option<(watch::Sender<bool>, tokio::task::JoinHandle<()>)>,
+}
+
+impl Measuring {
+    fn start(bus: &Arc<Bus>, args: &RunArgs) -> anyhow::Result<Option<Measuring>> {
+        if args.metrics.is_none() && args.otlp.is_none() {
+            return Ok(None);
+        }
+        let metrics = Metrics::new(now());
+        let serving = match args.metrics {
+            None => None,
+            Some(address) => {
+                let server = metrics::Server::bind(address, metrics.clone())
+                    .with_context(|| format!("--metrics: cannot listen on {address}"))?;
+                let address = server.address()?;
+                if !address.ip().is_loopback() {
+                    tracing::warn!(%address, "whoever reaches the metrics may read names of servers and tools");
+                }
+                tracing::info!(%address, "metrics are at /metrics");
+                Some(tokio::spawn(server.serve()))
+            }
+        };
+        let exporting = args.otlp.clone().map(|endpoint| {
+            let (end, ending) = watch::channel(false);
+            let identity = bus.identity().clone();
+            (end, tokio::spawn(metrics::export(metrics.clone(), identity, endpoint, ending)))
+        });
+        let subscriber = bus.subscribe("metrics", METRICS_BACKLOG)?;
+        let following = tokio::spawn(metrics.follow(subscriber));
+        Ok(Some(Measuring { following, serving, exporting }))
+    }
+
+    /// After the bus is closed: the last sums are sent.
+    async fn finish(self) {
+        let _ = self.following.await;
+        if let Some(serving) = self.serving {
+            serving.abort();
+        }
+        if let Some((end, exporting)) = self.exporting {
+            let _ = end.send(true);
+            let _ = tokio::time::timeout(END, exporting).await;
+        }
+    }
 }
 
 impl Outputs {
     /// Start before the first event is published, or it is missed. Needs a
     /// tokio runtime around it.
     pub fn start(bus: &Arc<Bus>, args: &RunArgs) -> anyhow::Result<Outputs> {
-        let mut outputs = Outputs { feed: None, threads: Vec::new(), printer: None };
+        let mut outputs =
+            Outputs { feed: None, threads: Vec::new(), printer: None, metrics: Measuring::start(bus, args)? };
         if let Some(path) = &args.events {
             let rotation = Rotation { max_bytes: args.events_max_bytes, keep: args.events_keep };
             let file = LineFile::open(path, rotation)
@@ -73,6 +129,9 @@ impl Outputs {
     pub async fn finish(self) {
         if let Some((_, task)) = self.feed {
             let _ = task.await;
+        }
+        if let Some(metrics) = self.metrics {
+            metrics.finish().await;
         }
         let mut written = joined(self.threads, END).await;
         if let Some(printer) = &self.printer {

@@ -3,8 +3,10 @@
 mod support;
 
 use mcp_sensor::control::Limits;
+use mcp_sensor::event::{Body, pb};
 use serde_json::Value;
 use std::fs::File;
+use std::io::{Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
@@ -79,6 +81,13 @@ async fn exit_codes_are_those_of_the_table() {
         (&nobody, &["status"], 4, "mcp-sensor run"),
         (path, &["servers", "--server", "x"], 7, "no server x"),
         (path, &["names", "--server", "x"], 7, "no such server"),
+        (path, &["tools", "x"], 7, "no such server"),
+        (path, &["calls", "--since", "yesterday"], 2, "--since"),
+        (path, &["calls", "--outcome", "fine"], 2, "tool_error"),
+        (path, &["top", "-n", "0"], 2, "ROUNDS"),
+        (&nobody, &["top"], 4, "mcp-sensor run"),
+        (path, &["run", "--metrics", "everywhere"], 2, "--metrics"),
+        (path, &["run", "--otlp", "ftp://x"], 2, "http://HOST:4317"),
         (path, &["policy", "check", "/nonexistent.yaml"], 7, ""),
         (path, &["exec", "--server", "x", "--", "true"], 7, "no server x"),
         (path, &["collect", "--dir", "/dev/null/x"], 1, "/dev/null/x"),
@@ -151,6 +160,154 @@ async fn followed_events_come_while_they_happen_until_the_agent_ends() {
     control.stop().await;
 }
 
+fn call(server: &str, tool: &str, outcome: pb::Outcome) -> Body {
+    let actor = pb::Actor {
+        server: server.to_owned(),
+        client: Some(pb::Client { name: "codex".to_owned(), ..Default::default() }),
+        ..Default::default()
+    };
+    let exchange = pb::Exchange {
+        actor: Some(actor),
+        method: "tools/call".to_owned(),
+        id_hash: "1".to_owned(),
+        request_bytes: 120,
+        response_bytes: 2000,
+        duration_ns: 4_000_000,
+        outcome: outcome.into(),
+        error_code: -32602,
+        ..Default::default()
+    };
+    Body::ToolCall(Box::new(pb::ToolCall { exchange: Some(exchange), tool: tool.to_owned() }))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn calls_are_listed_by_server_tool_and_outcome() {
+    let control = Control::start(Limits::default());
+    control.agent.bus_publish(denial("time", 1));
+    control.agent.bus_publish(call("time", "now\u{1b}[2J", pb::Outcome::Ok));
+    control.agent.bus_publish(call("files", "read", pb::Outcome::RpcError));
+    control.agent.bus_publish(call("files", "write", pb::Outcome::Ok));
+    let table = text(&run(&control.path, &["calls"]).await.stdout);
+    let rows: Vec<Vec<&str>> =
+        table.lines().map(|l| l.split("  ").map(str::trim).filter(|c| !c.is_empty()).collect()).collect();
+    assert_eq!(rows[0], ["TIME", "SERVER", "CLIENT", "CALL", "OUTCOME", "MS", "IN", "OUT"]);
+    assert_eq!(rows[1][1..], ["time", "codex", "now\\u{1b}[2J", "ok", "4.00", "120 B", "2.0 kB"]);
+    assert_eq!(rows[2][1..5], ["files", "codex", "read", "rpc_error -32602"]);
+    assert_eq!(rows.len(), 4);
+    for (args, tools) in [
+        (&["calls", "-o", "json", "--server", "files"][..], &["read", "write"][..]),
+        (&["calls", "-o", "json", "--tool", "write,read", "-n", "1"], &["write"]),
+        (&["calls", "-o", "json", "--outcome", "rpc_error,tool_error"], &["read"]),
+        (&["calls", "-o", "json", "--since", "1h", "--tool", "gone"], &[]),
+    ] {
+        let output = run(&control.path, args).await;
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        let found: Vec<String> = text(&output.stdout)
+            .lines()
+            .map(|l| serde_json::from_str::<Value>(l).unwrap()["tool"].as_str().unwrap().to_owned())
+            .collect();
+        assert_eq!(found, tools, "{args:?}");
+    }
+    control.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn tools_are_listed_with_their_hashes() {
+    let control = Control::start(Limits::default());
+    let tools = json(&run(&control.path, &["tools", "time", "-o", "json"]).await);
+    let list = &tools[0]["lists"][0];
+    assert_eq!(
+        (&tools[0]["program"], &list["era"]),
+        (&Value::from("mcp-server-time"), &Value::from("modern"))
+    );
+    assert_eq!(list["tools"][0]["hash"], "ab".repeat(32));
+    assert_eq!(list["tools"][0]["changed"], "1970-01-01T00:00:00.000000002Z");
+    let table = run(&control.path, &["tools"]).await;
+    assert!(text(&table.stdout).contains("now\\u{1b}  abababababab  cdcdcdcdcdcd  efefefefefef"));
+    control.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn top_prints_a_round_a_second_and_ends_with_the_agent() {
+    let control = Control::start(Limits::default());
+    let mut command = command(&control.path, &["top", "-o", "json"]);
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    // Only what happens while it looks counts: until it does, nothing is there.
+    while control.agent.readers() == 0 {
+        tokio::task::yield_now().await;
+    }
+    control.agent.bus_publish(call("time", "now", pb::Outcome::ToolError));
+    control.agent.bus_publish(denial("time", 1));
+    let line = timeout(DEADLINE, lines.next_line()).await.unwrap().unwrap().unwrap();
+    let round: Value = serde_json::from_str(&line).unwrap();
+    let time = &round["servers"][0];
+    assert_eq!(time["server"], "time");
+    assert_eq!((&time["calls"], &time["errors"], &time["denied"]), (&1.into(), &1.into(), &1.into()));
+    assert_eq!((&time["p50_ms"], &round["lost"]), (&Value::from(4.0), &Value::from(0)));
+    control.agent.close();
+    let output = timeout(DEADLINE, child.wait_with_output()).await.unwrap().unwrap();
+    assert_eq!(output.status.code(), Some(4), "{}", text(&output.stderr));
+    let once = run(&control.path, &["top", "-n", "1"]).await;
+    assert_eq!(once.status.code(), Some(4), "the bus is closed");
+    control.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn top_without_a_terminal_is_a_plain_table() {
+    let control = Control::start(Limits::default());
+    let output = run(&control.path, &["top", "-n", "2"]).await;
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let table = text(&output.stdout);
+    assert_eq!(table.lines().filter(|l| l.starts_with("SERVER  MODE")).count(), 2, "{table}");
+    assert!(!table.contains('\u{1b}'));
+    control.stop().await;
+}
+
+/// Everything that comes until the other end is closed, or `until` has come.
+fn read_terminal(terminal: &mut File, until: &str) -> String {
+    let mut seen = Vec::new();
+    let mut buffer = [0; 4096];
+    while !String::from_utf8_lossy(&seen).contains(until) {
+        match terminal.read(&mut buffer) {
+            // EIO: nobody has the terminal open any more.
+            Ok(0) | Err(_) => break,
+            Ok(n) => seen.extend_from_slice(&buffer[..n]),
+        }
+    }
+    String::from_utf8_lossy(&seen).into_owned()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn top_gives_the_terminal_back_when_q_is_pressed() {
+    let control = Control::start(Limits::default());
+    let pty = nix::pty::openpty(None, None).unwrap();
+    let before = nix::sys::termios::tcgetattr(&pty.slave).unwrap();
+    let (slave, mut terminal) = (pty.slave, File::from(pty.master));
+    let mut command = command(&control.path, &["top"]);
+    command.env("TERM", "xterm").env_remove("NO_COLOR");
+    command.stdin(slave.try_clone().unwrap()).stdout(slave.try_clone().unwrap()).stderr(Stdio::piped());
+    let child = command.spawn().unwrap();
+    drop(command);
+    let (mut terminal, seen) = tokio::task::spawn_blocking(move || {
+        let seen = read_terminal(&mut terminal, "SERVER");
+        (terminal, seen)
+    })
+    .await
+    .unwrap();
+    assert!(seen.starts_with("\u{1b}[?1049h") && seen.contains("P99 MS"), "{seen:?}");
+    assert!(nix::sys::termios::tcgetattr(&slave).unwrap() != before, "keys come one by one");
+    terminal.write_all(b"xq").unwrap();
+    let output = timeout(DEADLINE, child.wait_with_output()).await.unwrap().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    assert_eq!(nix::sys::termios::tcgetattr(&slave).unwrap(), before);
+    drop(slave);
+    let rest =
+        tokio::task::spawn_blocking(move || read_terminal(&mut terminal, "\u{1b}[?1049l")).await.unwrap();
+    assert!(rest.ends_with("\u{1b}[?25h\u{1b}[?1049l"), "{rest:?}");
+    control.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_reader_that_has_seen_enough_is_no_error() {
     let control = Control::start(Limits::default());
@@ -171,7 +328,7 @@ async fn help_completions_and_man_pages_are_whole() {
     let nobody = Path::new("/nonexistent");
     let help = run(nobody, &["--help"]).await;
     assert!(text(&help.stdout).contains("Exit codes:"));
-    for name in ["run", "collect", "exec", "status", "servers", "events"] {
+    for name in ["run", "collect", "exec", "status", "servers", "events", "calls", "tools", "top"] {
         let help = text(&run(nobody, &[name, "--help"]).await.stdout);
         assert!(help.contains("Examples:"), "{name}");
         assert!(help.contains("MCP_SENSOR_"), "{name}");

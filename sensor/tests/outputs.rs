@@ -25,6 +25,16 @@ fn bus() -> std::sync::Arc<Bus> {
 }
 
 #[tokio::test]
+async fn an_address_for_metrics_that_is_taken_is_an_error_that_names_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let args = args(dir.path(), &["--metrics", &address]);
+    let error = Outputs::start(&bus(), &args).err().unwrap();
+    assert!(format!("{error:#}").contains(&format!("--metrics: cannot listen on {address}")), "{error:#}");
+}
+
+#[tokio::test]
 async fn every_event_is_in_the_file_and_in_the_local_store_when_the_sensor_ends() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("events.ndjson");

@@ -1,7 +1,7 @@
 //! The back end for kernels that allow fexit: the functions that every way of
 //! reading and writing a pipe or a unix socket ends in, io_uring's included.
 
-use super::{End, end, moved, moved_in_parts, moved_unread, watched};
+use super::{End, Parts, end, moved, moved_in_parts, moved_unread, tcp, watched};
 use crate::kernel::{offset, pointer, read};
 use aya_ebpf::helpers::bpf_get_current_pid_tgid;
 use aya_ebpf::helpers::generated::bpf_loop;
@@ -11,6 +11,8 @@ use core::ffi::c_void;
 use sensor_common::stdio::{
     FROM_CLIENT, FROM_SERVER, HOW_IO_URING, HOW_SENDFILE, HOW_SPLICE, HOW_TEE, HOW_VMSPLICE,
 };
+
+const MSG_PEEK: u32 = 2;
 
 #[inline(always)]
 fn concerned(ret: i64) -> bool {
@@ -72,12 +74,36 @@ pub fn unix_send(ctx: FExitContext) -> i32 {
 /// `unix_stream_recvmsg(struct socket *, struct msghdr *, size_t, int flags)`
 #[fexit(function = "unix_stream_recvmsg")]
 pub fn unix_receive(ctx: FExitContext) -> i32 {
-    const MSG_PEEK: u32 = 2;
     let ret: i32 = ctx.arg(4);
     if !concerned(ret as i64) || ctx.arg::<u32>(3) & MSG_PEEK != 0 {
         return 0;
     }
     if let Some(end) = pointer(ctx.arg(0), offset!(socket_file)).and_then(end) {
+        iterated(end, FROM_CLIENT, ctx.arg::<u64>(1) + offset!(msghdr_iter), ret as u64);
+    }
+    0
+}
+
+/// `tcp_sendmsg(struct sock *, struct msghdr *, size_t)`
+#[fexit(function = "tcp_sendmsg")]
+pub fn tcp_send(ctx: FExitContext) -> i32 {
+    let ret: i32 = ctx.arg(3);
+    if concerned(ret as i64)
+        && let Some(end) = tcp(ctx.arg(0))
+    {
+        iterated(end, FROM_SERVER, ctx.arg::<u64>(1) + offset!(msghdr_iter), ret as u64);
+    }
+    0
+}
+
+/// `tcp_recvmsg(struct sock *, struct msghdr *, size_t, int flags, int *)`
+#[fexit(function = "tcp_recvmsg")]
+pub fn tcp_receive(ctx: FExitContext) -> i32 {
+    let ret: i32 = ctx.arg(5);
+    if concerned(ret as i64)
+        && ctx.arg::<u32>(3) & MSG_PEEK == 0
+        && let Some(end) = tcp(ctx.arg(0))
+    {
         iterated(end, FROM_CLIENT, ctx.arg::<u64>(1) + offset!(msghdr_iter), ret as u64);
     }
     0
@@ -140,7 +166,7 @@ fn first_argument(regs: u64) -> Option<u64> {
 #[inline(always)]
 fn unread(file: u64, direction: u32, bytes: u64, how: u32) {
     if let Some(end) = end(file) {
-        moved_unread(&end.key(direction), bytes, how);
+        moved_unread(&end, direction, bytes, how);
     }
 }
 
@@ -148,7 +174,6 @@ fn unread(file: u64, direction: u32, bytes: u64, how: u32) {
 /// behind where it stands.
 #[inline(always)]
 fn iterated(end: End, direction: u32, iter: u64, bytes: u64) {
-    let key = end.key(direction);
     let kind = read::<u8>(iter, offset!(iter_type)).unwrap_or(u8::MAX) as u64;
     let (Some(data), Some(at)) =
         (read::<u64>(iter, offset!(iter_data)), read::<u64>(iter, offset!(iter_offset)))
@@ -156,15 +181,16 @@ fn iterated(end: End, direction: u32, iter: u64, bytes: u64) {
         return;
     };
     if kind == offset!(iter_ubuf) {
-        moved(&key, data + at.wrapping_sub(bytes), bytes);
+        moved(&end, direction, data + at.wrapping_sub(bytes), bytes);
     } else if kind == offset!(iter_iovec) {
         let mut back = Back { segment: data, at, left: bytes, count: 1 };
         // SAFETY: the callback and its context outlive the call.
         unsafe { bpf_loop(1025, step_back as *mut c_void, (&raw mut back).cast(), 0) };
-        moved_in_parts(&key, back.segment, back.count, back.at, true, bytes);
+        let parts = Parts { segments: back.segment, count: back.count, skip: back.at, in_kernel: true };
+        moved_in_parts(&end, direction, parts, bytes);
     } else {
         // Pages: io_uring's registered buffers.
-        moved_unread(&key, bytes, HOW_IO_URING);
+        moved_unread(&end, direction, bytes, HOW_IO_URING);
     }
 }
 

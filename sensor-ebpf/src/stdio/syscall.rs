@@ -3,7 +3,7 @@
 //! the return value says how much moved, and the pages were just touched. A
 //! call that was blocked when the program was attached is seen, too.
 
-use super::{end, file, moved, moved_in_parts, moved_unread, watched};
+use super::{End, Parts, end, file, moved, moved_in_parts, moved_unread, watched};
 use crate::kernel::{self, offset, read};
 use aya_ebpf::helpers::bpf_get_current_pid_tgid;
 use aya_ebpf::helpers::generated::{bpf_loop, bpf_probe_read_user};
@@ -12,7 +12,7 @@ use aya_ebpf::programs::RawTracePointContext;
 use core::ffi::c_void;
 use core::mem::MaybeUninit;
 use sensor_common::stdio::{
-    FROM_CLIENT, FROM_SERVER, HOW_COMPAT, HOW_SENDFILE, HOW_SPLICE, HOW_TEE, HOW_VMSPLICE, WireKey,
+    FROM_CLIENT, FROM_SERVER, HOW_COMPAT, HOW_SENDFILE, HOW_SPLICE, HOW_TEE, HOW_VMSPLICE,
 };
 
 /// Offsets in `struct pt_regs`, x86-64.
@@ -69,14 +69,15 @@ pub fn syscall(ctx: RawTracePointContext) -> i32 {
                 return 0;
             }
             let direction = if nr == nr::READ || nr == nr::RECVFROM { FROM_CLIENT } else { FROM_SERVER };
-            if let Some(key) = wire(arg(RDI), direction) {
-                moved(&key, arg(RSI), bytes);
+            if let Some(end) = wire(arg(RDI)) {
+                moved(&end, direction, arg(RSI), bytes);
             }
         }
         nr::READV | nr::WRITEV | nr::PREADV2 | nr::PWRITEV2 => {
             let direction = if nr == nr::READV || nr == nr::PREADV2 { FROM_CLIENT } else { FROM_SERVER };
-            if let Some(key) = wire(arg(RDI), direction) {
-                moved_in_parts(&key, arg(RSI), arg(RDX), 0, false, bytes);
+            if let Some(end) = wire(arg(RDI)) {
+                let parts = Parts { segments: arg(RSI), count: arg(RDX), skip: 0, in_kernel: false };
+                moved_in_parts(&end, direction, parts, bytes);
             }
         }
         nr::SENDMSG | nr::RECVMSG => {
@@ -84,8 +85,8 @@ pub fn syscall(ctx: RawTracePointContext) -> i32 {
                 return 0;
             }
             let direction = if nr == nr::RECVMSG { FROM_CLIENT } else { FROM_SERVER };
-            if let Some(key) = wire(arg(RDI), direction) {
-                message(&key, arg(RSI), bytes);
+            if let Some(end) = wire(arg(RDI)) {
+                message(&end, direction, arg(RSI), bytes);
             }
         }
         nr::SENDMMSG | nr::RECVMMSG => {
@@ -93,8 +94,8 @@ pub fn syscall(ctx: RawTracePointContext) -> i32 {
                 return 0;
             }
             let direction = if nr == nr::RECVMMSG { FROM_CLIENT } else { FROM_SERVER };
-            if let Some(key) = wire(arg(RDI), direction) {
-                let mut m = Messages { key, at: arg(RSI) };
+            if let Some(end) = wire(arg(RDI)) {
+                let mut m = Messages { end, direction, at: arg(RSI) };
                 // SAFETY: the callback and its context outlive the call.
                 unsafe { bpf_loop(bytes as u32, one_message as *mut c_void, (&raw mut m).cast(), 0) };
             }
@@ -115,14 +116,14 @@ pub fn syscall(ctx: RawTracePointContext) -> i32 {
 }
 
 #[inline(always)]
-fn wire(fd: u64, direction: u32) -> Option<WireKey> {
-    file(fd as u32).and_then(end).map(|e| e.key(direction))
+fn wire(fd: u64) -> Option<End> {
+    file(fd as u32).and_then(end)
 }
 
 #[inline(always)]
 fn unread(fd: u64, direction: u32, bytes: u64, how: u32) {
-    if let Some(key) = wire(fd, direction) {
-        moved_unread(&key, bytes, how);
+    if let Some(end) = wire(fd) {
+        moved_unread(&end, direction, bytes, how);
     }
 }
 
@@ -140,13 +141,15 @@ fn user_word(at: u64) -> u64 {
 
 /// `struct user_msghdr` (linux/socket.h): the segments at 16, their number at 24.
 #[inline(always)]
-fn message(key: &WireKey, at: u64, bytes: u64) {
-    moved_in_parts(key, user_word(at + 16), user_word(at + 24), 0, false, bytes);
+fn message(end: &End, direction: u32, at: u64, bytes: u64) {
+    let (segments, count) = (user_word(at + 16), user_word(at + 24));
+    moved_in_parts(end, direction, Parts { segments, count, skip: 0, in_kernel: false }, bytes);
 }
 
 #[repr(C)]
 struct Messages {
-    key: WireKey,
+    end: End,
+    direction: u32,
     at: u64,
 }
 
@@ -158,8 +161,8 @@ extern "C" fn one_message(_index: u32, m: *mut Messages) -> i64 {
     let m = unsafe { &mut *m };
     let bytes = user_word(m.at + LEN) as u32 as u64;
     if bytes > 0 {
-        let key = m.key;
-        message(&key, m.at, bytes);
+        let end = m.end;
+        message(&end, m.direction, m.at, bytes);
     }
     m.at += SIZE;
     0

@@ -50,6 +50,6 @@ pub fn uring(ctx: RawTracePointContext) -> i32 {
         return 0;
     };
     let Some(end) = pointer(request, offset!(uring_file)).and_then(end) else { return 0 };
-    moved_unread(&end.key(direction), res as u64, HOW_IO_URING);
+    moved_unread(&end, direction, res as u64, HOW_IO_URING);
     0
 }

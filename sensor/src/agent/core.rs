@@ -146,6 +146,7 @@ impl Core {
                         .unwrap_or_default();
                 }
                 self.bus.publish(time, Body::ConnectionEnd(ended));
+                self.stdio.tell(Command::Closed(r.cookie));
             }
             Record::Candidate(r) => self.stdio.tell(Command::Started(Box::new(*r))),
         }
@@ -413,6 +414,7 @@ impl Core {
                 counts: Default::default(),
             },
         );
+        self.stdio.tell(Command::Began(label.instance()));
         let mut started = pb::InstanceStarted {
             actor: Some(actor),
             argv,

@@ -1,5 +1,6 @@
 //! What was said on a connection, as events.
 
+use super::session::Speaker;
 use crate::event::{Body, pb};
 use crate::mcp::{Era, Exchange, Implementation, Notification, Outcome, Output, Parties, Sender};
 use siphasher::sip::SipHasher24;
@@ -14,20 +15,14 @@ pub fn era_name(era: Option<Era>) -> &'static str {
 }
 
 /// The event that an output comes to.
-pub fn body(
-    actor: pb::Actor,
-    transport: &str,
-    connection: u64,
-    key: &[u8; 16],
-    output: Output,
-) -> Option<Body> {
+pub fn body(actor: pb::Actor, speaker: &Speaker, key: &[u8; 16], output: Output) -> Option<Body> {
     match output {
-        Output::Ended(e) => Some(ended(actor, transport, connection, key, &e)),
-        Output::Notified(n) => Some(notified(actor, transport, connection, &n)),
+        Output::Ended(e) => Some(ended(actor, speaker, key, &e)),
+        Output::Notified(n) => Some(notified(actor, speaker, &n)),
         Output::Uninspected { sender, bytes, how } => {
             let mut body = pb::Uninspected {
                 actor: Some(actor),
-                connection,
+                connection: speaker.connection,
                 bytes,
                 how: how.to_owned(),
                 ..Default::default()
@@ -63,11 +58,12 @@ fn with_parties(exchange: &mut pb::Exchange, parties: &Parties) {
 }
 
 /// A request and what became of it, without what is particular to its method.
-pub fn exchange(actor: pb::Actor, transport: &str, connection: u64, e: &Exchange) -> pb::Exchange {
+pub fn exchange(actor: pb::Actor, speaker: &Speaker, e: &Exchange) -> pb::Exchange {
     let mut exchange = pb::Exchange {
         actor: Some(actor),
-        transport: transport.to_owned(),
-        connection,
+        transport: speaker.transport.to_owned(),
+        connection: speaker.connection,
+        session_hash: speaker.session.map(|s| format!("{s:016x}")).unwrap_or_default(),
         method: e.method.clone(),
         id_hash: format!("{:016x}", e.id_hash),
         request_bytes: e.request_bytes,
@@ -93,32 +89,33 @@ pub fn exchange(actor: pb::Actor, transport: &str, connection: u64, e: &Exchange
     exchange
 }
 
-fn ended(actor: pb::Actor, transport: &str, connection: u64, key: &[u8; 16], e: &Exchange) -> Body {
-    let exchange = Some(exchange(actor, transport, connection, e));
+fn ended(actor: pb::Actor, speaker: &Speaker, key: &[u8; 16], e: &Exchange) -> Body {
+    let exchange = Some(exchange(actor, speaker, e));
     match e.method.as_str() {
-        "tools/call" => Body::ToolCall(pb::ToolCall { exchange, tool: e.name.clone() }),
-        "prompts/get" => Body::Prompt(pb::Prompt { exchange, name: e.name.clone() }),
+        "tools/call" => Body::ToolCall(Box::new(pb::ToolCall { exchange, tool: e.name.clone() })),
+        "prompts/get" => Body::Prompt(Box::new(pb::Prompt { exchange, name: e.name.clone() })),
         "resources/read" => {
             let (scheme, host, rest) = uri(&e.uri);
             let path_hash = format!("{:016x}", keyed(key, rest));
-            Body::Resource(pb::Resource { exchange, scheme, host, path_hash })
+            Body::Resource(Box::new(pb::Resource { exchange, scheme, host, path_hash }))
         }
-        _ => Body::McpMessage(pb::McpMessage { exchange, count: 1 }),
+        _ => Body::McpMessage(Box::new(pb::McpMessage { exchange, count: 1 })),
     }
 }
 
-fn notified(actor: pb::Actor, transport: &str, connection: u64, n: &Notification) -> Body {
+fn notified(actor: pb::Actor, speaker: &Speaker, n: &Notification) -> Body {
     let mut exchange = pb::Exchange {
         actor: Some(actor),
-        transport: transport.to_owned(),
-        connection,
+        transport: speaker.transport.to_owned(),
+        connection: speaker.connection,
+        session_hash: speaker.session.map(|s| format!("{s:016x}")).unwrap_or_default(),
         method: n.method.clone(),
         request_bytes: n.bytes,
         ..Default::default()
     };
     exchange.set_sender(wire_sender(n.sender));
     with_parties(&mut exchange, &n.parties);
-    Body::McpMessage(pb::McpMessage { exchange: Some(exchange), count: 1 })
+    Body::McpMessage(Box::new(pb::McpMessage { exchange: Some(exchange), count: 1 }))
 }
 
 /// Scheme, host, and the rest (RFC 3986, section 3). User names and passwords

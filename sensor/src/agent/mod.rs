@@ -4,9 +4,11 @@
 mod adopt;
 mod core;
 mod exchange;
+mod http;
 pub mod identity;
 pub mod instances;
 mod names;
+mod places;
 pub mod process;
 pub mod program;
 mod reader;

@@ -37,6 +37,8 @@ pub struct Speaker {
     pub pid: u32,
     /// `u32::MAX`: the instance's own.
     pub uid: u32,
+    /// Hash of the HTTP session's id.
+    pub session: Option<u64>,
 }
 
 /// A forbidden call that must not go on.
@@ -54,14 +56,20 @@ pub struct Heard {
     pub violations: Vec<Violation>,
 }
 
-pub struct Session {
-    connection: Connection,
+/// What is remembered of a conversation beside its messages.
+pub struct Ears {
     keys: Keys,
     scanners: [Scanner; 2],
     pages: Pages,
     said: Implementation,
     /// Findings that wait for the outputs of the same bytes.
     notes: Vec<Note>,
+}
+
+/// One server's stdio.
+pub struct Session {
+    connection: Connection,
+    ears: Ears,
 }
 
 /// A message in which something was found.
@@ -73,7 +81,7 @@ struct Note {
 }
 
 /// Looks at one side's values.
-struct Looking<'a> {
+pub struct Looking<'a> {
     scanner: &'a mut Scanner,
     notes: &'a mut Vec<Note>,
 }
@@ -101,9 +109,42 @@ fn side(sender: Sender) -> usize {
 
 impl Session {
     pub fn new(keys: &Keys, candidate: bool) -> Session {
+        let limits = Limits { candidate, ..Limits::default() };
+        Session { connection: Connection::new(keys.ids, limits), ears: Ears::new(keys) }
+    }
+
+    /// Bytes of one side. A candidate's are not looked into.
+    pub fn bytes(&mut self, sender: Sender, at: i64, bytes: &[u8], look: bool, out: &mut Vec<Output>) {
+        if look {
+            self.connection.bytes(sender, at, bytes, &mut self.ears.looking(sender), out);
+        } else {
+            self.connection.bytes(sender, at, bytes, &mut (), out);
+        }
+    }
+
+    pub fn gap(&mut self, sender: Sender, at: i64, lost: u64, out: &mut Vec<Output>) {
+        self.connection.gap(sender, at, lost, &mut self.ears.looking(sender), out);
+    }
+
+    pub fn close(&mut self, at: i64, out: &mut Vec<Output>) {
+        self.connection.close(at, &mut self.ears.looking(Sender::Server), out);
+    }
+
+    pub fn heard(
+        &mut self,
+        core: &Core,
+        speaker: &Speaker,
+        time: i64,
+        outputs: impl Iterator<Item = Output>,
+    ) -> Heard {
+        self.ears.heard(core, speaker, time, outputs)
+    }
+}
+
+impl Ears {
+    pub fn new(keys: &Keys) -> Ears {
         let scanner = || Scanner::new(keys.values.clone(), inspect::Limits::default());
-        Session {
-            connection: Connection::new(keys.ids, Limits { candidate, ..Limits::default() }),
+        Ears {
             keys: keys.clone(),
             scanners: [scanner(), scanner()],
             pages: Pages::default(),
@@ -112,24 +153,8 @@ impl Session {
         }
     }
 
-    /// Bytes of one side. A candidate's are not looked into.
-    pub fn bytes(&mut self, sender: Sender, at: i64, bytes: &[u8], look: bool, out: &mut Vec<Output>) {
-        if look {
-            let mut looking = Looking { scanner: &mut self.scanners[side(sender)], notes: &mut self.notes };
-            self.connection.bytes(sender, at, bytes, &mut looking, out);
-        } else {
-            self.connection.bytes(sender, at, bytes, &mut (), out);
-        }
-    }
-
-    pub fn gap(&mut self, sender: Sender, at: i64, lost: u64, out: &mut Vec<Output>) {
-        let mut looking = Looking { scanner: &mut self.scanners[side(sender)], notes: &mut self.notes };
-        self.connection.gap(sender, at, lost, &mut looking, out);
-    }
-
-    pub fn close(&mut self, at: i64, out: &mut Vec<Output>) {
-        let mut looking = Looking { scanner: &mut self.scanners[1], notes: &mut self.notes };
-        self.connection.close(at, &mut looking, out);
+    pub fn looking(&mut self, sender: Sender) -> Looking<'_> {
+        Looking { scanner: &mut self.scanners[side(sender)], notes: &mut self.notes }
     }
 
     /// What outputs, and what was found meanwhile, come to.
@@ -156,13 +181,7 @@ impl Session {
                     if let Output::Ended(e) = &output {
                         self.introduced(core, &actor, time, &e.parties, &mut heard.bodies);
                     }
-                    heard.bodies.extend(exchange::body(
-                        actor.clone(),
-                        speaker.transport,
-                        speaker.connection,
-                        &self.keys.ids,
-                        output,
-                    ));
+                    heard.bodies.extend(exchange::body(actor.clone(), speaker, &self.keys.ids, output));
                 }
             }
         }
@@ -209,15 +228,24 @@ impl Session {
         self.introduced(core, actor, time, &e.parties, bodies);
         let which = which(actor);
         let lists = self.pages.add(page);
-        let exchange = exchange::exchange(actor.clone(), speaker.transport, speaker.connection, e);
+        let exchange = exchange::exchange(actor.clone(), speaker, e);
         if lists.is_empty() {
-            bodies.push(Body::McpMessage(pb::McpMessage { exchange: Some(exchange.clone()), count: 1 }));
+            bodies.push(Body::McpMessage(Box::new(pb::McpMessage {
+                exchange: Some(exchange.clone()),
+                count: 1,
+            })));
         }
         for list in lists {
             let (era, capabilities) = (e.parties.era, e.parties.client_capabilities);
             let drift = lock(&core.inventory).listed(&which, era, capabilities, &list, time);
-            bodies.push(Body::ToolsListed(tools_listed(exchange.clone(), &list, capabilities)));
+            bodies.push(Body::ToolsListed(Box::new(tools_listed(exchange.clone(), &list, capabilities))));
             bodies.extend(drifted(drift, actor));
+        }
+        let others = lock(&core.inventory).tools_of_others(&which);
+        for tool in &page.tools {
+            for found in inspect::tool::check(&tool.tool, &others, &self.keys.values) {
+                bodies.push(Body::Finding(finding(actor, &found, "response", "tools/list", &tool.name)));
+            }
         }
     }
 }

@@ -4,12 +4,14 @@
 
 use super::core::{Core, lock};
 use super::exchange;
+use super::http::Http;
+use super::places::Places;
 use super::session::{Keys, Session, Speaker};
 use super::wires::{self, Pair};
 use crate::event::{Body, now, pb};
 use crate::kernel::capture::{Capture, CaptureError};
 use crate::kernel::maps::Wires;
-use crate::kernel::record;
+use crate::kernel::record::{self, WireRecord};
 use crate::mcp::{Output, Sender};
 use aya::maps::{MapData, RingBuf};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -17,7 +19,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use sensor_common::label::Label;
 use sensor_common::policy::SERVER_UNKNOWN;
 use sensor_common::stdio::{
-    CANDIDATE_BYTES, CONNECTION_BY_AGENT, Candidate, Chunk, FROM_CLIENT, FROM_SERVER, HOW_DATA, WIRE_JOINED,
+    CANDIDATE_BYTES, CONNECTION_BY_AGENT, CONNECTION_OVER_TCP, Candidate, Chunk, FROM_CLIENT, FROM_SERVER, HOW_DATA, WIRE_JOINED,
     Wire, WireKey, how_name, may_begin,
 };
 use std::collections::hash_map::Entry;
@@ -52,8 +54,12 @@ pub enum Command {
     Started(Box<Candidate>),
     /// A server, or a candidate, that ran before; its processes.
     Running { label: Label, processes: Vec<u32>, pair: Pair },
+    /// There is a server.
+    Began(u32),
     /// The last process of an instance is gone.
     Ended(u32),
+    /// A server closed a TCP socket with this cookie.
+    Closed(u64),
 }
 
 /// What `status` shows.
@@ -95,6 +101,9 @@ pub struct Reader {
     capture: Option<Capture>,
     keys: Keys,
     live: HashMap<u64, Live>,
+    http: Http,
+    /// Instances that run.
+    instances: HashSet<u32>,
     /// When there was last something to read.
     needed: Instant,
     swept: Instant,
@@ -128,8 +137,10 @@ pub fn prepare(
         ring,
         wires,
         capture: capture.ok(),
+        http: Http::new(&keys),
         keys,
         live: HashMap::new(),
+        instances: HashSet::new(),
         needed: Instant::now(),
         swept: Instant::now(),
         // Numbers of this run do not meet those of an earlier agent.
@@ -145,24 +156,13 @@ struct Live {
     /// [`Label::NONE`]: a candidate's.
     label: Label,
     keys: Vec<WireKey>,
-    places: Vec<Place>,
+    places: Places,
     session: Session,
     processes: Vec<u32>,
     /// Bytes of a candidate that were looked at, each way.
     seen: [u64; 2],
     /// Met in the middle: the first bytes, each way, may be the end of a line.
     joined: [bool; 2],
-}
-
-/// How far a wire was read.
-struct Place {
-    inode: u64,
-    direction: u32,
-    /// Position of the next byte.
-    next: u64,
-    /// It had moved on to here when it was looked at last; what is still
-    /// missing at the next look is lost.
-    moved: u64,
 }
 
 impl Reader {
@@ -172,7 +172,11 @@ impl Reader {
             let stopping = stop.load(Ordering::Acquire);
             let told = self.obey(core);
             // What moved before an end was announced is in the ring by then.
-            let more = self.drain(core, if told.ended.is_empty() { TURN } else { usize::MAX }) > 0;
+            let ends = !told.ended.is_empty() || !told.closed.is_empty();
+            let more = self.drain(core, if ends { usize::MAX } else { TURN }) > 0;
+            for cookie in told.closed {
+                self.http.close(core, cookie);
+            }
             for instance in told.ended {
                 self.ended(core, instance);
             }
@@ -223,7 +227,16 @@ impl Reader {
             match command {
                 Command::Started(r) => self.started(core, &r),
                 Command::Running { label, processes, pair } => self.running(core, label, processes, &pair),
+                Command::Began(instance) => {
+                    self.instances.insert(instance);
+                    self.attach(core);
+                }
                 Command::Ended(instance) => told.ended.push(instance),
+                Command::Closed(cookie) => {
+                    if self.http.is_open(cookie) {
+                        told.closed.push(cookie);
+                    }
+                }
             }
         }
         told
@@ -271,7 +284,7 @@ impl Reader {
         let session = Session::new(&self.keys, !label.is_some());
         self.live.insert(
             id,
-            Live { label, keys, places: Vec::new(), session, processes, seen: [0; 2], joined: [false; 2] },
+            Live { label, keys, places: Places::default(), session, processes, seen: [0; 2], joined: [false; 2] },
         );
     }
 
@@ -312,8 +325,13 @@ impl Reader {
             // The item keeps its place in the ring until it is read.
             let Some(item) = self.ring.next() else { break };
             count += 1;
-            let (chunk, data) = match record::chunk(&item) {
-                Ok(read) => read,
+            let (chunk, data) = match record::wire(&item) {
+                Ok(WireRecord::Chunk(chunk, data)) => (chunk, data),
+                Ok(WireRecord::Met(met)) => {
+                    drop(item);
+                    self.http.met(&met);
+                    continue;
+                }
                 Err(error) => {
                     tracing::error!(%error, "a record of a wire cannot be read");
                     core.lose("kernel", "unreadable_record", 1);
@@ -322,6 +340,10 @@ impl Reader {
             };
             let time = offset + i64::try_from(chunk.header.boottime).unwrap_or(0);
             let id = chunk.connection;
+            if id & CONNECTION_OVER_TCP != 0 && id & CONNECTION_BY_AGENT == 0 {
+                self.http.take(core, &chunk, data, time);
+                continue;
+            }
             let live = match self.live.entry(id) {
                 Entry::Occupied(live) => live.into_mut(),
                 Entry::Vacant(_) if self.forgotten.contains(&id) => continue,
@@ -331,7 +353,7 @@ impl Reader {
                     vacant.insert(Live {
                         label,
                         keys: Vec::new(),
-                        places: Vec::new(),
+                        places: Places::default(),
                         session,
                         processes: vec![chunk.header.tgid],
                         seen: [0; 2],
@@ -391,7 +413,7 @@ impl Reader {
         outputs: impl Iterator<Item = Output>,
     ) {
         let Some(live) = self.live.get_mut(&id) else { return };
-        let speaker = Speaker { label: live.label, connection: id, transport: "stdio", pid, uid };
+        let speaker = Speaker { label: live.label, connection: id, transport: "stdio", pid, uid, session: None };
         let heard = live.session.heard(core, &speaker, time, outputs);
         for violation in heard.violations {
             core.contain(live.label, violation);
@@ -438,6 +460,8 @@ impl Reader {
         for id in ids {
             self.close(core, id);
         }
+        self.http.ended(core, instance);
+        self.instances.remove(&instance);
     }
 
     /// Nothing more comes over a connection.
@@ -468,11 +492,8 @@ impl Reader {
         let time = now();
         for key in live.keys.clone() {
             let Some(wire) = self.wires.get(&key).filter(|w| w.connection == id) else { continue };
-            let place = live.place(key.inode, key.direction, 0);
-            let missing = place.moved.saturating_sub(place.next);
-            place.moved = wire.position;
+            let missing = live.places.look(&key, wire.position);
             if missing > 0 {
-                place.next += missing;
                 live.lost(key.direction, time, missing, &mut out);
             }
         }
@@ -515,7 +536,7 @@ impl Reader {
         if self.dropped > 0 {
             core.lose("agent", "connections_full", std::mem::take(&mut self.dropped));
         }
-        if self.live.is_empty() {
+        if self.live.is_empty() && self.instances.is_empty() {
             if self.needed.elapsed() >= LINGER
                 && let Some(capture) = &mut self.capture
                 && capture.attached()
@@ -537,6 +558,8 @@ impl Reader {
 struct Told {
     /// Instances.
     ended: Vec<u32>,
+    /// Cookies of sockets.
+    closed: Vec<u64>,
 }
 
 fn sender(direction: u32) -> Sender {
@@ -544,18 +567,6 @@ fn sender(direction: u32) -> Sender {
 }
 
 impl Live {
-    /// How far a wire was read; `position`: where it begins, if it is new.
-    fn place(&mut self, inode: u64, direction: u32, position: u64) -> &mut Place {
-        let at = match self.places.iter().position(|p| p.inode == inode && p.direction == direction) {
-            Some(at) => at,
-            None => {
-                self.places.push(Place { inode, direction, next: position, moved: 0 });
-                self.places.len() - 1
-            }
-        };
-        &mut self.places[at]
-    }
-
     /// The next bytes of a wire, as the kernel recorded them.
     fn take(&mut self, chunk: &Chunk, data: &[u8], time: i64, out: &mut Vec<Output>) {
         let sender = sender(chunk.direction);
@@ -563,13 +574,7 @@ impl Live {
         if let Some(seen) = self.seen.get_mut(chunk.direction as usize) {
             *seen += moved;
         }
-        let place = self.place(chunk.inode, chunk.direction, chunk.position);
-        let lost = chunk.position.saturating_sub(place.next);
-        if chunk.position < place.next {
-            // Counted as lost when a later record came first.
-            return;
-        }
-        place.next = chunk.position + moved;
+        let Some(lost) = self.places.take(chunk) else { return };
         if lost > 0 {
             self.lost(chunk.direction, time, lost, out);
         }

@@ -30,6 +30,7 @@ fn request(args: &EventsArgs) -> anyhow::Result<pb::EventsRequest> {
         since_unix_ns: args.since.as_deref().map(since).transpose()?.unwrap_or(0),
         limit: args.limit.unwrap_or(0),
         types: args.types.clone(),
+        ..Default::default()
     })
 }
 

@@ -1,5 +1,6 @@
 //! The command line. Each subcommand is a file of its name.
 
+mod calls;
 mod client;
 mod collect;
 mod doctor;
@@ -13,8 +14,13 @@ mod output;
 mod policy;
 mod servers;
 mod status;
+mod tools;
+mod top;
 
+pub use calls::CallsArgs;
 pub use exit::{Exit, Failure};
+pub use tools::ToolsArgs;
+pub use top::TopArgs;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
@@ -64,6 +70,9 @@ pub enum Command {
     Servers(ServersArgs),
     Names(NamesArgs),
     Events(EventsArgs),
+    Calls(CallsArgs),
+    Tools(ToolsArgs),
+    Top(TopArgs),
     #[command(subcommand)]
     Policy(PolicyCommand),
     Mode(ModeArgs),
@@ -81,7 +90,8 @@ pub enum Command {
 #[command(after_help = "Examples:
   mcp-sensor run
   mcp-sensor run --policy policy.yaml --control /tmp/s.sock --state-dir /tmp/s --events events.ndjson
-  mcp-sensor run --collector http://127.0.0.1:7117")]
+  mcp-sensor run --collector http://127.0.0.1:7117
+  mcp-sensor run --metrics 9464 --otlp http://127.0.0.1:4317")]
 pub struct RunArgs {
     /// Policy file (YAML).
     #[arg(long, env = "MCP_SENSOR_POLICY", value_name = "FILE", default_value = DEFAULT_POLICY)]
@@ -115,6 +125,17 @@ pub struct RunArgs {
     /// collected in this process, below the state directory.
     #[arg(long, env = "MCP_SENSOR_COLLECTOR", value_name = "ADDR")]
     pub collector: Option<String>,
+
+    /// Serve metrics to Prometheus at http://ADDR/metrics. ADDR is PORT (on 127.0.0.1),
+    /// IP:PORT or [IPV6]:PORT; whoever reaches it may read the names of servers and tools.
+    #[arg(long, env = "MCP_SENSOR_METRICS", value_name = "ADDR",
+          value_parser = crate::metrics::parse_address)]
+    pub metrics: Option<std::net::SocketAddr>,
+
+    /// Send the same metrics to this OpenTelemetry collector (OTLP over gRPC), twice a minute:
+    /// http://HOST:4317, or https:// where it has TLS.
+    #[arg(long, env = "MCP_SENSOR_OTLP", value_name = "URL")]
+    pub otlp: Option<crate::metrics::Endpoint>,
 
     /// Cgroup (v2) that the programs are attached to; default: the root, found through mountinfo.
     #[arg(long, env = "MCP_SENSOR_CGROUP", value_name = "PATH")]
@@ -464,6 +485,9 @@ pub fn main() -> ExitCode {
         Command::Servers(args) => servers::run(args),
         Command::Names(args) => names::run(args),
         Command::Events(args) => events::run(args),
+        Command::Calls(args) => calls::run(args),
+        Command::Tools(args) => tools::run(args),
+        Command::Top(args) => top::run(args),
         Command::Policy(command) => policy::run(command),
         Command::Mode(args) => servers::mode(args),
         Command::Doctor(args) => doctor::run(args),

@@ -3,7 +3,7 @@
 use super::connection::{Caller, ControlConnection, Limits, Places};
 use super::socket::ControlSocket;
 use super::{Agent, ControlError, Peer};
-use crate::event::{Body, Event, decision, json, pb, server};
+use crate::event::{Body, Event, decision, exchange, json, pb, server};
 use crate::grpc::{reflection_v1, reflection_v1alpha};
 use pb::control_server::{Control, ControlServer};
 use std::future::Future;
@@ -211,11 +211,17 @@ fn wanted(request: &pb::EventsRequest) -> impl Fn(&Event) -> bool + Send + Sync 
     let (name, since) = (request.server.clone(), request.since_unix_ns);
     let verdicts: Vec<pb::Verdict> = request.verdicts().collect();
     let types = request.types.clone();
+    let tools = request.tools.clone();
+    let outcomes: Vec<pb::Outcome> = request.outcomes().collect();
+    let called = move |body: &Body| matches!(body, Body::ToolCall(t) if tools.contains(&t.tool));
+    let any_tool = request.tools.is_empty();
     move |event| {
         let Some(body) = &event.body else { return false };
         event.time_unix_ns >= since
             && (name.is_empty() || server(body) == name)
             && (verdicts.is_empty() || decision(body).is_some_and(|d| verdicts.contains(&d.verdict())))
+            && (any_tool || called(body))
+            && (outcomes.is_empty() || exchange(body).is_some_and(|e| outcomes.contains(&e.outcome())))
             && (types.is_empty() || types.iter().any(|t| t == json::type_name(body)))
     }
 }

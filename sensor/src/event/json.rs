@@ -16,7 +16,7 @@
 
 mod mcp;
 
-pub(super) use mcp::is_notification;
+pub(crate) use mcp::is_notification;
 pub use mcp::{era_name, outcome_name, sender_name};
 
 use super::{Body, Event, pb};
@@ -167,7 +167,7 @@ fn phase_name(phase: pb::SensorPhase) -> &'static str {
     }
 }
 
-fn severity_name(severity: pb::Severity) -> &'static str {
+pub fn severity_name(severity: pb::Severity) -> &'static str {
     match severity {
         pb::Severity::Unspecified => "unknown",
         pb::Severity::Info => "info",

@@ -131,7 +131,8 @@ pub fn weight(event: &Event) -> usize {
     };
     let client = event.body.as_ref().and_then(actor).and_then(|a| a.client.as_ref());
     let arguments = strings + client.map_or(0, |c| c.argv.len());
-    size_of::<Event>() + event.encoded_len() + STRINGS + ARGUMENT * arguments
+    let boxed = event.body.as_ref().and_then(exchange).map_or(0, |_| size_of::<pb::ToolsListed>());
+    size_of::<Event>() + boxed + event.encoded_len() + STRINGS + ARGUMENT * arguments
 }
 
-const _: () = assert!(size_of::<Event>() <= 1024);
+const _: () = assert!(size_of::<Event>() <= 704);

@@ -26,6 +26,9 @@ pub const REACH: usize = 8 * 1024;
 /// How far a match whose expression has no upper bound may begin before its
 /// keyword, where the expression does not begin with it.
 pub const REACH_BACK: usize = 512;
+/// How far from a match its keyword may stand where it is no part of it
+/// (`airtable` before `pat….…`). gitleaks takes it anywhere in a file.
+const NEAR: usize = 64;
 /// Of the DFA states that are kept of one rule: most need a few KiB, the few
 /// that are open-ended (`{10,150}`, `+`) more.
 const CACHE_BYTES: usize = 32 * 1024;
@@ -58,7 +61,7 @@ thread_local! {
 enum Start {
     /// Matches begin with the keyword, and with one of these.
     Keyword(Vec<Vec<u8>>),
-    /// The keyword stands somewhere in the match.
+    /// The keyword stands in the match, or near it.
     Anywhere,
 }
 
@@ -90,17 +93,7 @@ impl Matcher {
         let vm = PikeVM::new_from_nfa(nfa)?;
         let cache = Mutex::new(dfa.create_cache());
         let start = Start::of(&hir, keywords);
-        Ok(Self {
-            assignment: matches!(start, Start::Keyword(_))
-                && pattern.matches(ASSIGNMENT).count() == 1
-                && !alternative(&hir),
-            start,
-            longest,
-            group,
-            dfa,
-            vm,
-            cache,
-        })
+        Ok(Self { assignment: is_assignment(&pattern, keywords), start, longest, group, dfa, vm, cache })
     }
 
     /// The first match around a keyword, unless it ends where one did that
@@ -112,19 +105,22 @@ impl Matcher {
         last: &mut usize,
         work: &mut u64,
     ) -> Option<Hit> {
-        let (from, anchored) = match &self.start {
+        let (from, reach, anchored) = match &self.start {
             Start::Keyword(prefixes) => {
                 if !prefixes.iter().any(|prefix| text[begin..].starts_with(prefix)) {
                     return None;
                 }
-                (begin, Anchored::Yes)
+                (begin, self.longest, Anchored::Yes)
             }
-            Start::Anywhere => (begin.saturating_sub(self.longest.min(REACH_BACK)), Anchored::No),
+            Start::Anywhere => {
+                let reach = self.longest + NEAR;
+                (begin.saturating_sub(reach.min(REACH_BACK)), reach.min(REACH), Anchored::No)
+            }
         };
         if self.assignment && !followed_by_operator(&text[end..]) {
             return None;
         }
-        let to = text.len().min(end + self.longest);
+        let to = text.len().min(end + reach);
         let input = Input::new(text).range(from..to).anchored(anchored);
         let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
         let found = self.end(&mut cache, &input, work)?;
@@ -132,7 +128,7 @@ impl Matcher {
         if std::mem::replace(last, found) == found {
             return None;
         }
-        *work += 8 * (found - from) as u64;
+        *work += 4 * (found - from) as u64;
         // One byte more for what looks ahead.
         let captures = self.captures(&input.range(from..to.min(found + 1)));
         let whole = captures.get_match()?;
@@ -162,8 +158,8 @@ impl Matcher {
         let mut state = self.dfa.start_state_forward(cache, input).ok()?;
         let mut last = None;
         // A match shows itself one byte after its end.
-        for at in input.start()..input.end() {
-            state = self.dfa.next_state(cache, state, text[at]).ok()?;
+        for (&byte, at) in text[input.get_range()].iter().zip(input.start()..) {
+            state = self.dfa.next_state(cache, state, byte).ok()?;
             *work += 1;
             if state.is_tagged() {
                 if state.is_match() {
@@ -186,8 +182,8 @@ impl Matcher {
     }
 
     #[cfg(test)]
-    pub fn describe(&self) -> (bool, bool, usize) {
-        (matches!(self.start, Start::Keyword(_)), self.assignment, self.longest)
+    pub fn begins_with_keyword(&self) -> bool {
+        matches!(self.start, Start::Keyword(_))
     }
 }
 
@@ -210,8 +206,18 @@ impl Start {
     }
 }
 
-fn alternative(hir: &Hir) -> bool {
-    matches!(hir.kind(), regex_syntax::hir::HirKind::Alternation(_))
+/// Whether the expression is `name = "secret"`, and its names are keywords.
+fn is_assignment(pattern: &str, keywords: &[String]) -> bool {
+    let Some((name, value)) = pattern.split_once(ASSIGNMENT) else { return false };
+    let Ok(name) = syntax::parse(&name.replace("(?i)", "").replace("(?i:", "")) else { return false };
+    let names = Extractor::new().extract(&name);
+    let is_keyword =
+        |name: &[u8]| keywords.iter().any(|keyword| name.eq_ignore_ascii_case(keyword.as_bytes()));
+    // Only one: where there is another way to match, nothing follows from it.
+    !value.contains(r"|$)|")
+        && names
+            .literals()
+            .is_some_and(|names| names.iter().all(|name| name.is_exact() && is_keyword(name.as_bytes())))
 }
 
 /// Whether an [`ASSIGNMENT`] may begin here: what decides most searches for

@@ -63,7 +63,7 @@ fn pass(prefix: &str, text: &str) -> Result<Option<String>, ()> {
     let whole = format!("{prefix}{text}");
     let bytes = whole.as_bytes();
     let mut found = Vec::new();
-    let mut work = (bytes.len() as u64 + 1024) * spans::WORK_PER_BYTE;
+    let mut work = spans::WORK_PER_MESSAGE + bytes.len() as u64 * spans::WORK_PER_BYTE;
     spans::secrets(bytes, 0, bytes.len(), &mut work, &mut found).map_err(drop)?;
     let mut cuts: Vec<(usize, usize, Cow<'static, str>)> = Vec::new();
     let mut values: Vec<(&[u8], &'static str)> = Vec::new();

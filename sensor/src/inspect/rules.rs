@@ -15,15 +15,6 @@ use super::matcher::Matcher;
 
 const GITLEAKS: &str = include_str!("rules/gitleaks.toml");
 
-/// Rules that ask for a file of a certain name: there are none here.
-pub const LEFT_OUT: [&str; 5] = [
-    "freemius-secret-key",
-    "hashicorp-tf-password",
-    "kubernetes-secret-yaml",
-    "nuget-config-password",
-    "pkcs12-file",
-];
-
 /// What gitleaks says of `generic-*` rules, in its code rather than its
 /// configuration: a secret has a digit.
 const GENERIC: &str = "generic";
@@ -67,9 +58,9 @@ struct AllowEntry {
 pub struct Rule {
     pub id: String,
     pub generic: bool,
-    keywords: Vec<String>,
-    pattern: String,
-    group: usize,
+    pub keywords: Vec<String>,
+    pub pattern: String,
+    pub group: usize,
     entropy: f64,
     allow: Vec<Allow>,
     matcher: OnceLock<Option<Matcher>>,
@@ -124,6 +115,7 @@ impl Rules {
         let mut by_keyword: Vec<Vec<u16>> = Vec::new();
         let mut list = Vec::new();
         for entry in file.rules {
+            // Rules that ask for a file of a certain name: there are none here.
             let (Some(regex), None) = (entry.regex, entry.path) else { continue };
             let number = u16::try_from(list.len()).expect("a few hundred rules");
             for keyword in &entry.keywords {
@@ -141,7 +133,7 @@ impl Rules {
                 pattern: from_go(&regex),
                 group: entry.group,
                 entropy: entry.entropy,
-                allow: entry.allowlists.into_iter().filter_map(Allow::new).collect(),
+                allow: entry.allowlists.iter().filter_map(Allow::new).collect(),
                 matcher: OnceLock::new(),
             });
         }
@@ -153,7 +145,7 @@ impl Rules {
         let longest_keyword = keywords.iter().map(String::len).max().unwrap_or(0);
         Self {
             list,
-            global: Allow { target: Target::Secret, ..Allow::of(file.allowlist) },
+            global: Allow { target: Target::Secret, ..Allow::of(&file.allowlist) },
             keywords: dfa,
             by_keyword,
             longest_keyword,
@@ -167,8 +159,8 @@ impl Rules {
         let Ok(start) = dfa.start_state(aho_corasick::Anchored::No) else { return };
         let mut state = start;
         let end = text.len().min(to.saturating_add(self.longest_keyword));
-        for at in from..end {
-            state = dfa.next_state(aho_corasick::Anchored::No, state, text[at]);
+        for (&byte, at) in text[from..end].iter().zip(from..) {
+            state = dfa.next_state(aho_corasick::Anchored::No, state, byte);
             // Match states are special; without a prefilter few others are.
             if !dfa.is_special(state) || !dfa.is_match(state) {
                 continue;
@@ -196,16 +188,18 @@ impl Rules {
         work: &mut u64,
     ) -> Option<Hit> {
         let hit = rule.matcher()?.find(text, keyword, last, work)?;
+        *work += 4 * (hit.end - hit.start) as u64;
+        self.accepts(rule, text, hit).then_some(hit)
+    }
+
+    /// Whether what matched is a secret: random enough, and on no allowlist.
+    pub fn accepts(&self, rule: &Rule, text: &[u8], hit: Hit) -> bool {
         let secret = &text[hit.start..hit.end];
-        if secret.is_empty() || (rule.entropy > 0.0 && entropy(secret) <= rule.entropy) {
-            return None;
-        }
-        if rule.generic && !secret.iter().any(u8::is_ascii_digit) {
-            return None;
-        }
-        *work += 16 * secret.len() as u64;
-        let allowed = self.global.allows(text, hit) || rule.allow.iter().any(|allow| allow.allows(text, hit));
-        (!allowed).then_some(hit)
+        let random = rule.entropy <= 0.0 || entropy(secret) > rule.entropy;
+        let digit = !rule.generic || secret.iter().any(u8::is_ascii_digit);
+        let allowed =
+            || self.global.allows(text, hit) || rule.allow.iter().any(|allow| allow.allows(text, hit));
+        !secret.is_empty() && random && digit && !allowed()
     }
 }
 
@@ -217,13 +211,13 @@ impl Rule {
 }
 
 impl Allow {
-    fn new(entry: AllowEntry) -> Option<Self> {
+    fn new(entry: &AllowEntry) -> Option<Self> {
         // Those that are only about paths, or need one, never apply here.
         let applies = entry.condition != "AND" || entry.paths.is_empty();
         (applies && (!entry.regexes.is_empty() || !entry.stopwords.is_empty())).then(|| Self::of(entry))
     }
 
-    fn of(entry: AllowEntry) -> Self {
+    fn of(entry: &AllowEntry) -> Self {
         Self {
             target: match entry.target.as_str() {
                 "match" => Target::Match,

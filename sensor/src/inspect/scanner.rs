@@ -10,7 +10,7 @@ use super::{
     matcher::{REACH, REACH_BACK},
     personal::{self, Class},
     seen::Seen,
-    spans::{self, Span, WORK_PER_BYTE},
+    spans::{self, Span, WORK_PER_BYTE, WORK_PER_MESSAGE},
 };
 
 /// Of a value: what one window searches. Secrets and personal data belong to
@@ -67,7 +67,7 @@ struct Value {
     start: usize,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Message {
     taken: u64,
     unscanned: u64,
@@ -84,7 +84,7 @@ impl Scanner {
             key,
             limits,
             value: Value::default(),
-            message: Message::default(),
+            message: Message::new(),
             ended: Vec::new(),
             unscanned: 0,
             dropped: 0,
@@ -164,6 +164,17 @@ impl Scanner {
 }
 
 impl Message {
+    const fn new() -> Self {
+        Self {
+            taken: 0,
+            unscanned: 0,
+            dropped: 0,
+            work: WORK_PER_MESSAGE,
+            secrets: Vec::new(),
+            personal: Vec::new(),
+        }
+    }
+
     fn secret(&mut self, span: &Span, place: &str, length: usize, value_hash: [u8; 16], limit: usize) {
         if let Some(found) =
             self.secrets.iter_mut().find(|f| f.rule == span.rule && f.value_hash == value_hash)
@@ -236,7 +247,7 @@ impl Values for Scanner {
         self.end();
         self.value.buffer.shrink_to(KEPT_BYTES);
         self.value.place.shrink_to(PLACE_BYTES);
-        let message = std::mem::take(&mut self.message);
+        let message = std::mem::replace(&mut self.message, Message::new());
         self.unscanned = message.unscanned;
         self.dropped = message.dropped;
         for found in message.secrets {

@@ -86,6 +86,11 @@ fn offsets_of(path: &Path) -> Result<Offsets, BtfError> {
         // struct sock begins with struct sock_common.
         sock_family: at("sock_common", &["skc_family"])?,
         sock_cookie: at("sock_common", &["skc_cookie"])?,
+        sock_type: at("sock", &["sk_type"])?,
+        sock_socket: at("sock", &["sk_socket"])?,
+        sock_daddr: at("sock_common", &["skc_daddr"])?,
+        sock_dport: at("sock_common", &["skc_dport"])?,
+        sock_v6_daddr: member(&btf, "sock_common", "skc_v6_daddr").unwrap_or(0),
         sock_addr_uaddr: member(&btf, "bpf_sock_addr_kern", "uaddr").unwrap_or(0),
         sock_addr_uaddrlen: member(&btf, "bpf_sock_addr_kern", "uaddrlen").unwrap_or(0),
         task_status: at("task_struct", &["thread_info"])?
@@ -104,7 +109,6 @@ fn offsets_of(path: &Path) -> Result<Offsets, BtfError> {
         uring_file: member(&btf, "io_kiocb", "file").unwrap_or(0),
         uring_opcode: member(&btf, "io_kiocb", "opcode").unwrap_or(0),
         scope_level: 0,
-        _pad: 0,
         scope: 0,
         uring_complete_args: parameters(&btf, "btf_trace_io_uring_complete").unwrap_or(0),
     })

@@ -32,11 +32,13 @@ impl fmt::Display for Backend {
 
 /// A program of the function back end: its name, the kernel's names for what it
 /// sits on, and whether the back end is worth nothing without it.
-const FUNCTIONS: [(&str, &[&str], bool); 10] = [
+const FUNCTIONS: [(&str, &[&str], bool); 12] = [
     ("pipe_write", &["anon_pipe_write", "pipe_write"], true),
     ("pipe_read", &["anon_pipe_read", "pipe_read"], true),
     ("unix_send", &["unix_stream_sendmsg"], true),
     ("unix_receive", &["unix_stream_recvmsg"], true),
+    ("tcp_send", &["tcp_sendmsg"], false),
+    ("tcp_receive", &["tcp_recvmsg"], false),
     ("fifo_write", &["fifo_pipe_write"], false),
     ("fifo_read", &["fifo_pipe_read"], false),
     ("spliced", &["do_splice"], false),

@@ -3,9 +3,9 @@
 
 use sensor_common::record::{
     Exec, Exit, Header, KIND_CANDIDATE, KIND_CHUNK, KIND_EXEC, KIND_EXIT, KIND_NAME, KIND_RELEASED,
-    KIND_UNIX, KIND_VERDICT, NameVerdict, Released, UnixVerdict, Verdict,
+    KIND_UNIX, KIND_VERDICT, NameVerdict, Released, UnixVerdict, Verdict, KIND_MET,
 };
-use sensor_common::stdio::{Candidate, Chunk};
+use sensor_common::stdio::{Candidate, Chunk, Met};
 use zerocopy::FromBytes;
 
 #[derive(Clone, Debug, PartialEq)]
@@ -52,19 +52,33 @@ pub fn parse(bytes: &[u8]) -> Result<Record, RecordError> {
     })
 }
 
-/// A record of the ring of wires: what moved, and those bytes of it that were
-/// read. The ring has room behind them, which is not theirs.
-pub fn chunk(bytes: &[u8]) -> Result<(Chunk, &[u8]), RecordError> {
-    let (chunk, data) = Chunk::read_from_prefix(bytes).map_err(|_| RecordError::Short(bytes.len()))?;
-    if chunk.header.kind != KIND_CHUNK {
-        return Err(RecordError::Kind(chunk.header.kind));
+/// A record of the ring of wires.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum WireRecord<'a> {
+    /// What moved, and those bytes of it that were read. The ring has room behind
+    /// them, which is not theirs.
+    Chunk(Chunk, &'a [u8]),
+    Met(Met),
+}
+
+pub fn wire(bytes: &[u8]) -> Result<WireRecord<'_>, RecordError> {
+    let (header, _) = Header::read_from_prefix(bytes).map_err(|_| RecordError::Short(bytes.len()))?;
+    let size = |want| RecordError::Size { kind: header.kind, got: bytes.len(), want };
+    match header.kind {
+        KIND_CHUNK => {
+            let (chunk, data) =
+                Chunk::read_from_prefix(bytes).map_err(|_| size(size_of::<Chunk>()))?;
+            let want = chunk.len as usize;
+            match data.get(..want) {
+                Some(data) if chunk.len <= chunk.moved => Ok(WireRecord::Chunk(chunk, data)),
+                _ => Err(size(size_of::<Chunk>() + want)),
+            }
+        }
+        KIND_MET => {
+            Met::read_from_prefix(bytes).map(|(met, _)| WireRecord::Met(met)).map_err(|_| size(size_of::<Met>()))
+        }
+        kind => Err(RecordError::Kind(kind)),
     }
-    let want = chunk.len as usize;
-    let error = RecordError::Size { kind: KIND_CHUNK, got: data.len(), want };
-    if chunk.len > chunk.moved {
-        return Err(error);
-    }
-    data.get(..want).map(|data| (chunk, data)).ok_or(error)
 }
 
 impl Record {

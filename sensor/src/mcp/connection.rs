@@ -66,6 +66,9 @@ impl Connection {
         values: &mut dyn Values,
         out: &mut Vec<Output>,
     ) {
+        if self.session.dismissed() {
+            return;
+        }
         let (stream, mut around) = self.around(sender, at, values, out);
         stream.gap(&mut around);
         around.session.saw(sender, lost, around.out);
@@ -74,6 +77,9 @@ impl Connection {
     /// Both sides are done: a last line without its newline counts, and what is
     /// pending ends without an answer.
     pub fn close(&mut self, at: i64, values: &mut dyn Values, out: &mut Vec<Output>) {
+        if self.session.dismissed() {
+            return;
+        }
         for sender in [Sender::Client, Sender::Server] {
             let (stream, mut around) = self.around(sender, at, values, out);
             stream.end(&mut around);

@@ -20,7 +20,7 @@ pub use file::{Damage, load, write};
 use super::{Era, Implementation};
 use crate::event::pb;
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 /// Servers, counting programs: the name `unknown` stands for many.
 pub const MAX_SERVERS: usize = 1000;
@@ -274,6 +274,20 @@ impl Inventory {
         drift.truncate(known.told.take(drift.len(), at));
         self.make_room(which);
         drift
+    }
+
+    /// Tools of every other server, by server and name: a description that speaks
+    /// of these is worth a look.
+    pub fn tools_of_others(&self, which: &Which) -> HashSet<(String, String)> {
+        self.servers
+            .iter()
+            .filter(|(other, _)| *other != which)
+            .flat_map(|(other, known)| {
+                let server = if other.program.is_empty() { &other.server } else { &other.program };
+                let names = known.lists.iter().flat_map(|l| l.tools.keys());
+                names.map(move |tool| (server.clone(), tool.clone()))
+            })
+            .collect()
     }
 
     /// Servers and lists that were forgotten since the start, for there was no

@@ -36,8 +36,9 @@ pub(super) trait Events {
     /// More of it, unescaped.
     fn text(&mut self, run: &str);
     fn string_end(&mut self);
+    fn number(&mut self);
     /// More of a number's text, as written.
-    fn number(&mut self, run: &str);
+    fn digits(&mut self, run: &str);
     fn number_end(&mut self);
     fn literal(&mut self, literal: Literal);
     /// That many bytes of a string were no UTF-8; U+FFFD took their place, as
@@ -199,16 +200,19 @@ impl Lexer {
                     continue;
                 }
                 State::Literal(literal, read) => {
-                    let text = literal.text();
-                    if text[usize::from(read)] != byte {
+                    let left = &literal.text()[usize::from(read)..];
+                    let now = left.len().min(bytes.len() - at);
+                    if bytes[at..at + now] != left[..now] {
                         return Step::Broken(Fault::Syntax);
                     }
-                    self.state = if usize::from(read) + 1 == text.len() {
+                    at += now;
+                    self.state = if now == left.len() {
                         events.literal(literal);
                         State::After
                     } else {
-                        State::Literal(literal, read + 1)
+                        State::Literal(literal, read + now as u8)
                     };
+                    continue;
                 }
                 _ if matches!(byte, b' ' | b'\t' | b'\r' | b'\n') => {}
                 _ => match self.structure(byte, self.offset + at as u64, events) {
@@ -257,6 +261,7 @@ impl Lexer {
                     b'0' => Number::Zero,
                     _ => Number::Integer,
                 });
+                events.number();
                 digits(&[byte], events);
             }
             b'n' => self.state = State::Literal(Literal::Null, 1),
@@ -417,6 +422,6 @@ fn digits(run: &[u8], events: &mut impl Events) {
     if let Ok(run) = str::from_utf8(run)
         && !run.is_empty()
     {
-        events.number(run);
+        events.digits(run);
     }
 }

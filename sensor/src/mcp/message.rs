@@ -194,6 +194,11 @@ impl Place {
         }
     }
 
+    /// Numbers here have a meaning.
+    pub(super) const fn counts(self) -> bool {
+        self.is_id() || matches!(self, Self::Code | Self::ProtocolVersion)
+    }
+
     pub(super) const fn is_id(self) -> bool {
         matches!(self, Self::Id | Self::RequestId | Self::ProgressToken | Self::MetaProgressToken)
     }

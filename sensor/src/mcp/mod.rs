@@ -6,6 +6,7 @@
 //! JSON-RPC 2.0; RFC 8259 (JSON), RFC 6901 (JSON pointer).
 
 mod connection;
+pub mod http;
 mod json;
 mod message;
 mod reading;
@@ -43,6 +44,8 @@ pub enum Outcome {
     ToolError,
     /// A JSON-RPC error, and its code.
     RpcError(i64),
+    /// The asker took it back, and nothing had been answered. A response that
+    /// still comes is counted, not a second end.
     Cancelled,
     /// The connection ended, or the request was forgotten to stay within bounds.
     NoResponse,

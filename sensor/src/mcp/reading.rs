@@ -1,6 +1,7 @@
 //! One message being read: the lexer's events become facts, kept tools and
 //! pieces of values.
 
+use std::fmt::Write;
 use std::hash::Hasher;
 
 use siphasher::sip::SipHasher13;
@@ -16,6 +17,8 @@ use super::{ListedTool, Output, Sender, Values};
 const PIECE_BYTES: usize = 16 * 1024;
 /// A JSON pointer is cut here.
 const POINTER_BYTES: usize = 256;
+/// Of an element's index in it.
+const INDEX_BYTES: usize = 11;
 /// Longest number that is read as one; its hash covers all of it.
 const NUMBER_BYTES: usize = 64;
 /// Memory for `capabilities`.
@@ -49,7 +52,9 @@ pub(super) struct Reading {
     pub(super) batch: bool,
     /// Something in a batch was no message.
     pub(super) stray: bool,
-    pub(super) bad_utf8: u64,
+    /// Bytes of the message at hand, of those delivered, that were no UTF-8.
+    bad_utf8: u64,
+    pub(super) bad_delivered: u64,
     /// Of the next value.
     place: Place,
     /// The value is below `params`, `result` or `error`.
@@ -86,6 +91,7 @@ impl Reading {
             batch: false,
             stray: false,
             bad_utf8: 0,
+            bad_delivered: 0,
             place: Place::Root,
             within: false,
             key: String::new(),
@@ -102,6 +108,7 @@ impl Reading {
         self.facts = Facts::default();
         self.delivered = 0;
         self.bad_utf8 = 0;
+        self.bad_delivered = 0;
         self.place = Place::Root;
         self.within = false;
         self.kept = None;
@@ -137,8 +144,10 @@ impl Reading {
         frame.elements = element.saturating_add(1);
         if shown && self.within {
             self.pointer.truncate(frame.pointer.into());
-            push_cut(&mut self.pointer, "/", POINTER_BYTES);
-            push_cut(&mut self.pointer, &element.to_string(), POINTER_BYTES);
+            if self.pointer.len() + INDEX_BYTES <= POINTER_BYTES {
+                // Writing to a string cannot fail.
+                let _ = write!(self.pointer, "/{element}");
+            }
         }
         match frame.place {
             Place::Root => Place::Message,
@@ -218,7 +227,13 @@ impl Reader<'_> {
     /// The message is whole: what it comes to. False: it is no JSON-RPC.
     pub(super) fn deliver(&mut self) -> bool {
         let facts = std::mem::take(&mut self.reading.facts);
-        self.session.deliver(self.sender, facts, self.reading.bytes, self.at, self.values, self.out)
+        let bad = std::mem::take(&mut self.reading.bad_utf8);
+        let delivered =
+            self.session.deliver(self.sender, facts, self.reading.bytes, self.at, self.values, self.out);
+        if delivered {
+            self.reading.bad_delivered += bad;
+        }
+        delivered
     }
 
     fn kept_ends(&mut self, kept: &Kept, value: Option<serde_json::Value>) {
@@ -259,6 +274,7 @@ impl Events for Reader<'_> {
             (Some(kept), _) => kept.begin(object),
             (None, Place::Message) => {
                 reading.begun = offset;
+                reading.bad_utf8 = 0;
                 reading.facts = Facts::default();
             }
             (None, Place::Capabilities | Place::MetaCapabilities) if object => {
@@ -390,49 +406,56 @@ impl Events for Reader<'_> {
         }
     }
 
-    fn number(&mut self, run: &str) {
+    fn number(&mut self) {
+        let reading = &mut *self.reading;
+        reading.place = reading.scalar_begins(false);
+        let value = &mut reading.value;
+        value.keep = if reading.place.counts() { NUMBER_BYTES } else { 0 };
+        if value.keep > 0 {
+            value.text.clear();
+            value.hash = Some(reading.hasher);
+        }
+    }
+
+    fn digits(&mut self, run: &str) {
         let reading = &mut *self.reading;
         if let Some(kept) = &mut reading.kept {
             kept.text(run);
             return;
         }
         let value = &mut reading.value;
-        // The first run of a number finds the state that a string's end left.
-        if value.hash.is_none() {
-            value.text.clear();
-            value.hash = Some(reading.hasher);
-        }
-        push_cut(&mut value.text, run, NUMBER_BYTES + 1);
         if let Some(hash) = &mut value.hash {
             hash.write(run.as_bytes());
+            if value.keep > 0 && !push_cut(&mut value.text, run, value.keep) {
+                value.keep = 0;
+            }
         }
     }
 
     fn number_end(&mut self) {
         let reading = &mut *self.reading;
-        let hash = reading.value.hash.take();
-        let place = reading.scalar_begins(false);
         if let Some(kept) = &mut reading.kept {
             kept.number_end();
             return;
         }
-        let text = reading.value.text.as_str();
-        if place.is_id() {
-            let whole = if text.len() <= NUMBER_BYTES { integer(text) } else { None };
+        let Some(hash) = reading.value.hash.take() else { return };
+        // A number that was cut is told from others by its hash alone.
+        let text = if reading.value.keep > 0 { reading.value.text.as_str() } else { "" };
+        if reading.place.is_id() {
             let mut hasher = reading.hasher;
-            match whole {
+            match integer(text) {
                 Some(integer) => {
                     hasher.write(b"i");
                     hasher.write(&integer.to_le_bytes());
                 }
                 None => {
                     hasher.write(b"n");
-                    hasher.write(&hash.map_or(0, |hash| hash.finish()).to_le_bytes());
+                    hasher.write(&hash.finish().to_le_bytes());
                 }
             }
-            reading.facts.identify(place, Id::Of(hasher.finish()));
+            reading.facts.identify(reading.place, Id::Of(hasher.finish()));
         }
-        reading.facts.number(place, text);
+        reading.facts.number(reading.place, text);
     }
 
     fn literal(&mut self, literal: Literal) {

@@ -74,14 +74,14 @@ pub(super) fn sign(sender: Sender, facts: &Facts) -> Sign {
     }
 }
 
-/// `YYYY-MM-DD`, a draft's suffix allowed: "DRAFT-2026-v1" is not MCP enough to
-/// recognise it by, "2026-07-28-draft" is.
+/// `YYYY-MM-DD`, or a draft of one.
 fn is_date(version: &Version) -> bool {
     let Version::Text(text) = version else { return false };
     let bytes = text.as_bytes();
-    bytes.len() >= 10
-        && bytes[..10].iter().enumerate().all(|(at, byte)| match at {
-            4 | 7 => *byte == b'-',
-            _ => byte.is_ascii_digit(),
-        })
+    text.starts_with("DRAFT-")
+        || bytes.len() >= 10
+            && bytes[..10].iter().enumerate().all(|(at, byte)| match at {
+                4 | 7 => *byte == b'-',
+                _ => byte.is_ascii_digit(),
+            })
 }

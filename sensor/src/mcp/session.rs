@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use super::message::{Facts, Id, Reply, Version};
+use super::message::{Facts, Id, Params, Reply, Version};
 use super::recognise::{Sign, sign};
 use super::{Era, Exchange, Limits, Notification, Outcome, Output, Parties, Sender, ToolsPage, Values};
 
@@ -43,6 +43,8 @@ pub struct Session {
     /// Bytes of the server that were no message, likewise.
     foreign: u64,
     counters: Counters,
+    /// The latest error of the server whose id is null, and its bytes.
+    nameless: Option<(i64, u64)>,
 }
 
 #[derive(Debug)]
@@ -78,6 +80,7 @@ impl Session {
             seen: [0; 2],
             foreign: 0,
             counters: Counters::default(),
+            nameless: None,
         }
     }
 
@@ -153,6 +156,9 @@ impl Session {
         values: &mut dyn Values,
         out: &mut Vec<Output>,
     ) -> bool {
+        if self.dismissed {
+            return true;
+        }
         let answer = facts.method.is_none();
         if !facts.rpc
             || (answer && (facts.id == Id::Absent || facts.result.is_none() && facts.error.is_none()))
@@ -193,7 +199,7 @@ impl Session {
     }
 
     /// What a client says of itself.
-    fn meet(&mut self, method: &str, params: &super::message::Params) {
+    fn meet(&mut self, method: &str, params: &Params) {
         if let Version::Text(version) = &params.meta.version {
             self.parties.era = Some(Era::Modern);
             self.parties.protocol_version.clone_from(version);
@@ -224,7 +230,7 @@ impl Session {
         sender: Sender,
         method: String,
         id: u64,
-        params: super::message::Params,
+        params: Params,
         bytes: u64,
         at: i64,
         out: &mut Vec<Output>,
@@ -236,7 +242,7 @@ impl Session {
         while self.pending.len() >= self.limits.pending.max(1) {
             let Some((_, key)) = self.order.pop_first() else { break };
             if let Some(oldest) = self.forget(key) {
-                self.counters.evicted += 1;
+                self.counters.evicted += u64::from(!oldest.cancelled);
                 self.end(oldest, Outcome::NoResponse, 0, at, None, out);
             }
         }
@@ -276,7 +282,7 @@ impl Session {
         &mut self,
         sender: Sender,
         method: String,
-        params: &super::message::Params,
+        params: &Params,
         bytes: u64,
         at: i64,
         out: &mut Vec<Output>,
@@ -345,6 +351,9 @@ impl Session {
         }
         let Some(pending) = pending else {
             self.counters.unpaired += 1;
+            if sender == Sender::Server && id == Id::Null {
+                self.nameless = error.map(|code| (code, bytes));
+            }
             return;
         };
         if pending.cancelled {
@@ -403,6 +412,21 @@ impl Session {
             Some(page) => Output::Tools(exchange, page),
             None => Output::Ended(exchange),
         });
+    }
+
+    /// No answer will come to these requests of the client: they came in one
+    /// HTTP body. An error without an id was about it, if it is about one.
+    pub(super) fn abandon(&mut self, ids: &[u64], at: i64, out: &mut Vec<Output>) {
+        let (outcome, bytes) = match self.nameless.take() {
+            Some((code, bytes)) if ids.len() == 1 => (Outcome::RpcError(code), bytes),
+            _ => (Outcome::NoResponse, 0),
+        };
+        for id in ids {
+            if let Some(pending) = self.forget((Sender::Client, *id)) {
+                self.counters.unpaired -= u64::from(outcome != Outcome::NoResponse);
+                self.end(pending, outcome, bytes, at, None, out);
+            }
+        }
     }
 
     /// Nothing more will come: what is pending ends without an answer.

@@ -123,7 +123,9 @@ impl Stream {
     fn broken(&mut self, how: &'static str, around: &mut Around) {
         self.state = State::Skip(how);
         self.bytes -= self.reading.delivered;
+        let bad = self.reading.bad_delivered;
         self.reading.reset();
+        self.unread(bad, "bad_utf8", around);
         around.values.message(self.sender, "", "");
     }
 
@@ -146,11 +148,11 @@ impl Stream {
     }
 
     fn message(&mut self, around: &mut Around) {
-        self.report(around);
-        let delivered =
-            self.reading.batch || self.reading.reader(self.sender, self.whole_at, around).deliver();
-        if self.reading.bad_utf8 > 0 {
-            self.unread(self.reading.bad_utf8, "bad_utf8", around);
+        let mut reader = self.reading.reader(self.sender, self.whole_at, around);
+        let delivered = reader.reading.batch || reader.deliver();
+        if delivered {
+            self.report(around);
+            self.unread(self.reading.bad_delivered, "bad_utf8", around);
         }
         if !delivered || self.reading.stray {
             let bytes = self.bytes - self.reading.delivered;
@@ -187,17 +189,28 @@ impl Stream {
         }
     }
 
+    /// What was read since the last message is none.
+    pub(super) fn discard(&mut self, around: &mut Around) {
+        if self.state != State::Blank {
+            around.values.message(self.sender, "", "");
+            self.reading.reset();
+            self.bytes = 0;
+            self.state = State::Blank;
+        }
+    }
+
     /// Bytes are missing here: what follows, up to the next line, cannot be
     /// told from the middle of a message. One that was whole still counts.
     pub(super) fn gap(&mut self, around: &mut Around) {
         match self.state {
             State::Whole => self.message(around),
             State::Blank => {}
-            State::Text | State::Skip(_) | State::Resync => {
-                let bytes = self.bytes - self.reading.delivered;
-                around.values.message(self.sender, "", "");
-                self.unread(bytes, "garbage", around);
+            State::Text => {
+                self.broken("garbage", around);
+                self.unread(self.bytes, "garbage", around);
             }
+            State::Skip(how) => self.unread(self.bytes, how, around),
+            State::Resync => self.unread(self.bytes, "garbage", around),
         }
         self.reading.reset();
         self.bytes = 0;

@@ -1,5 +1,11 @@
 use super::*;
 
+mod any_chunking;
+mod facts;
+mod hostile;
+mod pairing;
+mod recognition;
+
 /// What a whole conversation comes to, and the values that were shown.
 struct Talk {
     connection: Connection,

@@ -8,6 +8,7 @@ mod programs;
 mod report;
 mod scale;
 mod sensor;
+mod stdio;
 
 use std::{
     collections::BTreeMap,
@@ -64,6 +65,9 @@ impl Setting {
 pub(crate) enum Operation {
     /// Look-ups and HTTPS by name, beside a proxy; alone, and in no setting
     Names,
+    /// Tool calls of servers whose stdio is read, beside a proxy, and what else
+    /// reading costs; alone, and in no setting
+    Stdio,
     TcpConnect,
     UdpConnect,
     UdpSendto,
@@ -86,6 +90,7 @@ impl Operation {
     pub(crate) const fn name(self) -> &'static str {
         match self {
             Operation::Names => "names",
+            Operation::Stdio => "stdio",
             Operation::TcpConnect => "tcp-connect",
             Operation::UdpConnect => "udp-connect",
             Operation::UdpSendto => "udp-sendto",
@@ -117,8 +122,13 @@ pub(crate) fn all(options: &Options) -> Result<()> {
     if options.operations == [Operation::Names] {
         return names::all(options.rounds, options.print_only);
     }
-    if options.operations.contains(&Operation::Names) {
-        bail!("`names` has a bed of its own: cargo xtask bench names");
+    if options.operations == [Operation::Stdio] {
+        return stdio::all(options.rounds, options.print_only);
+    }
+    for apart in [Operation::Names, Operation::Stdio] {
+        if options.operations.contains(&apart) {
+            bail!("`{0}` has a bed of its own: cargo xtask bench {0}", apart.name());
+        }
     }
     if std::thread::available_parallelism()?.get() < 2 {
         bail!("one CPU only: client and listener need one each");

@@ -4,6 +4,7 @@ use std::{fs, process::Command};
 
 use anyhow::{Context, Result};
 
+use super::report;
 use crate::{
     build, setup,
     step::{self, Step, say},
@@ -42,40 +43,9 @@ pub(super) fn all(rounds: usize, print_only: bool) -> Result<()> {
     if !print_only {
         let path = workspace::root().join("docs/figures.md");
         let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
-        fs::write(&path, with_section(&text, &section))
+        fs::write(&path, report::with_section(&text, SECTION, &section))
             .with_context(|| format!("cannot write {}", path.display()))?;
         say(format!("wrote {}", path.display()));
     }
     Ok(())
-}
-
-/// The report with this section in place of the one it has, or at its end.
-fn with_section(text: &str, section: &str) -> String {
-    let (before, after) = match text.find(SECTION) {
-        None => (text, ""),
-        Some(at) => {
-            let rest = &text[at + SECTION.len()..];
-            (&text[..at], rest.find("\n## ").map_or("", |next| &rest[next + 1..]))
-        }
-    };
-    let section = format!("{}\n\n{SECTION}\n{}\n", before.trim_end(), section.trim());
-    if after.is_empty() { section } else { format!("{section}\n{after}") }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_section_is_replaced_and_nothing_else() {
-        let text = "# Figures\n\n| a |\n\n## Programs\n\n| p |\n";
-        let once = with_section(text, "first\n");
-        assert_eq!(once, format!("{text}\n{SECTION}\nfirst\n"));
-        assert_eq!(with_section(&once, "second"), format!("{text}\n{SECTION}\nsecond\n"));
-        let between = format!("# Figures\n\n{SECTION}\nold\n\n## Programs\n\n| p |\n");
-        assert_eq!(
-            with_section(&between, "new"),
-            format!("# Figures\n\n{SECTION}\nnew\n\n## Programs\n\n| p |\n")
-        );
-    }
 }

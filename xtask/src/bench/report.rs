@@ -200,6 +200,20 @@ pub(crate) fn with_scale(text: &str, rows: &[scale::Row]) -> Result<String> {
     Ok(text)
 }
 
+/// The report with the section under this heading in place of the one it has, or
+/// at its end.
+pub(crate) fn with_section(text: &str, heading: &str, section: &str) -> String {
+    let (before, after) = match text.find(heading) {
+        None => (text, ""),
+        Some(at) => {
+            let rest = &text[at + heading.len()..];
+            (&text[..at], rest.find("\n## ").map_or("", |next| &rest[next + 1..]))
+        }
+    };
+    let section = format!("{}\n\n{heading}\n{}\n", before.trim_end(), section.trim());
+    if after.is_empty() { section } else { format!("{section}\n{after}") }
+}
+
 const fn said(ok: bool) -> &'static str {
     if ok { "ok" } else { "**missed**" }
 }
@@ -207,6 +221,7 @@ const fn said(ok: bool) -> &'static str {
 const fn title(operation: Operation) -> &'static str {
     match operation {
         Operation::Names => "names",
+        Operation::Stdio => "stdio",
         Operation::TcpConnect => "TCP connect(), loopback",
         Operation::UdpConnect => "UDP connect()",
         Operation::UdpSendto => "UDP sendto(), loopback",
@@ -224,7 +239,8 @@ fn shown(operation: Operation, figure: f64) -> String {
     }
 }
 
-fn machine() -> Result<String> {
+/// The kernel and the CPUs of this machine.
+pub(crate) fn machine() -> Result<String> {
     let kernel = step::output(std::process::Command::new("uname").args(["-sr"]))?;
     let cpus = std::thread::available_parallelism()?;
     let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
@@ -283,5 +299,19 @@ mod tests {
         assert_eq!(twice, with_scale(text, &[row("second")]).unwrap());
         assert!(twice.starts_with("# Figures\n\n## Budgets\n\n| b |\n\n## At scale\n"), "{twice}");
         assert!(twice.ends_with("| w | l | second | ok |\n\n## Programs\n\n| p |\n"), "{twice}");
+    }
+
+    #[test]
+    fn the_section_is_replaced_and_nothing_else() {
+        const HEADING: &str = "## Names\n";
+        let text = "# Figures\n\n| a |\n\n## Programs\n\n| p |\n";
+        let once = with_section(text, HEADING, "first\n");
+        assert_eq!(once, format!("{text}\n{HEADING}\nfirst\n"));
+        assert_eq!(with_section(&once, HEADING, "second"), format!("{text}\n{HEADING}\nsecond\n"));
+        let between = format!("# Figures\n\n{HEADING}\nold\n\n## Programs\n\n| p |\n");
+        assert_eq!(
+            with_section(&between, HEADING, "new"),
+            format!("# Figures\n\n{HEADING}\nnew\n\n## Programs\n\n| p |\n")
+        );
     }
 }

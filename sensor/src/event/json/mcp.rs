@@ -175,7 +175,7 @@ impl<M: SerializeMap> Fields<M> {
 }
 
 /// Nobody waits for an answer: it has no id and no outcome.
-pub(in crate::event) fn is_notification(e: &pb::Exchange) -> bool {
+pub(crate) fn is_notification(e: &pb::Exchange) -> bool {
     e.id_hash.is_empty() && e.outcome() == pb::Outcome::Unspecified
 }
 

@@ -109,14 +109,14 @@ fn exchange(outcome: pb::Outcome) -> pb::Exchange {
 #[test]
 fn a_call_says_what_came_of_it_for_whom() {
     let call = pb::ToolCall { exchange: Some(exchange(pb::Outcome::Ok)), tool: "now\u{1b}".to_owned() };
-    let line = row(&Event { body: Some(Body::ToolCall(call)), ..Default::default() });
+    let line = row(&Event { body: Some(Body::ToolCall(Box::new(call))), ..Default::default() });
     assert_eq!(
         line.cells()[1..],
         ["call", "time", "now\\u{1b}  ok  1.23 ms  999 B → 2.1 MB  pid 42 (dev)  for codex"]
     );
     assert_eq!(line.tone, Tone::Plain);
     let call = pb::ToolCall { exchange: Some(exchange(pb::Outcome::RpcError)), tool: "now".to_owned() };
-    let line = row(&Event { body: Some(Body::ToolCall(call)), ..Default::default() });
+    let line = row(&Event { body: Some(Body::ToolCall(Box::new(call))), ..Default::default() });
     assert!(line.detail.starts_with("now  rpc_error -32602  "), "{}", line.detail);
     assert_eq!(line.tone, Tone::Bad);
 }
@@ -159,11 +159,11 @@ proptest::proptest! {
         let said = pb::Exchange { method: text.clone(), id_hash: text.clone(), ..exchange(pb::Outcome::Task) };
         let said = Some(said);
         let bodies = [
-            Body::ToolCall(pb::ToolCall { exchange: said.clone(), tool: text.clone() }),
-            Body::Prompt(pb::Prompt { exchange: said.clone(), name: text.clone() }),
-            Body::Resource(pb::Resource { exchange: said.clone(), scheme: text.clone(), host: text.clone(), ..Default::default() }),
-            Body::McpMessage(pb::McpMessage { exchange: said, count: 2 }),
-            Body::ToolsListed(pb::ToolsListed { list_hash: text.clone(), ..Default::default() }),
+            Body::ToolCall(Box::new(pb::ToolCall { exchange: said.clone(), tool: text.clone() })),
+            Body::Prompt(Box::new(pb::Prompt { exchange: said.clone(), name: text.clone() })),
+            Body::Resource(Box::new(pb::Resource { exchange: said.clone(), scheme: text.clone(), host: text.clone(), ..Default::default() })),
+            Body::McpMessage(Box::new(pb::McpMessage { exchange: said, count: 2 })),
+            Body::ToolsListed(Box::new(pb::ToolsListed { list_hash: text.clone(), ..Default::default() })),
             Body::Drift(pb::Drift { tool: text.clone(), before: text.clone(), parts: vec![text.clone()], ..Default::default() }),
             Body::Uninspected(pb::Uninspected { how: text.clone(), ..Default::default() }),
             Body::Http(pb::HttpExchange { path: text.clone(), mcp_name: text.clone(), ..Default::default() }),

@@ -1,2 +1,4 @@
+mod redacting;
 mod rules;
 mod scanning;
+mod tools;

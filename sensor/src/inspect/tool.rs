@@ -1,1 +1,0 @@
-//! Poison in what a server says of its tools.

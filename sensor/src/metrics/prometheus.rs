@@ -1,0 +1,165 @@
+//! Prometheus: the OpenMetrics text of everything, over HTTP.
+
+use super::series::{BOUNDS, BYTES, present};
+use super::{Metrics, Sums};
+use http_body_util::Full;
+use hyper::body::{Bytes, Incoming};
+use hyper::service::service_fn;
+use hyper::{Method, Request, Response, StatusCode, header};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, NoLabelSet, text};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::registry::{Registry, Unit};
+use std::fmt;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
+
+/// Connections at one time; more wait.
+const CONNECTIONS: usize = 16;
+/// For a request's headers, and for one answer as a whole.
+const PATIENCE: Duration = Duration::from_secs(10);
+const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// `PORT` and `:PORT` are of the loopback address; another stands there in full.
+pub fn parse_address(text: &str) -> Result<SocketAddr, String> {
+    let port = text.strip_prefix(':').unwrap_or(text);
+    if let Ok(port) = port.parse::<u16>() {
+        return Ok(SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port));
+    }
+    let text = text.strip_prefix("localhost:").map_or(text.to_owned(), |port| format!("127.0.0.1:{port}"));
+    text.parse().map_err(|_| "write PORT (on 127.0.0.1), IP:PORT or [IPV6]:PORT".to_owned())
+}
+
+impl Metrics {
+    /// OpenMetrics text, version 1.0.0.
+    pub fn text(self: &Arc<Metrics>) -> String {
+        let mut registry = Registry::default();
+        registry.register_collector(Box::new(Scrape(self.clone())));
+        let mut out = String::new();
+        match text::encode(&mut out, &registry) {
+            Ok(()) => out,
+            // A String takes everything.
+            Err(error) => format!("# {error}\n# EOF\n"),
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Scrape(Arc<Metrics>);
+
+impl Collector for Scrape {
+    fn encode(&self, encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        encode(&self.0.sums(), encoder)
+    }
+}
+
+/// Dots are no part of a name in Prometheus.
+fn name(text: &str) -> String {
+    text.replace('.', "_")
+}
+
+fn labels(keys: &'static [&'static str], values: &[String]) -> Vec<(String, String)> {
+    present(keys, values).map(|(key, value)| (name(key), value.to_owned())).collect()
+}
+
+fn encode(sums: &Sums, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+    for counter in sums.counters() {
+        let unit = (counter.unit == BYTES).then_some(Unit::Bytes);
+        let name = name(counter.name);
+        let mut family =
+            encoder.encode_descriptor(&name, counter.help, unit.as_ref(), MetricType::Counter)?;
+        for (values, sum) in &counter.series {
+            let labels = labels(counter.labels, values);
+            family.encode_family(&labels)?.encode_counter::<NoLabelSet, _, u64>(sum, None)?;
+        }
+    }
+    let histogram = &sums.duration;
+    let name = name(histogram.name);
+    let mut family =
+        encoder.encode_descriptor(&name, histogram.help, Some(&Unit::Seconds), MetricType::Histogram)?;
+    for (values, distribution) in &histogram.series {
+        let labels = labels(histogram.labels, values);
+        let bounds = BOUNDS.iter().copied().chain([f64::INFINITY]);
+        let buckets: Vec<(f64, u64)> = bounds.zip(distribution.counts).collect();
+        let (seconds, count) = (distribution.seconds, distribution.count());
+        family.encode_family(&labels)?.encode_histogram::<NoLabelSet>(seconds, count, &buckets, None)?;
+    }
+    Ok(())
+}
+
+/// Answers `GET /metrics`.
+pub struct Server {
+    listener: TcpListener,
+    metrics: Arc<Metrics>,
+}
+
+impl Server {
+    /// Needs a tokio runtime around it.
+    pub fn bind(address: SocketAddr, metrics: Arc<Metrics>) -> io::Result<Server> {
+        let listener = std::net::TcpListener::bind(address)?;
+        listener.set_nonblocking(true)?;
+        Ok(Server { listener: TcpListener::from_std(listener)?, metrics })
+    }
+
+    pub fn address(&self) -> io::Result<SocketAddr> {
+        self.listener.local_addr()
+    }
+
+    /// Until it is dropped.
+    pub async fn serve(self) {
+        let places = Arc::new(Semaphore::new(CONNECTIONS));
+        let mut connections = tokio::task::JoinSet::new();
+        loop {
+            while connections.try_join_next().is_some() {}
+            // It is never closed.
+            let Ok(place) = places.clone().acquire_owned().await else { return };
+            let stream = match self.listener.accept().await {
+                Ok((stream, _)) => stream,
+                Err(error) => {
+                    // Out of descriptors or memory: both pass.
+                    tracing::warn!(%error, "a connection for metrics could not be accepted");
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                    continue;
+                }
+            };
+            let metrics = self.metrics.clone();
+            connections.spawn(async move {
+                let _place = place;
+                let answering = hyper::server::conn::http1::Builder::new()
+                    .timer(TokioTimer::new())
+                    .header_read_timeout(PATIENCE)
+                    .max_buf_size(16 << 10)
+                    // One that reads slowly gives its place back in the end.
+                    .keep_alive(false)
+                    .serve_connection(
+                        TokioIo::new(stream),
+                        service_fn(|request| answer(metrics.clone(), request)),
+                    );
+                let _ = tokio::time::timeout(3 * PATIENCE, answering).await;
+            });
+        }
+    }
+}
+
+async fn answer(
+    metrics: Arc<Metrics>,
+    request: Request<Incoming>,
+) -> Result<Response<Full<Bytes>>, hyper::http::Error> {
+    let (status, kind, body) = match (request.method(), request.uri().path()) {
+        (&Method::GET | &Method::HEAD, "/metrics") => {
+            let text = tokio::task::spawn_blocking(move || metrics.text()).await;
+            match text {
+                Ok(text) => (StatusCode::OK, CONTENT_TYPE, text),
+                Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, "text/plain", format!("{error}\n")),
+            }
+        }
+        (_, "/metrics") => (StatusCode::METHOD_NOT_ALLOWED, "text/plain", "GET only\n".to_owned()),
+        _ => (StatusCode::NOT_FOUND, "text/plain", "metrics are at /metrics\n".to_owned()),
+    };
+    Response::builder().status(status).header(header::CONTENT_TYPE, kind).body(Full::from(body))
+}

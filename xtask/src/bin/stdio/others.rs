@@ -1,0 +1,129 @@
+//! What everyone else pays: calls of a process that has nothing to do with any
+//! server, while the sensor has nothing to read, and while it reads one.
+
+use std::{
+    fs::OpenOptions,
+    io::{self, Read as _, Write as _},
+    process::{Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, ensure};
+use mcp_sensor_tests::cgroup::Subtree;
+
+use crate::{
+    Report,
+    agent::{Agent, policy},
+    client::{Server, Session, enter, pin},
+    figures::median,
+};
+
+const CALLS: [&str; 3] = ["getppid()", "write() of 1 byte to /dev/null", "write() of 1 byte to a pipe"];
+type Figures = [f64; CALLS.len()];
+
+/// Prints the median nanoseconds of each call.
+pub(crate) fn measure(milliseconds: u64) -> Result<()> {
+    let time = Duration::from_millis(milliseconds);
+    let parent = batches(
+        time,
+        || {
+            // SAFETY: no memory is passed.
+            unsafe { libc::syscall(libc::SYS_getppid) };
+            Ok(())
+        },
+        || Ok(()),
+    )?;
+    let mut null = OpenOptions::new().write(true).open("/dev/null")?;
+    let thrown = batches(time, || null.write(b"x").map(drop), || Ok(()))?;
+    let (mut from, mut to) = io::pipe()?;
+    let mut drain = [0; BATCH as usize];
+    let piped = batches(time, || to.write(b"x").map(drop), || from.read_exact(&mut drain))?;
+    println!("{parent} {thrown} {piped}");
+    Ok(())
+}
+
+/// Calls that are timed together.
+const BATCH: u32 = 500;
+
+/// Nanoseconds of one call; `rest` is not timed.
+fn batches(
+    time: Duration,
+    mut call: impl FnMut() -> io::Result<()>,
+    mut rest: impl FnMut() -> io::Result<()>,
+) -> Result<f64> {
+    let mut samples = Vec::new();
+    let end = Instant::now() + time;
+    while Instant::now() < end {
+        let from = Instant::now();
+        for _ in 0..BATCH {
+            call()?;
+        }
+        samples.push(from.elapsed().as_nanos() as f64 / f64::from(BATCH));
+        rest()?;
+    }
+    ensure!(!samples.is_empty(), "no sample in the given time");
+    Ok(median(samples))
+}
+
+fn measured(cgroup: &Subtree) -> Result<Figures> {
+    const MILLISECONDS: u64 = 200;
+    let mut command = Command::new(std::env::current_exe()?);
+    command.args(["others", "--milliseconds", &MILLISECONDS.to_string()]);
+    // Pipes for both would make it a candidate.
+    command.stdin(Stdio::null()).stderr(Stdio::inherit());
+    enter(&mut command, cgroup.entrance()?);
+    pin(&mut command);
+    let said = command.output()?;
+    let text = String::from_utf8_lossy(&said.stdout);
+    let figures: Vec<f64> = text.split_whitespace().filter_map(|t| t.parse().ok()).collect();
+    figures.try_into().ok().with_context(|| format!("no figures: {text:?}"))
+}
+
+struct Round {
+    before: Figures,
+    idle: Figures,
+    reading: Figures,
+    after: Figures,
+}
+
+fn round(report: &Report) -> Result<Round> {
+    let cgroup = Subtree::new()?;
+    let before = measured(&cgroup)?;
+    let (idle, reading) = {
+        let agent = Agent::start(report, &cgroup, &policy(None))?;
+        ensure!(!agent.reads()?, "the sensor reads though there is nothing to read");
+        let idle = measured(&cgroup)?;
+        let mut command = agent.launch(&std::env::current_exe()?)?;
+        command.arg("echo");
+        enter(&mut command, cgroup.entrance()?);
+        let mut events = agent.events();
+        let mut session = Session::open(Server::start(command)?)?;
+        session.call("x")?;
+        events.wait("the server's call", |e| e.kind == "tool_call")?;
+        ensure!(agent.reads()?, "the sensor does not read");
+        (idle, measured(&cgroup)?)
+    };
+    Ok(Round { before, idle, reading, after: measured(&cgroup)? })
+}
+
+pub(crate) fn report(report: &Report) -> Result<String> {
+    let rounds: Vec<Round> = (0..report.rounds).map(|_| round(report)).collect::<Result<_>>()?;
+    let mut text = String::from(
+        "\n### Everyone else\n\n| call of an unlabelled process | no sensor | sensor, nothing to read | \
+         sensor reads a server |\n|---|---|---|---|\n",
+    );
+    for (at, call) in CALLS.into_iter().enumerate() {
+        let without = |r: &Round| f64::midpoint(r.before[at], r.after[at]);
+        let column = |of: fn(&Round) -> &Figures| {
+            let added = median(rounds.iter().map(|r| of(r)[at] - without(r)));
+            format!("{:.0} ns ({added:+.0} ns)", median(rounds.iter().map(|r| of(r)[at])))
+        };
+        text += &format!(
+            "| {call} | {:.0} ns | {} | {} |\n",
+            median(rounds.iter().map(without)),
+            column(|r| &r.idle),
+            column(|r| &r.reading)
+        );
+    }
+    Ok(text + "\nIn brackets: more than without a sensor, in the same round.\n")
+}

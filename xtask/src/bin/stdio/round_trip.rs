@@ -1,0 +1,256 @@
+//! A tool call there and back: without a sensor, of a server that it knows and
+//! reads, and behind a proxy. One server process is measured without the
+//! sensor, with it, and without it again: two processes of the same program
+//! differ more than what is looked for.
+
+use std::{
+    fmt::Write as _,
+    process::Command,
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, ensure};
+use mcp_sensor_tests::cgroup::Subtree;
+
+use crate::{
+    Report,
+    agent::{Agent, policy},
+    client::{Caller, Server, Session, enter, on_cpu, pin},
+    figures::{Budgets, median, percentile, shown, size},
+    proxy::Proxy,
+    server::prose,
+};
+
+const SIZES: [usize; 2] = [100, 64 * 1024];
+/// Of one size, in one setting, in one round.
+const TIME: Duration = Duration::from_millis(400);
+/// Until compilers and caches have settled; the most of it is node's.
+const WARM_UP: Duration = Duration::from_millis(600);
+
+/// Which server is called.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Real,
+    Minimal,
+}
+
+impl Kind {
+    const fn name(self) -> &'static str {
+        match self {
+            Kind::Real => "server-everything",
+            Kind::Minimal => "minimal",
+        }
+    }
+
+    fn command(self, report: &Report) -> Result<Command> {
+        Ok(match self {
+            Kind::Real => {
+                let mut command = Command::new("node");
+                command.arg(&report.everything);
+                command
+            }
+            Kind::Minimal => {
+                let mut command = Command::new(std::env::current_exe()?);
+                command.arg("echo");
+                command
+            }
+        })
+    }
+
+    /// What the policy knows it by.
+    fn matched(self, report: &Report) -> Result<String> {
+        Ok(match self {
+            Kind::Real => format!("argv: ['{}']", report.everything.display()),
+            Kind::Minimal => format!("exe: '{}'", std::env::current_exe()?.display()),
+        })
+    }
+}
+
+/// Nanoseconds.
+#[derive(Clone, Copy)]
+struct Figure {
+    p50: f64,
+    p99: f64,
+}
+
+impl Figure {
+    fn of(times: &[f64]) -> Figure {
+        Figure { p50: percentile(times, 0.5), p99: percentile(times, 0.99) }
+    }
+}
+
+type Percentile = (&'static str, fn(&Figure) -> f64);
+const PERCENTILES: [Percentile; 2] = [("p50", |f| f.p50), ("p99", |f| f.p99)];
+
+/// Calls that the sensor was to see.
+#[derive(Clone, Copy, Default)]
+struct Seen {
+    calls: u64,
+    read: u64,
+    /// Bytes that the sensor could not read, and told.
+    unread: u64,
+    /// Their events made room for others; the sensor says how many.
+    dropped: u64,
+}
+
+/// Of one server and one size, in one round.
+struct Round {
+    before: Figure,
+    with: Figure,
+    after: Figure,
+    proxied: Option<Figure>,
+}
+
+impl Round {
+    /// Without a sensor.
+    fn without(&self, of: fn(&Figure) -> f64) -> f64 {
+        f64::midpoint(of(&self.before), of(&self.after))
+    }
+}
+
+const KINDS: [Kind; 2] = [Kind::Real, Kind::Minimal];
+
+pub(crate) fn report(report: &Report, budgets: &mut Budgets) -> Result<String> {
+    let mut all = Seen::default();
+    let mut rounds: Vec<Vec<Round>> = (0..KINDS.len() * SIZES.len()).map(|_| Vec::new()).collect();
+    for _ in 0..report.rounds {
+        for (at, kind) in KINDS.into_iter().enumerate() {
+            let (made, seen) =
+                round(report, kind).with_context(|| format!("round trips of {}", kind.name()))?;
+            for (figures, made) in rounds[at * SIZES.len()..].iter_mut().zip(made) {
+                figures.push(made);
+            }
+            all.calls += seen.calls;
+            all.read += seen.read;
+            all.unread += seen.unread;
+            all.dropped += seen.dropped;
+        }
+    }
+    let mut text = format!(
+        "\n### Tool calls\n\n| server, arguments | | no sensor | labelled and captured | {} |\n|---|---|---|---|---|\n",
+        if report.proxy.is_some() { "behind mcp-proxy" } else { "no proxy to compare with" }
+    );
+    for (at, rounds) in rounds.iter().enumerate() {
+        let (kind, bytes) = (KINDS[at / SIZES.len()], SIZES[at % SIZES.len()]);
+        for (name, of) in PERCENTILES {
+            write!(text, "| {}, {} | {name} |", kind.name(), size(bytes))?;
+            let again = median(rounds.iter().map(|r| of(&r.after) / of(&r.before)));
+            write!(text, " {} (again {again:.2}) |", shown(median(rounds.iter().map(|r| r.without(of)))))?;
+            let ratio = median(rounds.iter().map(|r| of(&r.with) / r.without(of)));
+            write!(text, " {} ({ratio:.2}) |", shown(median(rounds.iter().map(|r| of(&r.with)))))?;
+            let proxied = || rounds.iter().filter_map(|r| Some((r, r.proxied.as_ref()?)));
+            if proxied().next().is_some() {
+                let ratio = median(proxied().map(|(r, p)| of(p) / r.without(of)));
+                write!(text, " {} ({ratio:.2})", shown(median(proxied().map(|(_, p)| of(p)))))?;
+            }
+            text.push_str(" |\n");
+        }
+        let more = (median(rounds.iter().map(|r| r.with.p50 / r.without(|f| f.p50))) - 1.0) * 100.0;
+        let added = median(rounds.iter().map(|r| r.with.p50 - r.without(|f| f.p50)));
+        if kind == Kind::Real {
+            budgets.add(
+                &format!("tool call, {}, {} of arguments, labelled and captured", kind.name(), size(bytes)),
+                "≤ +5 %",
+                &format!("{more:+.1} % ({:+.1} µs)", added / 1e3),
+                more <= 5.0,
+            );
+        }
+    }
+    write!(
+        text,
+        "\nIn brackets: to no sensor, of the same round; \"again\" is no sensor after the sensor to before it, \
+         which is what the machine does by itself. Client and server share one CPU, the agent runs where it is \
+         put. The proxy speaks streamable HTTP to the client and stdio to the server; no sensor runs then. The \
+         sensor saw {} of {} calls; {:.2} MB were too fast for it and are told as uninspected, {} events were \
+         dropped before the file and told.\n",
+        all.read,
+        all.calls,
+        all.unread as f64 / 1e6,
+        all.dropped
+    )?;
+    Ok(text)
+}
+
+fn round(report: &Report, kind: Kind) -> Result<(Vec<Round>, Seen)> {
+    let messages = SIZES.map(prose);
+    let cgroup = Subtree::new()?;
+    let mut command = kind.command(report)?;
+    enter(&mut command, cgroup.entrance()?);
+    pin(&mut command);
+    let mut session = Session::open(Server::start(command)?)?;
+    let before = measure(&mut session, &messages)?;
+    let (with, seen) = {
+        let agent = Agent::start(report, &cgroup, &policy(Some(&kind.matched(report)?)))?;
+        watched(&agent, &mut session, &messages)?
+    };
+    let after = measure(&mut session, &messages)?;
+    drop(session);
+    let proxied = match &report.proxy {
+        Some(proxy) => {
+            let mut session = Session::open(Proxy::start(proxy, &kind.command(report)?)?)?;
+            measure(&mut session, &messages)?.map(Some)
+        }
+        None => [None; SIZES.len()],
+    };
+    let rounds = (0..SIZES.len())
+        .map(|at| Round { before: before[at], with: with[at], after: after[at], proxied: proxied[at] })
+        .collect();
+    Ok((rounds, seen))
+}
+
+fn measure<C: Caller>(session: &mut Session<C>, messages: &[String; 2]) -> Result<[Figure; 2]> {
+    // Not longer: a sensor that is started would inherit it.
+    let _here = on_cpu()?;
+    for message in messages {
+        session.call_for(message, WARM_UP / 2)?;
+    }
+    let [small, large] = messages;
+    Ok([Figure::of(&session.call_for(small, TIME)?), Figure::of(&session.call_for(large, TIME)?)])
+}
+
+/// The same when the sensor has found the server; each call must be seen.
+fn watched(
+    agent: &Agent,
+    session: &mut Session<Server>,
+    messages: &[String; 2],
+) -> Result<([Figure; 2], Seen)> {
+    const LIMIT: Duration = Duration::from_secs(10);
+    // What is lost is told by a look every second.
+    const QUIET: Duration = Duration::from_millis(2500);
+    let mut events = agent.events();
+    let mut found = false;
+    let end = Instant::now() + LIMIT;
+    while !found {
+        ensure!(Instant::now() < end, "the sensor does not find the server that runs");
+        session.call("found?")?;
+        thread::sleep(Duration::from_millis(50));
+        events.read(|e| found |= e.kind == "tool_call")?;
+    }
+    // What is under way.
+    thread::sleep(Duration::from_millis(100));
+    events.read(|_| {})?;
+    let from = session.calls();
+    let figures = measure(session, messages)?;
+    let calls = session.calls() - from;
+    let mut seen = Seen { calls, ..Seen::default() };
+    let mut last = Instant::now();
+    while seen.read + seen.dropped < calls && last.elapsed() < QUIET {
+        events.read(|e| {
+            match e.kind.as_str() {
+                "tool_call" => seen.read += 1,
+                "loss" if e.place == "subscriber:file" => seen.dropped += e.count,
+                "uninspected" => seen.unread += e.bytes,
+                _ => return,
+            }
+            last = Instant::now();
+        })?;
+        thread::sleep(Duration::from_millis(10));
+    }
+    ensure!(
+        seen.read + seen.dropped >= calls || seen.unread > 0,
+        "{} of {calls} calls were seen, and nothing is told of the others",
+        seen.read
+    );
+    Ok((figures, seen))
+}
