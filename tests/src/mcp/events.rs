@@ -138,8 +138,8 @@ impl Sensor {
         std::thread::sleep(QUIET);
         let events = self.since(mark, "tool_call", of)?;
         let unread = self.since(mark, "uninspected", of)?;
-        let (answered, others) = split(calls.to_vec());
-        let (seen, other_seen) = split(events.iter().map(Call::of_event).collect());
+        let (answered, others) = split(calls.iter().cloned());
+        let (seen, other_seen) = split(events.iter().map(Call::of_event));
         let also = format!("; all: {}; unread: {}", self.summary(mark)?, shown(&unread));
         same("answered calls", &answered, &seen).map_err(|e| anyhow::anyhow!("{e:#}{also}"))?;
         same("calls without an answer", &others, &other_seen).map_err(|e| anyhow::anyhow!("{e:#}{also}"))?;
@@ -150,8 +150,8 @@ impl Sensor {
 
 /// Answered calls in order; the others sorted, and without the size of an
 /// answer that no longer counts.
-fn split(calls: Vec<Call>) -> (Vec<Call>, Vec<Call>) {
-    let (answered, mut others): (Vec<_>, Vec<_>) = calls.into_iter().partition(Call::is_answered);
+fn split(calls: impl Iterator<Item = Call>) -> (Vec<Call>, Vec<Call>) {
+    let (answered, mut others): (Vec<_>, Vec<_>) = calls.partition(Call::is_answered);
     others.iter_mut().for_each(|c| c.response_bytes = 0);
     others.sort();
     (answered, others)
