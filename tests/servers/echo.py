@@ -1,6 +1,6 @@
 """An MCP server of the standard library alone, both eras, for what real servers do not do on request.
 
-    echo.py [--name N] [--version V] [--describe TEXT] [--shuffle] [--pid-file FILE]
+    echo.py [--name N] [--version V] [--describe TEXT|@FILE] [--shuffle] [--pid-file FILE]
 
 Tools:
   echo    {"bytes": N} or {"text": T}, {"delay": seconds}   a text of N bytes, later
@@ -34,6 +34,9 @@ options.add_argument("--describe", default="Says what it is told.")
 options.add_argument("--shuffle", action="store_true")
 options.add_argument("--pid-file")
 options = options.parse_args()
+if options.describe.startswith("@"):
+    with open(options.describe[1:]) as f:
+        options.describe = f.read()
 
 ANY = {"type": "object", "properties": {}}
 state = {"description": options.describe, "next": 0}

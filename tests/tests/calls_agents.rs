@@ -14,7 +14,7 @@ use mcp_sensor_tests::sensor::Sensor;
 use mcp_sensor_tests::spec::{Claim, run};
 use serde_json::{Value, json};
 
-fn is_recorded(agent: Agent, server: Server, calls: Value) -> Result<Claim> {
+fn is_recorded(agent: Agent, server: &Server, calls: &Value) -> Result<Claim> {
     for program in ["python3", "node", "npm"] {
         if found(program).is_none() {
             return Ok(Claim::Skipped(format!("{program} is not installed (ENOENT)")));
@@ -23,7 +23,7 @@ fn is_recorded(agent: Agent, server: Server, calls: Value) -> Result<Claim> {
     let bed = Bed::new()?;
     let sensor = Sensor::start(&bed, &server.declared(Policy::default()))?;
     let mark = sensor.mark()?;
-    let told = converse(&bed, agent, server.name, &server.session, &calls)?;
+    let told = converse(&bed, agent, server.name, &server.session, calls)?;
     let events = sensor.exactly(mark, "tool_call", server.name, told.len())?;
     let seen: Vec<Told> =
         events.iter().map(Call::of_event).map(|c| Told { tool: c.tool, error: c.outcome != "ok" }).collect();
@@ -55,23 +55,23 @@ fn everything_calls() -> Value {
 #[test]
 #[ignore = "361 MB"]
 fn claude_code_with_mcp_server_time_is_recorded() {
-    run(|| is_recorded(Agent::ClaudeCode, servers::time()?, time_calls()));
+    run(|| is_recorded(Agent::ClaudeCode, &servers::time()?, &time_calls()));
 }
 
 #[test]
 #[ignore = "361 MB"]
 fn claude_code_with_server_everything_is_recorded() {
-    run(|| is_recorded(Agent::ClaudeCode, servers::everything()?, everything_calls()));
+    run(|| is_recorded(Agent::ClaudeCode, &servers::everything()?, &everything_calls()));
 }
 
 #[test]
 #[ignore = "404 MB"]
 fn codex_with_mcp_server_time_is_recorded() {
-    run(|| is_recorded(Agent::Codex, servers::time()?, time_calls()));
+    run(|| is_recorded(Agent::Codex, &servers::time()?, &time_calls()));
 }
 
 #[test]
 #[ignore = "404 MB"]
 fn codex_with_server_everything_is_recorded() {
-    run(|| is_recorded(Agent::Codex, servers::everything()?, everything_calls()));
+    run(|| is_recorded(Agent::Codex, &servers::everything()?, &everything_calls()));
 }

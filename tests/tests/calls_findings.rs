@@ -77,7 +77,10 @@ fn poison_in_a_description_is_a_finding() {
         for (description, rule) in [(poison, None), (hidden.as_str(), Some("hidden_unicode"))] {
             let mark = sensor.mark()?;
             let mut session = server.session.clone();
-            session.command.extend(["--describe".to_owned(), description.to_owned()]);
+            // Not as an argument, which an exec event has.
+            let file = bed.folder.path().join("description");
+            std::fs::write(&file, description)?;
+            session.command.extend(["--describe".to_owned(), format!("@{}", file.display())]);
             PYTHON_1.drive(&bed, &session, SESSION)?;
             sensor.exactly(mark, "tools_listed", server.name, 1)?;
             let found = findings(&sensor, mark, server.name, "tool_poisoning")?;
@@ -87,7 +90,8 @@ fn poison_in_a_description_is_a_finding() {
             ensure!(named, "not {rule:?}: {found:?}");
         }
         let written = std::fs::read_to_string(sensor.events_path())?;
-        ensure!(!written.contains("sidenote"), "the description is in the events");
+        let line = written.lines().find(|l| l.contains("Before using"));
+        ensure!(line.is_none(), "the description is in the events: {line:?}");
         Ok(())
     });
 }

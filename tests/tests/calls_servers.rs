@@ -4,6 +4,7 @@
 use anyhow::{Context, Result, ensure};
 use mcp_sensor_tests::bed::Bed;
 use mcp_sensor_tests::drivers::found;
+use mcp_sensor_tests::mcp::events::Of;
 use mcp_sensor_tests::mcp::servers::{self, Server};
 use mcp_sensor_tests::mcp::session::{ALL, Driver, NODE_1, NODE_2, PYTHON_1, PYTHON_2};
 use mcp_sensor_tests::network::Family;
@@ -43,17 +44,20 @@ fn compare(bed: &Bed, sensor: &Sensor, server: &Server, driver: Driver) -> Resul
     let client = u64::from(driven.running.pid());
     let log = driven.finish(SESSION)?;
     ensure!(!log.calls.is_empty() && log.asked("client", "tools/list") > 0, "proves nothing: {log:?}");
-    let events = sensor.knows(mark, server.name, &log)?;
+    let of = Of { server: server.name, client: Some(client) };
+    let started = sensor.exactly(mark, "instance_started", of, log.processes)?;
+    let events = sensor.knows(mark, of, &log)?;
     let progress: u64 = events.iter().filter_map(|e| e.number("progress")).sum();
     ensure!(progress == log.progress as u64, "{progress} of {} progress notifications", log.progress);
-    let lists = sensor.exactly(mark, "tools_listed", server.name, log.asked("client", "tools/list"))?;
+    let lists = sensor.exactly(mark, "tools_listed", of, log.asked("client", "tools/list"))?;
     // Whoever begins with `initialize` speaks the older era.
     let era = if log.asked("client", "initialize") > 0 { "legacy" } else { "modern" };
     for event in events.iter().chain(&lists) {
         ensure!(event.text("era") == era, "not {era}: {}", event.0);
         ensure!(event.number("client.pid") == Some(client), "not client {client}: {}", event.0);
         ensure!(event.text("transport") == "stdio", "{}", event.0);
-        ensure!(!event.text("instance").is_empty(), "{}", event.0);
+        let known = started.iter().any(|s| s.text("instance") == event.text("instance"));
+        ensure!(known, "of no instance: {}", event.0);
     }
     Ok(())
 }

@@ -4,7 +4,7 @@ use super::log::{Call, Log};
 use crate::events::Event;
 use crate::sensor::{SOON, Sensor};
 use anyhow::{Result, bail, ensure};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
 use std::time::{Duration, Instant};
 
@@ -26,6 +26,20 @@ impl Call {
     }
 }
 
+/// Whose events: rules hold on the whole host, where others may run the same
+/// server; with `client`, only instances that this process started.
+#[derive(Clone, Copy, Debug)]
+pub struct Of<'a> {
+    pub server: &'a str,
+    pub client: Option<u64>,
+}
+
+impl<'a> From<&'a str> for Of<'a> {
+    fn from(server: &'a str) -> Of<'a> {
+        Of { server, client: None }
+    }
+}
+
 /// A place in the sensor's list of events.
 #[derive(Clone, Copy, Debug)]
 pub struct Mark(usize);
@@ -36,23 +50,43 @@ impl Sensor {
     }
 
     /// Events of a kind and a server since the mark.
-    pub fn since(&self, mark: Mark, kind: &str, server: &str) -> Result<Vec<Event>> {
+    pub fn since<'a>(&self, mark: Mark, kind: &str, of: impl Into<Of<'a>>) -> Result<Vec<Event>> {
+        let of = of.into();
         let mut events = self.events();
-        let wanted = |e: &&Event| e.text("type") == kind && e.text("server") == server;
-        Ok(events.all()?[mark.0..].iter().filter(wanted).cloned().collect())
+        let events = &events.all()?[mark.0..];
+        let started = |e: &&Event| e.text("type") == "instance_started" && e.text("server") == of.server;
+        let own: BTreeSet<&str> = events
+            .iter()
+            .filter(started)
+            .filter(|e| of.client.is_none_or(|pid| e.number("client.pid") == Some(pid)))
+            .map(|e| e.text("instance"))
+            .collect();
+        let wanted = |e: &&Event| {
+            e.text("type") == kind
+                && e.text("server") == of.server
+                && (of.client.is_none() || own.contains(e.text("instance")))
+        };
+        Ok(events.iter().filter(wanted).cloned().collect())
     }
 
     /// Waits until there are `count` of them, and that no more come.
-    pub fn exactly(&self, mark: Mark, kind: &str, server: &str, count: usize) -> Result<Vec<Event>> {
+    pub fn exactly<'a>(
+        &self,
+        mark: Mark,
+        kind: &str,
+        of: impl Into<Of<'a>>,
+        count: usize,
+    ) -> Result<Vec<Event>> {
+        let of = of.into();
         let deadline = Instant::now() + SOON;
-        while self.since(mark, kind, server)?.len() < count && Instant::now() < deadline {
+        while self.since(mark, kind, of)?.len() < count && Instant::now() < deadline {
             std::thread::sleep(Duration::from_millis(5));
         }
         std::thread::sleep(QUIET);
-        let found = self.since(mark, kind, server)?;
+        let found = self.since(mark, kind, of)?;
         if found.len() != count {
             let (found_count, all) = (found.len(), self.summary(mark)?);
-            bail!("{found_count} `{kind}` events of {server}, not {count} (all: {all}): {}", shown(&found));
+            bail!("{found_count} `{kind}` events of {of:?}, not {count} (all: {all}): {}", shown(&found));
         }
         Ok(found)
     }
@@ -72,19 +106,21 @@ impl Sensor {
 
     /// The sensor's list of calls is the client's own: tool, order, count,
     /// outcome and sizes; nothing missing, nothing invented, nothing unread.
-    pub fn knows(&self, mark: Mark, server: &str, log: &Log) -> Result<Vec<Event>> {
-        let events = self.calls_are(mark, server, &log.calls)?;
-        self.requests_are(mark, server, log)?;
+    pub fn knows<'a>(&self, mark: Mark, of: impl Into<Of<'a>>, log: &Log) -> Result<Vec<Event>> {
+        let of = of.into();
+        let events = self.calls_are(mark, of, &log.calls)?;
+        self.requests_are(mark, of, log)?;
         Ok(events)
     }
 
     /// Every request of either side is in the events of its kind.
-    pub fn requests_are(&self, mark: Mark, server: &str, log: &Log) -> Result<()> {
+    pub fn requests_are<'a>(&self, mark: Mark, of: impl Into<Of<'a>>, log: &Log) -> Result<()> {
+        let of = of.into();
         let mut seen = BTreeMap::new();
         for kind in ["tool_call", "tools_listed", "prompt", "resource", "mcp_message"] {
             // A notification has no outcome.
             let asked = |e: &Event| !e.text("outcome").is_empty();
-            for event in self.since(mark, kind, server)?.into_iter().filter(asked) {
+            for event in self.since(mark, kind, of)?.into_iter().filter(asked) {
                 let sender = if event.text("sender") == "client" { "client" } else { "server" };
                 *seen.entry((sender, event.text("method").to_owned())).or_insert(0) += 1;
             }
@@ -93,16 +129,17 @@ impl Sensor {
         Ok(())
     }
 
-    pub fn calls_are(&self, mark: Mark, server: &str, calls: &[Call]) -> Result<Vec<Event>> {
+    pub fn calls_are<'a>(&self, mark: Mark, of: impl Into<Of<'a>>, calls: &[Call]) -> Result<Vec<Event>> {
+        let of = of.into();
         let deadline = Instant::now() + SOON;
-        while self.since(mark, "tool_call", server)?.len() < calls.len() && Instant::now() < deadline {
+        while self.since(mark, "tool_call", of)?.len() < calls.len() && Instant::now() < deadline {
             std::thread::sleep(Duration::from_millis(5));
         }
         std::thread::sleep(QUIET);
-        let events = self.since(mark, "tool_call", server)?;
-        let unread = self.since(mark, "uninspected", server)?;
-        let (answered, others) = split(calls.to_vec());
-        let (seen, other_seen) = split(events.iter().map(Call::of_event).collect());
+        let events = self.since(mark, "tool_call", of)?;
+        let unread = self.since(mark, "uninspected", of)?;
+        let (answered, others) = split(calls.iter().cloned());
+        let (seen, other_seen) = split(events.iter().map(Call::of_event));
         let also = format!("; all: {}; unread: {}", self.summary(mark)?, shown(&unread));
         same("answered calls", &answered, &seen).map_err(|e| anyhow::anyhow!("{e:#}{also}"))?;
         same("calls without an answer", &others, &other_seen).map_err(|e| anyhow::anyhow!("{e:#}{also}"))?;
@@ -113,8 +150,8 @@ impl Sensor {
 
 /// Answered calls in order; the others sorted, and without the size of an
 /// answer that no longer counts.
-fn split(calls: Vec<Call>) -> (Vec<Call>, Vec<Call>) {
-    let (answered, mut others): (Vec<_>, Vec<_>) = calls.into_iter().partition(Call::is_answered);
+fn split(calls: impl Iterator<Item = Call>) -> (Vec<Call>, Vec<Call>) {
+    let (answered, mut others): (Vec<_>, Vec<_>) = calls.partition(Call::is_answered);
     others.iter_mut().for_each(|c| c.response_bytes = 0);
     others.sort();
     (answered, others)

@@ -10,7 +10,7 @@ use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use std::fmt::Write;
-use std::path::PathBuf;
+use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
@@ -53,8 +53,8 @@ pub fn converse(bed: &Bed, agent: Agent, name: &str, session: &Session, calls: &
     let home = folder.join(format!("{agent:?}.home"));
     std::fs::create_dir_all(&home)?;
     let command = match agent {
-        Agent::ClaudeCode => claude_code(bed, home, name, session, calls)?,
-        Agent::Codex => codex(bed, home, name, session)?,
+        Agent::ClaudeCode => claude_code(bed, &home, name, session, calls)?,
+        Agent::Codex => codex(bed, &home, name, session)?,
     };
     let done = Running::start(command)?.finish(TURN)?;
     ensure!(done.status.success(), "{agent:?}: {} {:?} {}", done.status, done.lines, done.stderr);
@@ -70,7 +70,7 @@ pub fn converse(bed: &Bed, agent: Agent, name: &str, session: &Session, calls: &
     Ok(told)
 }
 
-fn claude_code(bed: &Bed, home: PathBuf, name: &str, session: &Session, calls: &Value) -> Result<Command> {
+fn claude_code(bed: &Bed, home: &Path, name: &str, session: &Session, calls: &Value) -> Result<Command> {
     let config = home.join("mcp.json");
     let (program, arguments) = session.command.split_first().context("a command")?;
     let servers = json!({"mcpServers": {name: {"command": program, "args": arguments}}});
@@ -82,7 +82,7 @@ fn claude_code(bed: &Bed, home: PathBuf, name: &str, session: &Session, calls: &
         .filter_map(|c| Some(format!("mcp__{name}__{}", c["tool"].as_str()?)))
         .collect();
     let mut command = bed.command(installed("claude")?.join("node_modules/.bin/claude"))?;
-    command.current_dir(&home).env("HOME", &home);
+    command.current_dir(home).env("HOME", home);
     command.env("ANTHROPIC_BASE_URL", format!("http://127.0.0.1:{PORT}")).env("ANTHROPIC_API_KEY", "x");
     for switch in ["DISABLE_TELEMETRY", "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC", "DISABLE_AUTOUPDATER"] {
         command.env(switch, "1");
@@ -93,7 +93,7 @@ fn claude_code(bed: &Bed, home: PathBuf, name: &str, session: &Session, calls: &
     Ok(command)
 }
 
-fn codex(bed: &Bed, home: PathBuf, name: &str, session: &Session) -> Result<Command> {
+fn codex(bed: &Bed, home: &Path, name: &str, session: &Session) -> Result<Command> {
     let (program, arguments) = session.command.split_first().context("a command")?;
     let mut config =
         String::from("model = \"stub\"\nmodel_provider = \"stub\"\napproval_policy = \"never\"\n");
@@ -101,13 +101,13 @@ fn codex(bed: &Bed, home: PathBuf, name: &str, session: &Session) -> Result<Comm
         config,
         "[model_providers.stub]\nname = \"stub\"\nbase_url = \"http://127.0.0.1:{PORT}/v1\"\n\
          wire_api = \"responses\"\n[mcp_servers.{name}]\ncommand = {}\nargs = {}\n\
-         default_tools_approval_mode = \"approve\"\n",
+         default_tools_approval_mode = \"approve\"\nrequired = true\nstartup_timeout_sec = 60\n",
         json!(program),
         json!(arguments)
     )?;
     std::fs::write(home.join("config.toml"), config)?;
     let mut command = bed.command(installed("codex")?.join("node_modules/.bin/codex"))?;
-    command.current_dir(&home).env("HOME", &home).env("CODEX_HOME", &home);
+    command.current_dir(home).env("HOME", home).env("CODEX_HOME", home);
     command.args(["exec", "--skip-git-repo-check", "go on"]);
     Ok(command)
 }

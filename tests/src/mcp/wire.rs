@@ -147,11 +147,15 @@ impl Wire {
     pub fn request(&mut self, method: &str, params: Value) -> (i64, Value) {
         let id = self.next;
         self.next += 1;
-        (id, json!({"jsonrpc": "2.0", "id": id, "method": method, "params": params}))
+        let mut request = json!({"jsonrpc": "2.0", "id": id, "method": method});
+        request["params"] = params;
+        (id, request)
     }
 
     pub fn request_call(&mut self, tool: &str, arguments: Value) -> (i64, Value) {
-        self.request("tools/call", json!({"name": tool, "arguments": arguments}))
+        let mut params = json!({"name": tool});
+        params["arguments"] = arguments;
+        self.request("tools/call", params)
     }
 
     /// Calls a tool and waits for what comes of it.
