@@ -83,7 +83,14 @@ impl Content {
 
     /// It was answered by the other side, or not (`answered` false): both
     /// contents.
-    pub fn ended(&mut self, side: usize, method: &str, name: &str, id: u64, answered: bool) -> (String, String) {
+    pub fn ended(
+        &mut self,
+        side: usize,
+        method: &str,
+        name: &str,
+        id: u64,
+        answered: bool,
+    ) -> (String, String) {
         if self.max == 0 {
             return Default::default();
         }

@@ -7,7 +7,9 @@ use super::exchange;
 use crate::event::{Body, pb};
 use crate::inspect::{self, Found, Key, Kind, Scanner};
 use crate::mcp::inventory::{DriftItem, ListHashes, Pages, Which};
-use crate::mcp::{Connection, Exchange, Implementation, Limits, Outcome, Output, Parties, Sender, ToolsPage, Values};
+use crate::mcp::{
+    Connection, Exchange, Implementation, Limits, Outcome, Output, Parties, Sender, ToolsPage, Values,
+};
 use crate::policy::{Capture, OnViolation, ToolVerdict};
 use sensor_common::label::Label;
 
@@ -195,7 +197,8 @@ impl Ears {
                     if let Output::Ended(e) = &output {
                         self.introduced(core, &actor, time, &e.parties, &mut heard.bodies);
                         let answered = !matches!(e.outcome, Outcome::NoResponse | Outcome::Cancelled);
-                        contents = self.content.ended(side(e.sender), &e.method, &e.name, e.id_hash, answered);
+                        contents =
+                            self.content.ended(side(e.sender), &e.method, &e.name, e.id_hash, answered);
                     }
                     let mut body = exchange::body(actor.clone(), speaker, &self.keys.ids, output);
                     if let Some(exchange) = body.as_mut().and_then(exchange_mut) {
