@@ -7,7 +7,7 @@ use std::{
     process::{Command, Stdio},
     sync::atomic::{AtomicBool, Ordering},
     thread,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use anyhow::{Context, Result, bail, ensure};
@@ -22,8 +22,6 @@ use crate::{
 
 /// Of all rounds, at least.
 const STARTS: usize = 120;
-
-const POLICY: &str = "version: 1\nprofiles: {}\nservers: []\nunknown: {profile: none, mode: enforce}\n";
 
 /// Nanoseconds from the first message.
 struct Start {
@@ -77,14 +75,7 @@ pub(crate) fn report(report: &Report, budgets: &mut Budgets) -> Result<String> {
 
 fn round(report: &Report, count: usize) -> Result<Vec<Start>> {
     let cgroup = Subtree::new()?;
-    let agent = Agent::start(report, &cgroup, &Policy::default())?;
-    let before = agent.sensor.generation()?;
-    agent.sensor.replace_policy(POLICY)?;
-    let end = Instant::now() + Duration::from_secs(10);
-    while agent.sensor.generation()? == before {
-        ensure!(Instant::now() < end, "the policy does not come into force");
-        thread::sleep(Duration::from_millis(10));
-    }
+    let agent = Agent::start(report, &cgroup, &Policy::default().unknown("none", "enforce"))?;
     ensure!(!agent.reads()?, "the sensor reads though there is nothing to read");
     let mut events = agent.events();
     let stop = AtomicBool::new(false);
