@@ -126,6 +126,6 @@ fn start(cgroup: &Subtree) -> Result<(u32, i64)> {
     server.child.stderr.take().context("no pipe")?.read_to_string(&mut said)?;
     match said.trim().parse() {
         Ok(denied) => Ok((server.child.id(), denied)),
-        Err(_) => bail!("a server that nobody declared: {said}"),
+        Err(_) => bail!("process {}, a server that nobody declared: {said}", server.child.id()),
     }
 }
