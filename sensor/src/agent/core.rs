@@ -5,7 +5,7 @@ use super::identity::Identities;
 use super::instances::{Instance, Instances, instance_id};
 use super::names::Names;
 use super::process;
-use super::program;
+use super::program::{self, Origin};
 use super::reset::Resets;
 use super::session::Violation;
 use super::state::{InForce, Policies};
@@ -599,6 +599,20 @@ impl Core {
             }
         }
         count
+    }
+
+    /// The files that a process comes from, where it sees the same ones as the
+    /// agent does.
+    pub fn origin(&self, pid: u32) -> Origin {
+        let read = move || {
+            let link = |name: &str| std::fs::read_link(format!("/proc/{pid}/{name}")).ok();
+            if link("ns/mnt").is_none() || link("ns/mnt") != std::fs::read_link("/proc/self/ns/mnt").ok() {
+                return Origin::default();
+            }
+            let argv = process::arguments(&process::cmdline(pid));
+            program::origin(&process::exe(pid), &argv, &link("cwd").unwrap_or_default())
+        };
+        process::within(PATIENCE * 3, read).unwrap_or_default()
     }
 
     pub fn has_instance(&self, number: u32) -> bool {

@@ -72,15 +72,7 @@ impl Http {
         self.begin(met.connection, met.cookie, met.header.label, met.header.tgid, met.header.uid, peer);
     }
 
-    fn begin(
-        &mut self,
-        id: u64,
-        cookie: u64,
-        label: Label,
-        pid: u32,
-        uid: u32,
-        peer: Option<(IpAddr, u16)>,
-    ) {
+    fn begin(&mut self, id: u64, cookie: u64, label: Label, pid: u32, uid: u32, peer: Option<(IpAddr, u16)>) {
         if self.open.len() >= CONNECTIONS {
             return; // its records are counted as unread
         }
@@ -239,8 +231,11 @@ fn refusals(actor: &pb::Actor, peer: IpAddr, count: u32) -> Body {
 }
 
 fn event(actor: pb::Actor, open: &Open, e: &HttpExchange) -> pb::HttpExchange {
-    let peer =
-        open.peer.map(|(ip, port)| pb::Endpoint { ip: ip.to_string(), port: port.into(), ..Default::default() });
+    let peer = open.peer.map(|(ip, port)| pb::Endpoint {
+        ip: ip.to_string(),
+        port: port.into(),
+        ..Default::default()
+    });
     let mut event = pb::HttpExchange {
         actor: Some(actor),
         method: e.method.clone(),

@@ -2,6 +2,7 @@
 //! ties records to servers, clients and users, and passes events on.
 
 mod adopt;
+mod content;
 mod core;
 mod exchange;
 mod http;
@@ -218,7 +219,7 @@ async fn serve(args: RunArgs) -> anyhow::Result<ExitCode> {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             kernel: service::kernel_release(),
             host: service::host_name(),
-            hooks: hooks.clone(),
+            hooks: hooks.iter().cloned().chain([service::stdio_hook(&core.stdio.shown())]).collect(),
             degraded: degraded.clone(),
             policy: current.as_ref().map(|p| p.hash.clone()).unwrap_or_default(),
             generation: current.map_or(0, |p| p.generation.into()),

@@ -5,6 +5,7 @@ use super::core::{Core, add_instance, lock};
 use super::names;
 use super::process;
 use super::reload::Reloader;
+use super::stdio::Shown;
 use crate::control::{self, ControlError, Peer};
 use crate::event::{Bus, now, pb};
 use crate::feed::Feed;
@@ -34,6 +35,25 @@ pub fn hook(hook: &Hook) -> pb::Hook {
         }
     }
     shown
+}
+
+/// How stdio is read, beside the hooks.
+pub fn stdio_hook(shown: &Shown) -> pb::Hook {
+    let mut hook = pb::Hook { name: "stdio".to_owned(), ..Default::default() };
+    hook.set_status(match shown.backend.as_str() {
+        "function" => pb::HookStatus::Attached,
+        "none" => pb::HookStatus::NotEnforced,
+        _ => pb::HookStatus::Fallback,
+    });
+    let now = if shown.attached { "attached" } else { "waiting for a server" };
+    hook.detail = format!(
+        "{} back end, {now}; {} connections, {} candidates",
+        shown.backend, shown.connections, shown.candidates
+    );
+    if !shown.notes.is_empty() {
+        hook.detail = format!("{} ({})", hook.detail, shown.notes.join("; "));
+    }
+    hook
 }
 
 /// A sentence for each guarantee that does not hold.
@@ -102,7 +122,7 @@ impl control::Agent for Service {
             host: host_name(),
             cgroup: self.cgroup.clone(),
             policy: Some(self.policy_state()),
-            hooks: self.hooks.clone(),
+            hooks: self.hooks.iter().cloned().chain([stdio_hook(&self.core.stdio.shown())]).collect(),
             degraded: self.degraded.clone(),
             losses,
             servers: servers as u32,

@@ -1,13 +1,16 @@
 //! One conversation between a client and a server: what was said, what was found
 //! in it, and what the policy says of it, as events.
 
+use super::content::Content;
 use super::core::{Core, lock};
 use super::exchange;
 use crate::event::{Body, pb};
 use crate::inspect::{self, Found, Key, Kind, Scanner};
 use crate::mcp::inventory::{DriftItem, ListHashes, Pages, Which};
-use crate::mcp::{Connection, Exchange, Implementation, Limits, Output, Parties, Sender, ToolsPage, Values};
-use crate::policy::{OnViolation, ToolVerdict};
+use crate::mcp::{
+    Connection, Exchange, Implementation, Limits, Outcome, Output, Parties, Sender, ToolsPage, Values,
+};
+use crate::policy::{Capture, OnViolation, ToolVerdict};
 use sensor_common::label::Label;
 
 /// What hashes are made with; from one secret of this sensor.
@@ -64,6 +67,7 @@ pub struct Ears {
     said: Implementation,
     /// Findings that wait for the outputs of the same bytes.
     notes: Vec<Note>,
+    content: Content,
 }
 
 /// One server's stdio.
@@ -84,15 +88,18 @@ struct Note {
 pub struct Looking<'a> {
     scanner: &'a mut Scanner,
     notes: &'a mut Vec<Note>,
+    content: &'a mut Content,
 }
 
 impl Values for Looking<'_> {
     fn piece(&mut self, place: &str, piece: &str, last: bool) {
         self.scanner.piece(place, piece, last);
+        self.content.piece(place, piece, last);
     }
 
     fn message(&mut self, sender: Sender, method: &str, name: &str) {
         self.scanner.message(sender, method, name);
+        self.content.message(side(sender), method, name);
         let found = self.scanner.take();
         if !found.is_empty() {
             self.notes.push(Note { sender, method: method.to_owned(), name: name.to_owned(), found });
@@ -150,11 +157,16 @@ impl Ears {
             pages: Pages::default(),
             said: Implementation::default(),
             notes: Vec::new(),
+            content: Content::default(),
         }
     }
 
     pub fn looking(&mut self, sender: Sender) -> Looking<'_> {
-        Looking { scanner: &mut self.scanners[side(sender)], notes: &mut self.notes }
+        Looking {
+            scanner: &mut self.scanners[side(sender)],
+            notes: &mut self.notes,
+            content: &mut self.content,
+        }
     }
 
     /// What outputs, and what was found meanwhile, come to.
@@ -168,6 +180,9 @@ impl Ears {
         let actor = core.actor(speaker.label, speaker.pid, speaker.uid);
         let mut heard = Heard::default();
         for output in outputs {
+            if let Output::Asked { method, sender, name, id_hash, .. } = &output {
+                self.content.asked(side(*sender), method, name, *id_hash);
+            }
             if let Output::Asked { method, sender: Sender::Client, name, at, .. } = &output
                 && method == "tools/call"
             {
@@ -178,13 +193,26 @@ impl Ears {
                     self.listed(core, speaker, &actor, time, &exchange, &page, &mut heard.bodies);
                 }
                 output => {
+                    let mut contents = Default::default();
                     if let Output::Ended(e) = &output {
                         self.introduced(core, &actor, time, &e.parties, &mut heard.bodies);
+                        let answered = !matches!(e.outcome, Outcome::NoResponse | Outcome::Cancelled);
+                        contents =
+                            self.content.ended(side(e.sender), &e.method, &e.name, e.id_hash, answered);
                     }
-                    heard.bodies.extend(exchange::body(actor.clone(), speaker, &self.keys.ids, output));
+                    let mut body = exchange::body(actor.clone(), speaker, &self.keys.ids, output);
+                    if let Some(exchange) = body.as_mut().and_then(exchange_mut) {
+                        (exchange.request_content, exchange.response_content) = contents;
+                    }
+                    heard.bodies.extend(body);
                 }
             }
         }
+        // The policy may have changed.
+        self.content.set(match core.in_force().map(|p| p.compiled().capture(speaker.label.server())) {
+            Some(Capture::Redacted { max_bytes }) => max_bytes as usize,
+            Some(Capture::None) | None => 0,
+        });
         for note in self.notes.drain(..) {
             for found in &note.found {
                 let side = match note.sender {
@@ -210,7 +238,14 @@ impl Ears {
             return;
         }
         self.said = parties.server.clone();
-        let drift = lock(&core.inventory).identity(&which(actor), &self.said, "", None, time);
+        let origin = core.origin(actor.pid);
+        let drift = lock(&core.inventory).identity(
+            &which(actor),
+            &self.said,
+            &origin.version,
+            origin.entry_point,
+            time,
+        );
         bodies.extend(drifted(drift, actor));
     }
 
@@ -247,6 +282,16 @@ impl Ears {
                 bodies.push(Body::Finding(finding(actor, &found, "response", "tools/list", &tool.name)));
             }
         }
+    }
+}
+
+fn exchange_mut(body: &mut Body) -> Option<&mut pb::Exchange> {
+    match body {
+        Body::ToolCall(t) => t.exchange.as_mut(),
+        Body::Prompt(p) => p.exchange.as_mut(),
+        Body::Resource(r) => r.exchange.as_mut(),
+        Body::McpMessage(m) => m.exchange.as_mut(),
+        _ => None,
     }
 }
 

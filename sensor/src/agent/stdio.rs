@@ -19,8 +19,8 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use sensor_common::label::Label;
 use sensor_common::policy::SERVER_UNKNOWN;
 use sensor_common::stdio::{
-    CANDIDATE_BYTES, CONNECTION_BY_AGENT, CONNECTION_OVER_TCP, Candidate, Chunk, FROM_CLIENT, FROM_SERVER, HOW_DATA, WIRE_JOINED,
-    Wire, WireKey, how_name, may_begin,
+    CANDIDATE_BYTES, CONNECTION_BY_AGENT, CONNECTION_OVER_TCP, Candidate, Chunk, FROM_CLIENT, FROM_SERVER,
+    HOW_DATA, WIRE_JOINED, Wire, WireKey, how_name, may_begin,
 };
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet, VecDeque};
@@ -284,7 +284,15 @@ impl Reader {
         let session = Session::new(&self.keys, !label.is_some());
         self.live.insert(
             id,
-            Live { label, keys, places: Places::default(), session, processes, seen: [0; 2], joined: [false; 2] },
+            Live {
+                label,
+                keys,
+                places: Places::default(),
+                session,
+                processes,
+                seen: [0; 2],
+                joined: [false; 2],
+            },
         );
     }
 
@@ -413,7 +421,8 @@ impl Reader {
         outputs: impl Iterator<Item = Output>,
     ) {
         let Some(live) = self.live.get_mut(&id) else { return };
-        let speaker = Speaker { label: live.label, connection: id, transport: "stdio", pid, uid, session: None };
+        let speaker =
+            Speaker { label: live.label, connection: id, transport: "stdio", pid, uid, session: None };
         let heard = live.session.heard(core, &speaker, time, outputs);
         for violation in heard.violations {
             core.contain(live.label, violation);

@@ -2,8 +2,8 @@
 //! an unknown kind or of another size is an error, never undefined behaviour.
 
 use sensor_common::record::{
-    Exec, Exit, Header, KIND_CANDIDATE, KIND_CHUNK, KIND_EXEC, KIND_EXIT, KIND_NAME, KIND_RELEASED,
-    KIND_UNIX, KIND_VERDICT, NameVerdict, Released, UnixVerdict, Verdict, KIND_MET,
+    Exec, Exit, Header, KIND_CANDIDATE, KIND_CHUNK, KIND_EXEC, KIND_EXIT, KIND_MET, KIND_NAME, KIND_RELEASED,
+    KIND_UNIX, KIND_VERDICT, NameVerdict, Released, UnixVerdict, Verdict,
 };
 use sensor_common::stdio::{Candidate, Chunk, Met};
 use zerocopy::FromBytes;
@@ -66,17 +66,16 @@ pub fn wire(bytes: &[u8]) -> Result<WireRecord<'_>, RecordError> {
     let size = |want| RecordError::Size { kind: header.kind, got: bytes.len(), want };
     match header.kind {
         KIND_CHUNK => {
-            let (chunk, data) =
-                Chunk::read_from_prefix(bytes).map_err(|_| size(size_of::<Chunk>()))?;
+            let (chunk, data) = Chunk::read_from_prefix(bytes).map_err(|_| size(size_of::<Chunk>()))?;
             let want = chunk.len as usize;
             match data.get(..want) {
                 Some(data) if chunk.len <= chunk.moved => Ok(WireRecord::Chunk(chunk, data)),
                 _ => Err(size(size_of::<Chunk>() + want)),
             }
         }
-        KIND_MET => {
-            Met::read_from_prefix(bytes).map(|(met, _)| WireRecord::Met(met)).map_err(|_| size(size_of::<Met>()))
-        }
+        KIND_MET => Met::read_from_prefix(bytes)
+            .map(|(met, _)| WireRecord::Met(met))
+            .map_err(|_| size(size_of::<Met>())),
         kind => Err(RecordError::Kind(kind)),
     }
 }

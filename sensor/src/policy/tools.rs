@@ -11,9 +11,9 @@ pub const MAX_PATTERNS: usize = 1000;
 /// Of one name or glob, bytes.
 pub const MAX_PATTERN: usize = 256;
 /// Content recorded of one request or response where `max_bytes` is absent.
-pub const CAPTURE_BYTES: u32 = 64 << 10;
+pub const CAPTURE_BYTES: u32 = 16 << 10;
 /// And at most.
-pub const MAX_CAPTURE_BYTES: u32 = 1 << 20;
+pub const MAX_CAPTURE_BYTES: u32 = 64 << 10;
 
 /// What a server's policy says of its messages. The default restricts nothing and
 /// records no content.

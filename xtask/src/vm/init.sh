@@ -41,6 +41,27 @@ soon() {
     return 1
 }
 
+# An MCP server over two pipes, one call of its only tool.
+ask() {
+    echo '{"jsonrpc":"2.0","id":0,"method":"initialize","params":{"protocolVersion":"2025-06-18","capabilities":{},"clientInfo":{"name":"vm","version":"1"}}}'
+    echo '{"jsonrpc":"2.0","method":"notifications/initialized"}'
+    echo '{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"echo","arguments":{"bytes":70000}}}'
+    sleep 3
+}
+events() { grep -c "$1" /run/events; }
+# Whether one more such event comes of a server that makes these calls.
+makes() {
+    kind=$1
+    shift
+    before=$(events "$kind")
+    ask | speak "$@" 2>/run/speak | cat >/dev/null
+    for _ in 1 2 3 4 5 6 7 8 9 10; do
+        [ "$(events "$kind")" -gt "$before" ] && return
+        sleep 1
+    done
+    return 1
+}
+
 echo "VM kernel $(uname -r)"
 mcp-sensor doctor
 cp /bin/attempt /bin/hashed
@@ -78,6 +99,14 @@ if grep -qx ready /run/said; then
     claim an_address_is_closed_before_its_name_is_asked is_stopped $named "[$connect]"
     claim another_name_is_not_asked is_stopped $named "[$other]"
     claim an_address_is_open_after_its_name_is_asked all_reach $named "[$ask,$connect]"
+    mcp-sensor status --control /run/control.sock
+    claim stdio_is_read_by_functions sh -c 'mcp-sensor status --control /run/control.sock | grep -q "stdio.*function"'
+    call='"type":"tool_call".*"tool":"echo".*"outcome":"ok".*"server":"speak"'
+    for write in write writev uring-write uring-writev; do
+        claim "a_call_answered_by_${write}_is_recorded" makes "$call" --write $write
+    done
+    claim a_call_read_by_io_uring_is_recorded makes "$call" --read uring-read
+    claim spliced_bytes_are_counted makes '"type":"uninspected".*"how":"splice"' --write splice
     sleep 1
     claim denial_is_an_event grep -q '"verdict":"deny"' /run/events
     kill -9 $sensor

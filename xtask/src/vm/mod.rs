@@ -36,12 +36,13 @@ servers:
   - {name: loopback, profile: loopback, mode: enforce}
   - {name: names, profile: names, mode: enforce}
   - {name: open, profile: unrestricted, mode: enforce}
+  - {name: speak, profile: none, mode: enforce, match: [{exe: /bin/speak}]}
 ";
 
 /// Emulation on a loaded machine.
 const LIMIT: Duration = Duration::from_secs(300);
 /// Claims that `init.sh` makes when all is well.
-const CLAIMS: usize = 12;
+const CLAIMS: usize = 19;
 
 pub(crate) fn run(only: Option<&str>) -> Result<()> {
     let series: Vec<_> = SERIES.iter().filter(|series| only.is_none_or(|only| **series == only)).collect();
@@ -64,7 +65,8 @@ pub(crate) fn all() -> Result<Tally> {
 fn boot_each(series: impl Iterator<Item = &'static str>) -> Result<Tally> {
     programs()?;
     let mut cargo = toolchain::cargo();
-    cargo.args(["build", "--release", "--package", "mcp-sensor-tests", "--bin", "attempt", "--target-dir"]);
+    cargo.args(["build", "--release", "--package", "mcp-sensor-tests"]);
+    cargo.args(["--bin", "attempt", "--bin", "speak", "--target-dir"]);
     step::run_visible(cargo.arg(workspace::target()))?;
     let initrd = initramfs()?;
     let mut sum = Tally::default();
@@ -152,7 +154,8 @@ fn initramfs() -> Result<PathBuf> {
     let busybox = step::output(Command::new("sh").args(["-c", "command -v busybox"]))?;
     fs::copy(busybox, root.join("bin/busybox"))?;
     let mut libraries = BTreeSet::new();
-    for program in [workspace::sensor_binary(false), workspace::target().join("release/attempt")] {
+    let built = |name| workspace::target().join("release").join(name);
+    for program in [workspace::sensor_binary(false), built("attempt"), built("speak")] {
         let name = program.file_name().context("a program without a name")?;
         let copy = root.join("bin").join(name);
         // Without debug information: the initramfs lies in the machine's memory.

@@ -78,8 +78,8 @@ const BAD: [(&str, u32, &str); 15] = [
     ("tools: {allow: a}", 51, "sequence"),
     ("on_violation: freeze", 50, "nothing that can be done"),
     ("capture: {content: all}", 55, "no way to record content"),
-    ("capture: {max_bytes: 0}", 57, "from 1 to 1048576"),
-    ("capture: {max_bytes: 1048577}", 57, "from 1 to 1048576"),
+    ("capture: {max_bytes: 0}", 57, "from 1 to 65536"),
+    ("capture: {max_bytes: 65537}", 57, "from 1 to 65536"),
     ("capture: {max_bytes: -1}", 57, ""),
     ("capture: redacted", 45, ""),
 ];
