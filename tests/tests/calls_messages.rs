@@ -219,15 +219,12 @@ fn identical_messages_of_two_servers_are_not_mixed() {
         }
         let logs: Vec<Log> = wires.into_iter().map(Wire::end).collect::<Result<_>>()?;
         let events = sensor.exactly(mark, "tool_call", ONE, 200)?;
-        let of = |key: &str| -> BTreeSet<String> { events.iter().map(|e| e.0[key].to_string()).collect() };
-        let (instances, connections) = (of("instance"), of("connection"));
+        let instances: BTreeSet<&str> = events.iter().map(|e| e.text("instance")).collect();
+        let connections: BTreeSet<_> = events.iter().map(|e| e.number("connection")).collect();
         ensure!(instances.len() == 4 && connections.len() == 4, "{instances:?} {connections:?}");
         for instance in instances {
-            let own: Vec<Call> = events
-                .iter()
-                .filter(|e| e.0["instance"].to_string() == instance)
-                .map(Call::of_event)
-                .collect();
+            let own: Vec<Call> =
+                events.iter().filter(|e| e.text("instance") == instance).map(Call::of_event).collect();
             ensure!(own == logs[0].calls, "{instance}: {own:?}");
         }
         Ok(())
