@@ -138,7 +138,7 @@ impl Session {
     /// Answers since the last call that belong to no request.
     pub fn take_unpaired(&mut self) -> u64 {
         let now = self.connection.counters().unpaired;
-        now - std::mem::replace(&mut self.unpaired, now)
+        now.saturating_sub(std::mem::replace(&mut self.unpaired, now))
     }
 
     pub fn close(&mut self, at: i64, out: &mut Vec<Output>) {
