@@ -65,6 +65,7 @@ pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Core {
+    #[allow(clippy::too_many_arguments, reason = "everything that the parts share")]
     pub fn new(
         bus: Arc<Bus>,
         maps: Maps,
