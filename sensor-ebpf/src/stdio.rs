@@ -34,7 +34,7 @@ static CANDIDATES: Array<u64> = Array::with_max_entries(PID_LIMIT / 64, 0);
 #[map]
 static ADMITTED: HashMap<u64, Label> = HashMap::with_max_entries(16384, 0);
 #[map]
-static STDIO: RingBuf = RingBuf::with_byte_size(16 * 1024 * 1024, 0);
+static STDIO: RingBuf = RingBuf::with_byte_size(8 * 1024 * 1024, 0);
 
 const S_IFMT: u16 = 0xf000;
 const S_IFIFO: u16 = 0x1000;
@@ -395,7 +395,7 @@ fn meet(end: &End, key: &WireKey, base: u64) {
     let port = u16::from_be(read::<u16>(end.tcp, offset!(sock_dport)).unwrap_or(0));
     let header = header(KIND_MET, size_of::<Met>(), label, record::next_seq(RING_STDIO));
     entry.write(Met { header, connection: id, cookie: key.inode, peer, peer_port: port as u32, _pad: 0 });
-    entry.submit(waking(label));
+    entry.submit(waking(label, size_of::<Met>() as u64));
 }
 
 /// The connection is closed: nothing more moves.
@@ -633,7 +633,7 @@ fn put<const ROOM: usize>(m: &mut Moved, wire: *mut Wire, n: u64, base: u64) {
             how,
         };
     }
-    entry.submit(waking(label));
+    entry.submit(waking(label, size_of::<Record<ROOM>>() as u64));
 }
 
 #[inline(always)]
@@ -656,12 +656,17 @@ fn header(kind: u16, size: usize, label: Label, seq: u64) -> Header {
 }
 
 /// Who reads a candidate must act at once; a server's calls can wait for the
-/// reader's next round, unless there is much to read.
+/// reader's next round, unless much is waiting: then it is woken once, since
+/// waking costs the server more than the record does. `size`: of the record.
 #[inline(always)]
-fn waking(label: Label) -> u64 {
+fn waking(label: Label, size: u64) -> u64 {
     const AVAILABLE: u64 = 0; // BPF_RB_AVAIL_DATA
     const NO_WAKEUP: u64 = 1; // BPF_RB_NO_WAKEUP
     const FORCE_WAKEUP: u64 = 2; // BPF_RB_FORCE_WAKEUP
-    const MUCH: u64 = 1024 * 1024;
-    if !label.is_some() || STDIO.query(AVAILABLE) >= MUCH { FORCE_WAKEUP } else { NO_WAKEUP }
+    const MUCH: u64 = 512 * 1024;
+    if !label.is_some() {
+        return FORCE_WAKEUP;
+    }
+    let waiting = STDIO.query(AVAILABLE);
+    if waiting >= MUCH && waiting < MUCH + size + 64 { FORCE_WAKEUP } else { NO_WAKEUP }
 }

@@ -74,6 +74,8 @@ pub struct Ears {
 pub struct Session {
     connection: Connection,
     ears: Ears,
+    /// Answers that belong to no request, as far as they were told.
+    unpaired: u64,
 }
 
 /// A message in which something was found.
@@ -117,7 +119,7 @@ fn side(sender: Sender) -> usize {
 impl Session {
     pub fn new(keys: &Keys, candidate: bool) -> Session {
         let limits = Limits { candidate, ..Limits::default() };
-        Session { connection: Connection::new(keys.ids, limits), ears: Ears::new(keys) }
+        Session { connection: Connection::new(keys.ids, limits), ears: Ears::new(keys), unpaired: 0 }
     }
 
     /// Bytes of one side. A candidate's are not looked into.
@@ -131,6 +133,12 @@ impl Session {
 
     pub fn gap(&mut self, sender: Sender, at: i64, lost: u64, out: &mut Vec<Output>) {
         self.connection.gap(sender, at, lost, &mut self.ears.looking(sender), out);
+    }
+
+    /// Answers since the last call that belong to no request.
+    pub fn take_unpaired(&mut self) -> u64 {
+        let now = self.connection.counters().unpaired;
+        now.saturating_sub(std::mem::replace(&mut self.unpaired, now))
     }
 
     pub fn close(&mut self, at: i64, out: &mut Vec<Output>) {

@@ -40,7 +40,7 @@ const TURN: usize = 1024;
 const SWEEP: Duration = Duration::from_secs(1);
 /// How long the programs stay attached when there is nothing to read: attaching
 /// stops every CPU for a moment, and shells make candidates all the time.
-const LINGER: Duration = Duration::from_secs(10);
+const LINGER: Duration = Duration::from_secs(60);
 /// Connections at once, candidates included.
 const CONNECTIONS: usize = 16384;
 /// Connections that are remembered as forgotten.
@@ -403,8 +403,13 @@ impl Reader {
                 }
             }
         }
-        let Some(live) = self.live.get(&id) else { return };
+        let Some(live) = self.live.get_mut(&id) else { return };
         if live.label.is_some() {
+            let unpaired = live.session.take_unpaired();
+            if unpaired > 0 {
+                // Their requests were lost, or never asked.
+                core.lose("agent", "unpaired_answers", unpaired);
+            }
             self.say(core, id, chunk.header.tgid, chunk.header.uid, time, outputs);
         } else if live.seen.iter().all(|seen| *seen >= CANDIDATE_BYTES) {
             self.forget(id);

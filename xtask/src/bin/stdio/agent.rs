@@ -11,6 +11,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
+use aya::programs::{ProgramInfo, loaded_programs};
 use mcp_sensor_tests::{
     cgroup::Subtree,
     policy::Policy,
@@ -91,6 +92,13 @@ impl Agent {
     pub(crate) fn forget_peak(&self) -> Result<()> {
         Ok(fs::write(format!("/proc/{}/clear_refs", self.pid), "5")?)
     }
+}
+
+/// Whether a sensor that is not the benchmark's may read system calls here.
+pub(crate) fn another() -> bool {
+    let reads = |p: ProgramInfo| matches!(p.name_as_str(), Some("syscall" | "pipe_write"));
+    // One that goes away meanwhile is none.
+    loaded_programs().filter_map(Result::ok).any(reads)
 }
 
 /// proc_pid_stat(5): fields 14 and 15, behind the name in brackets.

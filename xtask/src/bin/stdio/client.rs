@@ -97,6 +97,11 @@ impl Server {
         })
     }
 
+    /// Bytes of the last answer, newline included.
+    pub(crate) fn said(&self) -> usize {
+        self.line.len()
+    }
+
     /// Ends its input and waits for its end.
     pub(crate) fn finish(&mut self, within: Duration) -> Result<()> {
         self.input = None;

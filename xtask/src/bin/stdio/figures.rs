@@ -27,6 +27,7 @@ pub(crate) fn shown(nanoseconds: f64) -> String {
         n if n < 10_000.0 => format!("{n:.0} ns"),
         n if n < 1e6 => format!("{:.1} µs", n / 1e3),
         n if n < 1e9 => format!("{:.2} ms", n / 1e6),
+        n if n.is_infinite() => "never".to_owned(),
         n => format!("{:.2} s", n / 1e9),
     }
 }

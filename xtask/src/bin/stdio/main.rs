@@ -99,6 +99,7 @@ fn all(report: &Report) -> Result<String> {
     unshare(CloneFlags::CLONE_NEWNET).context("cannot make a network namespace: needs root")?;
     let up = Command::new("ip").args(["link", "set", "lo", "up"]).status().context("cannot start ip")?;
     ensure!(up.success(), "ip link set lo up: {up}");
+    let another_before = agent::another();
     let asked = |part| report.parts.is_empty() || report.parts.contains(&part);
     let mut budgets = figures::Budgets::default();
     let mut text = String::new();
@@ -116,6 +117,9 @@ fn all(report: &Report) -> Result<String> {
     }
     if asked(Part::Unknown) {
         text += &unknown::report(report, &mut budgets)?;
+    }
+    if another_before || agent::another() {
+        text += "\nAnother sensor's programs were loaded on this machine: what is said to be without a sensor is not.\n";
     }
     Ok(format!("{}{text}", budgets.table(report)))
 }

@@ -26,15 +26,15 @@ pub(crate) struct Proxy {
 }
 
 impl Proxy {
-    /// `server`: the command of a stdio server.
-    pub(crate) fn start(program: &Path, server: &Command) -> Result<Proxy> {
+    /// `server`: the command of a stdio server; `place` says where it runs.
+    pub(crate) fn start(program: &Path, server: &Command, place: impl FnOnce(&mut Command)) -> Result<Proxy> {
         let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port();
         let mut command = Command::new(program);
         // Its log of requests is not what is measured.
         command.args(["--port", &port.to_string(), "--log-level", "WARNING", "--pass-environment", "--"]);
         command.arg(server.get_program()).args(server.get_args());
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-        crate::client::pin(&mut command);
+        place(&mut command);
         let mut child = command.spawn().with_context(|| format!("cannot start {}", program.display()))?;
         let end = Instant::now() + Duration::from_secs(20);
         let stream = loop {

@@ -28,41 +28,52 @@ const TIME: Duration = Duration::from_millis(400);
 /// Until compilers and caches have settled; the most of it is node's.
 const WARM_UP: Duration = Duration::from_millis(600);
 
-/// Which server is called.
+/// Which server is called, and where it runs.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Kind {
     Real,
-    Minimal,
+    /// On the client's CPU: no wake-up of another hides anything.
+    RealBeside,
+    MinimalBeside,
 }
 
 impl Kind {
     const fn name(self) -> &'static str {
         match self {
             Kind::Real => "server-everything",
-            Kind::Minimal => "minimal",
+            Kind::RealBeside => "server-everything, one CPU",
+            Kind::MinimalBeside => "minimal, one CPU",
+        }
+    }
+
+    const fn is_real(self) -> bool {
+        matches!(self, Kind::Real | Kind::RealBeside)
+    }
+
+    fn place(self, command: &mut Command) {
+        if self != Kind::Real {
+            pin(command);
         }
     }
 
     fn command(self, report: &Report) -> Result<Command> {
-        Ok(match self {
-            Kind::Real => {
-                let mut command = Command::new("node");
-                command.arg(&report.everything);
-                command
-            }
-            Kind::Minimal => {
-                let mut command = Command::new(std::env::current_exe()?);
-                command.arg("echo");
-                command
-            }
+        Ok(if self.is_real() {
+            let mut command = Command::new("node");
+            command.arg(&report.everything);
+            command
+        } else {
+            let mut command = Command::new(std::env::current_exe()?);
+            command.arg("echo");
+            command
         })
     }
 
     /// What the policy knows it by.
     fn matched(self, report: &Report) -> Result<String> {
-        Ok(match self {
-            Kind::Real => format!("argv: ['{}']", report.everything.display()),
-            Kind::Minimal => format!("exe: '{}'", std::env::current_exe()?.display()),
+        Ok(if self.is_real() {
+            format!("argv: ['{}']", report.everything.display())
+        } else {
+            format!("exe: '{}'", std::env::current_exe()?.display())
         })
     }
 }
@@ -109,7 +120,7 @@ impl Round {
     }
 }
 
-const KINDS: [Kind; 2] = [Kind::Real, Kind::Minimal];
+const KINDS: [Kind; 3] = [Kind::Real, Kind::RealBeside, Kind::MinimalBeside];
 
 pub(crate) fn report(report: &Report, budgets: &mut Budgets) -> Result<String> {
     let mut all = Seen::default();
@@ -148,9 +159,9 @@ pub(crate) fn report(report: &Report, budgets: &mut Budgets) -> Result<String> {
         }
         let more = (median(rounds.iter().map(|r| r.with.p50 / r.without(|f| f.p50))) - 1.0) * 100.0;
         let added = median(rounds.iter().map(|r| r.with.p50 - r.without(|f| f.p50)));
-        if kind == Kind::Real {
+        if kind.is_real() {
             budgets.add(
-                &format!("tool call, {}, {} of arguments, labelled and captured", kind.name(), size(bytes)),
+                &format!("tool call, {}, {}, labelled and captured", kind.name(), size(bytes)),
                 "≤ +5 %",
                 &format!("{more:+.1} % ({:+.1} µs)", added / 1e3),
                 more <= 5.0,
@@ -160,8 +171,8 @@ pub(crate) fn report(report: &Report, budgets: &mut Budgets) -> Result<String> {
     write!(
         text,
         "\nIn brackets: to no sensor, of the same round; \"again\" is no sensor after the sensor to before it, \
-         which is what the machine does by itself. Client and server share one CPU, the agent runs where it is \
-         put. The proxy speaks streamable HTTP to the client and stdio to the server; no sensor runs then. The \
+         which is what the machine does by itself. \"One CPU\": client and server share it, which makes \
+         the shortest round trips; all else runs where it is put. The proxy speaks streamable HTTP to the client and stdio to the server; no sensor runs then. The \
          sensor saw {} of {} calls; {:.2} MB were too fast for it and are told as uninspected, {} events were \
          dropped before the file and told.\n",
         all.read,
@@ -177,19 +188,20 @@ fn round(report: &Report, kind: Kind) -> Result<(Vec<Round>, Seen)> {
     let cgroup = Subtree::new()?;
     let mut command = kind.command(report)?;
     enter(&mut command, cgroup.entrance()?);
-    pin(&mut command);
+    kind.place(&mut command);
     let mut session = Session::open(Server::start(command)?)?;
-    let before = measure(&mut session, &messages)?;
+    let before = measure(kind, &mut session, &messages)?;
     let (with, seen) = {
         let agent = Agent::start(report, &cgroup, &policy(Some(&kind.matched(report)?)))?;
-        watched(&agent, &mut session, &messages)?
+        watched(kind, &agent, &mut session, &messages)?
     };
-    let after = measure(&mut session, &messages)?;
+    let after = measure(kind, &mut session, &messages)?;
     drop(session);
     let proxied = match &report.proxy {
         Some(proxy) => {
-            let mut session = Session::open(Proxy::start(proxy, &kind.command(report)?)?)?;
-            measure(&mut session, &messages)?.map(Some)
+            let start = |command: &mut Command| kind.place(command);
+            let mut session = Session::open(Proxy::start(proxy, &kind.command(report)?, start)?)?;
+            measure(kind, &mut session, &messages)?.map(Some)
         }
         None => [None; SIZES.len()],
     };
@@ -199,9 +211,9 @@ fn round(report: &Report, kind: Kind) -> Result<(Vec<Round>, Seen)> {
     Ok((rounds, seen))
 }
 
-fn measure<C: Caller>(session: &mut Session<C>, messages: &[String; 2]) -> Result<[Figure; 2]> {
+fn measure<C: Caller>(kind: Kind, session: &mut Session<C>, messages: &[String; 2]) -> Result<[Figure; 2]> {
     // Not longer: a sensor that is started would inherit it.
-    let _here = on_cpu()?;
+    let _here = if kind == Kind::Real { None } else { Some(on_cpu()?) };
     for message in messages {
         session.call_for(message, WARM_UP / 2)?;
     }
@@ -211,6 +223,7 @@ fn measure<C: Caller>(session: &mut Session<C>, messages: &[String; 2]) -> Resul
 
 /// The same when the sensor has found the server; each call must be seen.
 fn watched(
+    kind: Kind,
     agent: &Agent,
     session: &mut Session<Server>,
     messages: &[String; 2],
@@ -231,7 +244,7 @@ fn watched(
     thread::sleep(Duration::from_millis(100));
     events.read(|_| {})?;
     let from = session.calls();
-    let figures = measure(session, messages)?;
+    let figures = measure(kind, session, messages)?;
     let calls = session.calls() - from;
     let mut seen = Seen { calls, ..Seen::default() };
     let mut last = Instant::now();

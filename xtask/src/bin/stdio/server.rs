@@ -175,9 +175,9 @@ pub(crate) fn prose(bytes: usize) -> String {
 /// Nobody listens there; allowed, connect() says so.
 const NOBODY: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::LOCALHOST, 9);
 
-/// Says on stderr when connect() was denied, nanoseconds of the day.
+/// Says on stderr when connect() was denied, nanoseconds of the day, or `never`.
 pub(crate) fn connecting() -> Result<()> {
-    const LIMIT: Duration = Duration::from_secs(5);
+    const LIMIT: Duration = Duration::from_secs(2);
     let mut line = Vec::new();
     input().read_until(b'\n', &mut line)?;
     let since = Instant::now();
@@ -193,5 +193,6 @@ pub(crate) fn connecting() -> Result<()> {
         }
         thread::sleep(Duration::from_micros(100));
     }
-    bail!("connect() is still allowed after {LIMIT:?}")
+    eprintln!("never");
+    Ok(())
 }
