@@ -6,7 +6,7 @@ use mcp_sensor_tests::bed::Bed;
 use mcp_sensor_tests::mcp::events::shown;
 use mcp_sensor_tests::mcp::log::{Call, Log};
 use mcp_sensor_tests::mcp::servers::{self, Server};
-use mcp_sensor_tests::mcp::session::{ALL, Driver, NODE_1, NODE_2, PYTHON_1, PYTHON_2};
+use mcp_sensor_tests::mcp::session::{Driver, NODE_1, NODE_2, PYTHON_1, PYTHON_2};
 use mcp_sensor_tests::mcp::speaker::Speaker;
 use mcp_sensor_tests::mcp::wire::{Link, Wire};
 use mcp_sensor_tests::policy::Policy;
@@ -136,7 +136,7 @@ fn what_servers_ask_prompts_resources_and_progress_are_recorded() {
         let bed = Bed::new()?;
         let server = servers::echo_python(&bed, json!([{"calls": calls}]), &[])?;
         let sensor = Sensor::start(&bed, &server.declared(Policy::default()))?;
-        for driver in ALL {
+        for driver in [PYTHON_1, PYTHON_2, NODE_1, NODE_2] {
             let mark = sensor.mark()?;
             let log = driver.drive(&bed, &server.session, SESSION)?;
             let events = sensor.knows(mark, server.name, &log).with_context(|| format!("{driver:?}"))?;

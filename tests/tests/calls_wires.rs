@@ -12,7 +12,7 @@ use mcp_sensor_tests::run::built;
 use mcp_sensor_tests::sensor::{SOON, Sensor};
 use mcp_sensor_tests::spec::{Claim, must, run};
 use serde_json::json;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use Link::{Pipes, Sockets};
 
@@ -61,15 +61,25 @@ fn talk(mut wire: Wire, sizes: &[usize]) -> Result<(Log, u64)> {
 
 const SIZES: [usize; 7] = [1, 255, 4096, 16_384, 65_536, 70_001, 300_000];
 
-/// Everything that the client knows is recorded, over every link given.
-fn is_recorded(how: &[&str], links: &[Link], sizes: &[usize]) -> Result<()> {
+/// One way of moving bytes, and the links that it works over.
+type Way = (&'static str, &'static [Link]);
+
+const BOTH: &[Link] = &[Pipes, Sockets];
+
+fn arguments(how: &str) -> Vec<&str> {
+    how.split_whitespace().collect()
+}
+
+/// Everything that the client knows is recorded, in each of these ways.
+fn are_recorded(ways: &[Way], sizes: &[usize]) -> Result<()> {
     let world = World::new()?;
-    let sensor = &world.sensor;
-    for link in links {
-        let mark = sensor.mark()?;
-        let (log, _) = talk(world.wire(how, *link)?, sizes)?;
-        ensure!(log.calls.len() == sizes.len() + 40, "proves nothing: {} calls", log.calls.len());
-        sensor.knows(mark, SPEAKER, &log).with_context(|| format!("{how:?} over {link:?}"))?;
+    for (how, links) in ways {
+        for link in *links {
+            let mark = world.sensor.mark()?;
+            let (log, _) = talk(world.wire(&arguments(how), *link)?, sizes)?;
+            ensure!(log.calls.len() == sizes.len() + 40, "proves nothing: {} calls", log.calls.len());
+            world.sensor.knows(mark, SPEAKER, &log).with_context(|| format!("{how} over {link:?}"))?;
+        }
     }
     Ok(())
 }
@@ -104,41 +114,67 @@ fn a_server_that_was_launched_as_one_is_recorded() {
     });
 }
 
-macro_rules! recorded {
-    ($($name:ident: $how:literal, [$($link:ident),+];)+) => {$(
-        #[test]
-        fn $name() {
-            must(|| {
-                let how: Vec<&str> = $how.split(' ').collect();
-                is_recorded(&how, &[$($link),+], &SIZES)
-            });
-        }
-    )+};
+#[test]
+fn every_call_that_reads_or_writes_is_recorded() {
+    must(|| {
+        let ways: [Way; 3] = [
+            ("--write write --read read", BOTH),
+            ("--write writev --read readv", BOTH),
+            ("--write pwritev2 --read preadv2", BOTH),
+        ];
+        are_recorded(&ways, &SIZES)
+    });
 }
 
-recorded! {
-    write_and_read_are_recorded: "--write write --read read", [Pipes, Sockets];
-    writev_and_readv_are_recorded: "--write writev --read readv", [Pipes, Sockets];
-    pwritev2_and_preadv2_are_recorded: "--write pwritev2 --read preadv2", [Pipes, Sockets];
-    send_and_recv_are_recorded: "--write send --read recv", [Sockets];
-    sendto_and_recvfrom_are_recorded: "--write sendto --read recvfrom", [Sockets];
-    sendmsg_and_recvmsg_are_recorded: "--write sendmsg --read recvmsg", [Sockets];
-    sendmmsg_and_recvmmsg_are_recorded: "--write sendmmsg --read recvmmsg --shape pieces", [Sockets];
-    what_was_peeked_at_first_is_recorded_once: "--read peek", [Sockets];
-    partial_writes_without_blocking_are_recorded: "--write nonblocking --read nonblocking", [Pipes, Sockets];
-    several_pieces_of_one_message_are_recorded: "--write writev --shape pieces", [Pipes, Sockets];
-    forty_messages_in_one_writev_are_recorded: "--write writev --shape together", [Pipes, Sockets];
-    a_duplicated_wire_is_recorded: "--fds dup", [Pipes, Sockets];
-    a_wire_moved_beyond_100_is_recorded: "--fds high", [Pipes, Sockets];
-    a_wire_opened_anew_is_recorded: "--fds reopen", [Pipes];
-    a_wire_passed_over_a_socket_is_recorded: "--fds passed", [Pipes, Sockets];
-    a_child_that_inherited_the_wire_is_recorded: "--by child", [Pipes, Sockets];
-    several_threads_are_recorded: "--by threads", [Pipes, Sockets];
+#[test]
+fn every_call_that_sends_or_receives_is_recorded() {
+    must(|| {
+        let ways: [Way; 4] = [
+            ("--write send --read recv", &[Sockets]),
+            ("--write sendto --read recvfrom", &[Sockets]),
+            ("--write sendmsg --read recvmsg", &[Sockets]),
+            ("--write sendmmsg --read recvmmsg --shape pieces", &[Sockets]),
+        ];
+        are_recorded(&ways, &SIZES)
+    });
+}
+
+#[test]
+fn what_was_peeked_at_first_is_recorded_once() {
+    must(|| are_recorded(&[("--read peek", &[Sockets])], &SIZES));
+}
+
+/// Partly written, in several pieces, forty messages in one call.
+#[test]
+fn however_messages_are_cut_they_are_recorded() {
+    must(|| {
+        let ways: [Way; 3] = [
+            ("--write nonblocking --read nonblocking", BOTH),
+            ("--write writev --shape pieces", BOTH),
+            ("--write writev --shape together", BOTH),
+        ];
+        are_recorded(&ways, &SIZES)
+    });
 }
 
 #[test]
 fn one_byte_for_each_write_is_recorded() {
-    must(|| is_recorded(&["--shape", "bytes"], &[Pipes, Sockets], &[1, 300]));
+    must(|| are_recorded(&[("--shape bytes", BOTH)], &[1, 300]));
+}
+
+/// Duplicated, moved beyond 100, opened anew, passed over a socket.
+#[test]
+fn wherever_its_descriptors_are_a_wire_is_recorded() {
+    must(|| {
+        let ways: [Way; 4] =
+            [("--fds dup", BOTH), ("--fds high", BOTH), ("--fds reopen", &[Pipes]), ("--fds passed", BOTH)];
+        are_recorded(&ways, &SIZES)
+    });
+}
+
+#[test]
+fn children_and_threads_that_write_are_recorded() {
+    must(|| are_recorded(&[("--by child", BOTH), ("--by threads", BOTH)], &SIZES));
 }
 
 /// The bytes of a kind that the sensor says it did not read.
@@ -161,49 +197,36 @@ fn wait_for_unread(sensor: &Sensor, mark: Mark, how: &str, sender: &str, bytes: 
             "{said} bytes unread by {how}, not {bytes}: {}",
             shown(&all)
         );
-        std::thread::sleep(std::time::Duration::from_millis(10));
+        std::thread::sleep(Duration::from_millis(10));
     }
 }
 
 /// Every byte that the server wrote is counted, and no answer is invented.
-fn is_counted(how: &[&str], name: &str, links: &[Link]) -> Result<()> {
-    let world = World::new()?;
-    let sensor = &world.sensor;
-    for link in links {
-        let mark = sensor.mark()?;
-        let (log, received) = talk(world.wire(how, *link)?, &SIZES)?;
-        wait_for_unread(sensor, mark, name, "server", received)?;
-        let events = sensor.exactly(mark, "tool_call", SPEAKER, log.calls.len())?;
-        let answered: Vec<_> =
-            events.iter().filter(|e| e.text("outcome") != "no_response").cloned().collect();
-        ensure!(answered.is_empty(), "answers that nobody read: {}", shown(&answered));
-        ensure!(
-            events.iter().zip(&log.calls).all(|(e, c)| e.number("request_bytes") == Some(c.request_bytes))
-        );
-        let others = sensor.since(mark, "uninspected", SPEAKER)?;
-        ensure!(others.iter().all(|e| e.text("how") == name), "{}", shown(&others));
-    }
-    Ok(())
-}
-
 #[test]
-fn spliced_answers_are_counted() {
-    must(|| is_counted(&["--write", "splice"], "splice", &[Pipes, Sockets]));
-}
-
-#[test]
-fn vmspliced_answers_are_counted() {
-    must(|| is_counted(&["--write", "vmsplice"], "vmsplice", &[Pipes]));
-}
-
-#[test]
-fn answers_by_tee_are_counted() {
-    must(|| is_counted(&["--write", "tee"], "tee", &[Pipes]));
-}
-
-#[test]
-fn answers_by_sendfile_are_counted() {
-    must(|| is_counted(&["--write", "sendfile"], "sendfile", &[Pipes, Sockets]));
+fn answers_that_no_program_can_read_are_counted() {
+    must(|| {
+        let world = World::new()?;
+        let sensor = &world.sensor;
+        let ways: [Way; 4] =
+            [("splice", BOTH), ("vmsplice", &[Pipes]), ("tee", &[Pipes]), ("sendfile", BOTH)];
+        for (name, links) in ways {
+            for link in links {
+                let mark = sensor.mark()?;
+                let (log, received) = talk(world.wire(&["--write", name], *link)?, &SIZES)?;
+                wait_for_unread(sensor, mark, name, "server", received)?;
+                let events = sensor.exactly(mark, "tool_call", SPEAKER, log.calls.len())?;
+                let answered: Vec<_> =
+                    events.iter().filter(|e| e.text("outcome") != "no_response").cloned().collect();
+                ensure!(answered.is_empty(), "answers that nobody read: {}", shown(&answered));
+                let asked: Vec<u64> = events.iter().filter_map(|e| e.number("request_bytes")).collect();
+                let known: Vec<u64> = log.calls.iter().map(|c| c.request_bytes).collect();
+                ensure!(asked == known, "{name} over {link:?}: requests of {asked:?} bytes, not {known:?}");
+                let others = sensor.since(mark, "uninspected", SPEAKER)?;
+                ensure!(others.iter().all(|e| e.text("how") == name), "{}", shown(&others));
+            }
+        }
+        Ok(())
+    });
 }
 
 /// What the server took off its input without reading it.
@@ -261,57 +284,77 @@ fn a_stream_recovers_after_bytes_that_nobody_read() {
     });
 }
 
+/// Whether the sensor tells of bytes by io_uring that it did not read. It has
+/// heard of all of them when the instance's end is told.
+fn is_counted(sensor: &Sensor, mark: Mark, sender: &str) -> Result<bool> {
+    let deadline = Instant::now() + SOON;
+    while sensor.since(mark, "instance_ended", SPEAKER)?.is_empty() {
+        if unread(sensor, mark, "io_uring", sender)? > 0 {
+            return Ok(true);
+        }
+        ensure!(Instant::now() < deadline, "no end of the instance within {SOON:?}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    Ok(unread(sensor, mark, "io_uring", sender)? > 0)
+}
+
 /// By io_uring: recorded where functions of the kernel are watched, counted
 /// where only system calls are.
-fn is_recorded_or_counted(how: &[&str], links: &[Link]) -> Result<Claim> {
+fn are_recorded_or_counted(ways: &[Way], sender: &str) -> Result<Claim> {
     let world = World::new()?;
     let sensor = &world.sensor;
     if let Err(e) = io_uring::IoUring::new(4) {
         return Ok(Claim::Skipped(format!("io_uring_setup: {e}")));
     }
-    for link in links {
-        let mark = sensor.mark()?;
-        let mut wire = world.wire(how, *link)?;
-        wire.initialize()?;
-        for size in SIZES {
-            wire.call("echo", json!({"bytes": size, "pad": "p".repeat(size)}))?;
+    for (how, links) in ways {
+        for link in *links {
+            let mark = sensor.mark()?;
+            let mut wire = world.wire(&arguments(how), *link)?;
+            wire.initialize()?;
+            for size in SIZES {
+                wire.call("echo", json!({"bytes": size, "pad": "p".repeat(size)}))?;
+            }
+            let moved = if sender == "server" { wire.received } else { wire.sent };
+            let log = wire.end()?;
+            if !is_counted(sensor, mark, sender)? {
+                sensor
+                    .calls_are(mark, SPEAKER, &log.calls)
+                    .with_context(|| format!("{how} over {link:?}"))?;
+                continue;
+            }
+            wait_for_unread(sensor, mark, "io_uring", sender, moved)
+                .with_context(|| format!("{how} over {link:?}"))?;
+            let calls = sensor.since(mark, "tool_call", SPEAKER)?;
+            let invented: Vec<_> =
+                calls.iter().filter(|e| e.text("outcome") != "no_response").cloned().collect();
+            ensure!(invented.is_empty(), "invented: {}", shown(&invented));
         }
-        let (received, sent) = (wire.received, wire.sent);
-        let log = wire.end()?;
-        if sensor.calls_are(mark, SPEAKER, &log.calls).is_ok() {
-            continue;
-        }
-        if how.contains(&"--write") {
-            wait_for_unread(sensor, mark, "io_uring", "server", received)?;
-        } else {
-            wait_for_unread(sensor, mark, "io_uring", "client", sent)?;
-        }
-        let calls = sensor.since(mark, "tool_call", SPEAKER)?;
-        let invented: Vec<_> = calls.iter().filter(|e| e.text("outcome") != "no_response").cloned().collect();
-        ensure!(invented.is_empty(), "invented: {}", shown(&invented));
     }
     Ok(Claim::Holds)
 }
 
-macro_rules! recorded_or_counted {
-    ($($name:ident: $how:literal, [$($link:ident),+];)+) => {$(
-        #[test]
-        fn $name() {
-            run(|| {
-                let how: Vec<&str> = $how.split(' ').collect();
-                is_recorded_or_counted(&how, &[$($link),+])
-            });
-        }
-    )+};
+#[test]
+fn writes_by_io_uring_are_recorded_or_counted() {
+    run(|| {
+        let ways: [Way; 4] = [
+            ("--write uring-write", BOTH),
+            ("--write uring-writev", BOTH),
+            ("--write uring-send", &[Sockets]),
+            ("--write uring-sendmsg", &[Sockets]),
+        ];
+        are_recorded_or_counted(&ways, "server")
+    });
 }
 
-recorded_or_counted! {
-    writes_by_io_uring_are_recorded_or_counted: "--write uring-write", [Pipes, Sockets];
-    vectors_by_io_uring_are_recorded_or_counted: "--write uring-writev", [Pipes, Sockets];
-    sends_by_io_uring_are_recorded_or_counted: "--write uring-send", [Sockets];
-    messages_by_io_uring_are_recorded_or_counted: "--write uring-sendmsg", [Sockets];
-    reads_by_io_uring_are_recorded_or_counted: "--read uring-read", [Pipes, Sockets];
-    vectors_read_by_io_uring_are_recorded_or_counted: "--read uring-readv", [Pipes, Sockets];
-    receiving_by_io_uring_is_recorded_or_counted: "--read uring-recv", [Sockets];
-    messages_received_by_io_uring_are_recorded_or_counted: "--read uring-recvmsg", [Sockets];
+#[test]
+fn reads_by_io_uring_are_recorded_or_counted() {
+    run(|| {
+        let ways: [Way; 4] = [
+            ("--read uring-read", BOTH),
+            ("--read uring-readv", BOTH),
+            ("--read uring-recv", &[Sockets]),
+            ("--read uring-recvmsg", &[Sockets]),
+        ];
+        are_recorded_or_counted(&ways, "client")
+    });
 }
