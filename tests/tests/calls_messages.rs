@@ -20,10 +20,13 @@ use std::time::Duration;
 const SESSION: Duration = Duration::from_secs(300);
 
 /// Drives the server with each driver; returns the log of each.
+/// The echo server writes 50 MB in one call, which is recorded at once.
+const LARGE_RING: [&str; 2] = ["--stdio-ring", "64"];
+
 fn recorded(server: impl FnOnce(&Bed) -> Result<Server>, drivers: &[Driver]) -> Result<Vec<Log>> {
     let bed = Bed::new()?;
     let server = server(&bed)?;
-    let sensor = Sensor::start(&bed, &server.declared(Policy::default()))?;
+    let sensor = Sensor::start_with(&bed, &server.declared(Policy::default()), &LARGE_RING)?;
     let one = |driver: &Driver| -> Result<Log> {
         let mark = sensor.mark()?;
         let log = driver.drive(&bed, &server.session, SESSION)?;

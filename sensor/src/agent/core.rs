@@ -616,6 +616,17 @@ impl Core {
         process::within(PATIENCE * 3, read).unwrap_or_default()
     }
 
+    /// Waits for the record that begins an instance, which another thread reads.
+    pub fn await_instance(&self, number: u32) {
+        const PASSES: u32 = 200;
+        for _ in 0..PASSES {
+            if lock(&self.instances).knows(number) {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
     pub fn has_instance(&self, number: u32) -> bool {
         lock(&self.instances).get(number).is_some()
     }

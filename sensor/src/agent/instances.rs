@@ -3,10 +3,12 @@
 
 use crate::event::pb;
 use sensor_common::label::{Label, ROLE_LAUNCHER};
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 
 /// As many as the kernel's own table holds.
 pub const MAX_INSTANCES: usize = 16_384;
+/// Instances that ended and are remembered.
+const MAX_ENDED: usize = 1024;
 /// Processes whose executable is remembered.
 const MAX_PROCESSES: usize = 65_536;
 
@@ -43,6 +45,8 @@ pub struct Instance {
 #[derive(Default)]
 pub struct Instances {
     by_number: HashMap<u32, Instance>,
+    /// Those that ended last: what they said may be read later.
+    ended: VecDeque<(u32, pb::Actor)>,
     exes: HashMap<u32, (u32, String)>,
     /// Instances that found no place.
     pub dropped: u64,
@@ -73,7 +77,21 @@ impl Instances {
 
     pub fn remove(&mut self, number: u32) -> Option<Instance> {
         self.exes.retain(|_, (instance, _)| *instance != number);
-        self.by_number.remove(&number)
+        let instance = self.by_number.remove(&number)?;
+        if self.ended.len() >= MAX_ENDED {
+            self.ended.pop_front();
+        }
+        self.ended.push_back((number, instance.actor.clone()));
+        Some(instance)
+    }
+
+    /// It runs, or has just ended.
+    pub fn knows(&self, number: u32) -> bool {
+        self.by_number.contains_key(&number) || self.ended(number).is_some()
+    }
+
+    fn ended(&self, number: u32) -> Option<&pb::Actor> {
+        self.ended.iter().rev().find(|(n, _)| *n == number).map(|(_, actor)| actor)
     }
 
     pub fn len(&self) -> usize {
@@ -107,6 +125,7 @@ impl Instances {
         let number = label.instance();
         let mut actor = match self.by_number.get(&number) {
             Some(instance) => instance.actor.clone(),
+            None if let Some(actor) = self.ended(number) => actor.clone(),
             None => pb::Actor { instance: instance_id(server, number), ..Default::default() },
         };
         server.clone_into(&mut actor.server);

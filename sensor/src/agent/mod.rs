@@ -161,6 +161,7 @@ async fn serve(args: RunArgs) -> anyhow::Result<ExitCode> {
         label_capacity: label_capacity(args.label_capacity),
         allow_degraded: args.allow_degraded,
         capture: args.capture,
+        stdio_ring: args.stdio_ring << 20,
     };
     let loaded_kernel = kernel::load(&options).map_err(|e| {
         let exit = if matches!(e, LoadError::Cgroup { .. }) { Exit::Failure } else { Exit::Prerequisite };
@@ -243,9 +244,8 @@ async fn serve(args: RunArgs) -> anyhow::Result<ExitCode> {
         std::thread::Builder::new().name("stdio".to_owned()).spawn(move || wires.run(&core, &stop))?
     };
     {
-        // Looking through every descriptor of the host takes its time.
         let (core, cgroup) = (core.clone(), cgroup.clone());
-        tokio::task::spawn_blocking(move || stdio::find_running(&core, &cgroup));
+        tokio::task::spawn_blocking(move || stdio::find_running(&core, &cgroup)).await?;
     }
     {
         // Ends with the process: it may wait for a socket.

@@ -40,7 +40,7 @@ const TURN: usize = 1024;
 const SWEEP: Duration = Duration::from_secs(1);
 /// How long the programs stay attached when there is nothing to read: attaching
 /// stops every CPU for a moment, and shells make candidates all the time.
-const LINGER: Duration = Duration::from_secs(60);
+const LINGER: Duration = Duration::from_secs(300);
 /// Connections at once, candidates included.
 const CONNECTIONS: usize = 16384;
 /// Connections that are remembered as forgotten.
@@ -60,6 +60,8 @@ pub enum Command {
     Ended(u32),
     /// A server closed a TCP socket with this cookie.
     Closed(u64),
+    /// Say when everything before this is done.
+    Answer(mpsc::SyncSender<()>),
 }
 
 /// What `status` shows.
@@ -104,6 +106,8 @@ pub struct Reader {
     http: Http,
     /// Instances that run.
     instances: HashSet<u32>,
+    /// Nothing was attached yet.
+    fresh: bool,
     /// When there was last something to read.
     needed: Instant,
     swept: Instant,
@@ -141,6 +145,7 @@ pub fn prepare(
         keys,
         live: HashMap::new(),
         instances: HashSet::new(),
+        fresh: true,
         needed: Instant::now(),
         swept: Instant::now(),
         // Numbers of this run do not meet those of an earlier agent.
@@ -168,6 +173,8 @@ struct Live {
 impl Reader {
     pub fn run(mut self, core: &Arc<Core>, stop: &AtomicBool) {
         self.clean(core);
+        // The first server is heard from its first byte.
+        self.attach(core);
         loop {
             let stopping = stop.load(Ordering::Acquire);
             let told = self.obey(core);
@@ -232,6 +239,7 @@ impl Reader {
                     self.attach(core);
                 }
                 Command::Ended(instance) => told.ended.push(instance),
+                Command::Answer(waiting) => drop(waiting),
                 Command::Closed(cookie) => {
                     if self.http.is_open(cookie) {
                         told.closed.push(cookie);
@@ -247,6 +255,10 @@ impl Reader {
         let Some(capture) = &mut self.capture else { return };
         if capture.attached() {
             return;
+        }
+        if !std::mem::take(&mut self.fresh) {
+            // Its first bytes may have gone by.
+            core.lose("agent", "attached_late", 1);
         }
         if let Err(error) = capture.attach() {
             warn!(%error, "what servers say on stdio is not seen");
@@ -351,6 +363,9 @@ impl Reader {
             if id & CONNECTION_OVER_TCP != 0 && id & CONNECTION_BY_AGENT == 0 {
                 self.http.take(core, &chunk, data, time);
                 continue;
+            }
+            if chunk.header.label.is_some() && !self.live.contains_key(&id) {
+                core.await_instance(chunk.header.label.instance());
             }
             let live = match self.live.entry(id) {
                 Entry::Occupied(live) => live.into_mut(),
@@ -618,22 +633,29 @@ impl Live {
 pub fn find_running(core: &Core, cgroup: &Path) {
     let processes = super::process::all();
     let holders = wires::pipe_holders(&processes);
-    let own = std::process::id();
+    let peers = wires::peers();
+    let this = std::process::id();
     let mut unnamed: HashMap<std::path::PathBuf, HashSet<u64>> = HashMap::new();
     let mut seen: HashSet<(u64, u64)> = HashSet::new();
     let mut found = 0;
     for pid in processes {
-        if pid == own {
+        if pid == this {
             continue;
         }
         let ends = wires::ends(pid);
         if ends.len() < 2 {
             continue;
         }
+        let own: HashSet<u64> = ends.iter().map(|e| e.inode).collect();
         let Ok(netns) = std::fs::read_link(format!("/proc/{pid}/ns/net")) else { continue };
         let sockets = unnamed.entry(netns).or_insert_with(|| wires::unnamed_sockets(pid));
         let shared = |inode: u64| holders.get(&inode).is_some_and(|n| *n > 1);
-        let Some(pair) = wires::pair(&ends, shared, |inode| sockets.contains(&inode)) else { continue };
+        // Not what a program speaks to itself through.
+        let outside = |inode: u64| match peers.get(&inode) {
+            Some(peer) => !own.contains(peer),
+            None => sockets.contains(&inode),
+        };
+        let Some(pair) = wires::pair(&ends, shared, outside) else { continue };
         if !seen.insert((pair.input.inode, pair.output.inode)) {
             continue;
         }
@@ -644,6 +666,10 @@ pub fn find_running(core: &Core, cgroup: &Path) {
             core.stdio.tell(Command::Running { label, processes: vec![pid], pair });
         }
     }
+    let (done, waiting) = mpsc::sync_channel(1);
+    core.stdio.tell(Command::Answer(done));
+    // Ends when the other half is dropped.
+    let _ = waiting.recv_timeout(Duration::from_secs(5));
     info!(found, "programs that may be servers ran already");
 }
 

@@ -96,6 +96,79 @@ fn end(pid: u32, fd: u32) -> Option<End> {
     })
 }
 
+/// The other ends of the unix sockets of this network namespace, by inode, as
+/// the kernel tells them (linux/unix_diag.h, UDIAG_SHOW_PEER); empty if it does
+/// not.
+pub fn peers() -> HashMap<u64, u64> {
+    ask_peers().unwrap_or_default()
+}
+
+fn ask_peers() -> Option<HashMap<u64, u64>> {
+    use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, socket};
+    use std::os::fd::AsRawFd as _;
+    let socket = socket(
+        AddressFamily::Netlink,
+        SockType::Datagram,
+        SockFlag::SOCK_CLOEXEC,
+        SockProtocol::NetlinkSockDiag,
+    )
+    .ok()?;
+    const SOCK_DIAG_BY_FAMILY: u16 = 20;
+    const DUMP: u16 = 0x301; // NLM_F_REQUEST | NLM_F_DUMP
+    const SHOW_PEER: u32 = 4;
+    const ESTABLISHED: u32 = 1 << 1;
+    let mut request = Vec::with_capacity(40);
+    request.extend(40u32.to_ne_bytes());
+    request.extend(SOCK_DIAG_BY_FAMILY.to_ne_bytes());
+    request.extend(DUMP.to_ne_bytes());
+    request.extend([0; 8]); // sequence, port
+    request.extend([libc::AF_UNIX as u8, 0, 0, 0]);
+    request.extend(ESTABLISHED.to_ne_bytes());
+    request.extend(0u32.to_ne_bytes());
+    request.extend(SHOW_PEER.to_ne_bytes());
+    request.extend([0; 8]); // cookie
+    send(socket.as_raw_fd(), &request, MsgFlags::empty()).ok()?;
+    let mut peers = HashMap::new();
+    let mut buffer = vec![0; 64 << 10];
+    loop {
+        let len = recv(socket.as_raw_fd(), &mut buffer, MsgFlags::empty()).ok()?;
+        if len == 0 || !read_peers(&buffer[..len], &mut peers) {
+            return Some(peers);
+        }
+    }
+}
+
+/// Messages of the kernel's answer. False: it was the last.
+fn read_peers(mut bytes: &[u8], peers: &mut HashMap<u64, u64>) -> bool {
+    const HEADER: usize = 16;
+    const SOCK_DIAG_BY_FAMILY: u16 = 20;
+    const UNIX_DIAG_MSG: usize = 16;
+    const UNIX_DIAG_PEER: u16 = 2;
+    let word = |at: &[u8]| at.get(..4).and_then(|b| b.try_into().ok()).map(u32::from_ne_bytes);
+    let half = |at: &[u8]| at.get(..2).and_then(|b| b.try_into().ok()).map(u16::from_ne_bytes);
+    while bytes.len() >= HEADER {
+        let (Some(len), Some(kind)) = (word(bytes), half(&bytes[4..])) else { return false };
+        let Some(message) = bytes.get(HEADER..len as usize) else { return false };
+        if kind != SOCK_DIAG_BY_FAMILY {
+            return false; // NLMSG_DONE, or an error
+        }
+        if let Some(inode) = message.get(4..).and_then(word) {
+            let mut attributes = message.get(UNIX_DIAG_MSG..).unwrap_or_default();
+            while let (Some(size), Some(name)) = (half(attributes), attributes.get(2..).and_then(half)) {
+                if name == UNIX_DIAG_PEER
+                    && let Some(peer) = attributes.get(4..).and_then(word)
+                {
+                    peers.insert(inode.into(), peer.into());
+                }
+                let next = (usize::from(size).max(4) + 3) & !3;
+                attributes = attributes.get(next..).unwrap_or_default();
+            }
+        }
+        bytes = bytes.get((len as usize + 3) & !3..).unwrap_or_default();
+    }
+    true
+}
+
 /// Unnamed, connected stream sockets of a process's network namespace: those
 /// that socketpair() makes look like this (net/unix/af_unix.c, `unix_seq_show`).
 pub fn unnamed_sockets(pid: u32) -> HashSet<u64> {
@@ -199,6 +272,25 @@ mod tests {
         let found = pair(&moved, |inode| inode != 7, |_| true).expect("a pair");
         assert_eq!((found.input.fd, found.output.fd), (6, 7));
         assert_eq!(pair(&moved[..3], |inode| inode != 7, |_| true), None);
+    }
+
+    #[test]
+    fn the_kernel_tells_the_other_end_of_a_socketpair() {
+        use std::os::fd::AsRawFd as _;
+        let (a, b) = std::os::unix::net::UnixStream::pair().expect("pair");
+        let own = ends(std::process::id());
+        let inode = |fd: i32| own.iter().find(|e| e.fd == fd as u32).expect("listed").inode;
+        let peers = peers();
+        assert_eq!(peers.get(&inode(a.as_raw_fd())), Some(&inode(b.as_raw_fd())));
+    }
+
+    #[test]
+    fn a_damaged_answer_ends_the_reading() {
+        let mut peers = HashMap::new();
+        for bytes in [&[0xff; 40][..], &[0; 40], &[17, 0, 0, 0, 20, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]] {
+            let _ = read_peers(bytes, &mut peers);
+        }
+        assert!(peers.is_empty());
     }
 
     #[test]

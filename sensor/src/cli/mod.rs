@@ -86,6 +86,14 @@ pub enum Command {
 /// Prints one line `ready` on stdout (and notifies systemd) once every verdict is
 /// enforced. The policy is read again when its file changes and on SIGHUP; a bad
 /// file changes nothing.
+/// A number of MiB that the kernel makes a ring of.
+fn ring_size(text: &str) -> Result<u32, String> {
+    match text.parse::<u32>() {
+        Ok(n) if n.is_power_of_two() && n <= 1024 => Ok(n),
+        _ => Err("a power of two from 1 to 1024".to_owned()),
+    }
+}
+
 #[derive(Args, Debug, Clone)]
 #[command(after_help = "Examples:
   mcp-sensor run
@@ -158,6 +166,12 @@ pub struct RunArgs {
     /// `syscall`.
     #[arg(long, env = "MCP_SENSOR_CAPTURE", value_name = "BACKEND", value_enum)]
     pub capture: Option<crate::kernel::capture::Backend>,
+
+    /// Size of the ring that what servers say waits in, MiB: a power of two. One call that moves
+    /// more than fits is recorded in part.
+    #[arg(long, env = "MCP_SENSOR_STDIO_RING", value_name = "MIB", default_value = "8",
+          value_parser = ring_size)]
+    pub stdio_ring: u32,
 
     /// Leave everything enforced when the sensor is stopped. Without it SIGTERM and SIGINT take
     /// the programs out of the kernel; after a crash they always stay.

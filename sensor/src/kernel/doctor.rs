@@ -248,6 +248,7 @@ fn hooks(root: &Path) -> Vec<Check> {
         label_capacity: 1024,
         allow_degraded: true,
         capture: None,
+        stdio_ring: 1 << 20,
     };
     let loaded = load::load(&options);
     let checks = match &loaded {

@@ -125,6 +125,8 @@ pub struct Options {
     pub allow_degraded: bool,
     /// Which back end reads stdio; `None`: the best there is.
     pub capture: Option<Backend>,
+    /// Of the ring of wires, bytes: a power of two.
+    pub stdio_ring: u32,
 }
 
 /// What is attached. Dropping it leaves links that are pinned in place.
@@ -219,9 +221,11 @@ pub fn load(options: &Options) -> Result<Loaded, LoadError> {
     let mut loader = EbpfLoader::new();
     loader
         .override_global("OFFSETS", offsets.as_bytes(), true)
-        .map_max_entries("TASKS", options.label_capacity);
+        .map_max_entries("TASKS", options.label_capacity)
+        .map_max_entries("STDIO", options.stdio_ring);
     let names = map_names();
-    for name in &names {
+    // Without an agent nothing goes into the ring of wires.
+    for name in names.iter().filter(|name| *name != "STDIO") {
         loader.map_pin_path(name, maps_dir.join(name));
     }
     let mut ebpf = loader.load(OBJECT)?;
