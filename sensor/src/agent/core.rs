@@ -660,6 +660,9 @@ impl Core {
         if let Some(label) = processes.iter().find_map(|pid| self.labels.of(*pid).filter(|l| l.is_some())) {
             return Some(label); // a policy that has just come into force
         }
+        if process::stat(speaker).is_none_or(|s| s.zombie) {
+            return None; // it has ended
+        }
         let mut root = speaker;
         while let Some(parent) = process::stat(root).map(|s| s.ppid).filter(|p| processes.contains(p)) {
             root = parent;

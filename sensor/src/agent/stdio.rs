@@ -271,8 +271,12 @@ impl Reader {
         let id = r.connection;
         let keys = wires::keys(r.input, self.is_socket(&r.input), r.output, self.is_socket(&r.output));
         if let Some(live) = self.live.get_mut(&id) {
-            // Its first bytes may come before this does.
+            // Its first bytes may come before this does; what was a candidate
+            // may become a server with another exec (a shell's wrapper).
             live.keys = keys;
+            if r.header.label.is_some() {
+                live.label = r.header.label;
+            }
             if !live.processes.contains(&r.header.tgid) && live.processes.len() < PROCESSES {
                 live.processes.push(r.header.tgid);
             }
@@ -385,6 +389,9 @@ impl Reader {
                     })
                 }
             };
+            if chunk.header.label.is_some() && !live.label.is_some() {
+                live.label = chunk.header.label;
+            }
             live.take(&chunk, data, time, &mut out);
             drop(item);
             self.act(core, id, &chunk, time, &mut out);
@@ -653,7 +660,9 @@ pub fn find_running(core: &Core, cgroup: &Path) {
         // Not what a program speaks to itself through.
         let outside = |inode: u64| match peers.get(&inode) {
             Some(peer) => !own.contains(peer),
-            None => sockets.contains(&inode),
+            // Of another network namespace nobody tells: the two ends of a pair
+            // are numbered one after the other.
+            None => sockets.contains(&inode) && !own.contains(&(inode + 1)) && !own.contains(&(inode - 1)),
         };
         let Some(pair) = wires::pair(&ends, shared, outside) else { continue };
         if !seen.insert((pair.input.inode, pair.output.inode)) {
