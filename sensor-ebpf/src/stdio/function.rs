@@ -1,7 +1,7 @@
 //! The back end for kernels that allow fexit: the functions that every way of
 //! reading and writing a pipe or a unix socket ends in, io_uring's included.
 
-use super::{End, Parts, end, moved, moved_in_parts, moved_unread, tcp, watched};
+use super::{End, Parts, SEGMENTS, end, moved, moved_in_parts, moved_unread, tcp, watched};
 use crate::kernel::{offset, pointer, read};
 use aya_ebpf::helpers::bpf_get_current_pid_tgid;
 use aya_ebpf::helpers::generated::bpf_loop;
@@ -183,10 +183,10 @@ fn iterated(end: End, direction: u32, iter: u64, bytes: u64) {
     if kind == offset!(iter_ubuf) {
         moved(&end, direction, data + at.wrapping_sub(bytes), bytes);
     } else if kind == offset!(iter_iovec) {
-        let mut back = Back { segment: data, at, left: bytes, count: 1 };
+        let mut back = Back { segment: data, at, left: bytes };
         // SAFETY: the callback and its context outlive the call.
         unsafe { bpf_loop(1025, step_back as *mut c_void, (&raw mut back).cast(), 0) };
-        let parts = Parts { segments: back.segment, count: back.count, skip: back.at, in_kernel: true };
+        let parts = Parts { segments: back.segment, count: SEGMENTS, skip: back.at, in_kernel: true };
         moved_in_parts(&end, direction, parts, bytes);
     } else {
         // Pages: io_uring's registered buffers.
@@ -194,13 +194,14 @@ fn iterated(end: End, direction: u32, iter: u64, bytes: u64) {
     }
 }
 
+/// Not how many there are: the verifier would follow the loop once for each
+/// number that it could end with. The bytes say where to stop.
 #[repr(C)]
 struct Back {
     segment: u64,
     /// Bytes of the segment that were passed.
     at: u64,
     left: u64,
-    count: u64,
 }
 
 /// Back by one segment; its array is the kernel's own copy.
@@ -214,7 +215,6 @@ extern "C" fn step_back(_index: u32, back: *mut Back) -> i64 {
     }
     back.left -= back.at;
     back.segment -= 16;
-    back.count += 1;
     match read::<u64>(back.segment, 8) {
         Some(len) => back.at = len,
         None => return 1,
