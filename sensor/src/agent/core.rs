@@ -5,9 +5,8 @@ use super::identity::Identities;
 use super::instances::{Instance, Instances, instance_id};
 use super::names::Names;
 use super::process;
-use super::program::{self, Origin};
+use super::program::{self};
 use super::reset::Resets;
-use super::session::Violation;
 use super::state::{InForce, Policies};
 use super::stdio::{self, Command, Stdio};
 use super::translate::{self, Context};
@@ -16,14 +15,14 @@ use crate::kernel::maps::{Labels, LearnedNames, Maps, Shared};
 use crate::kernel::record::{self, Record};
 use crate::kernel::tables;
 use crate::mcp::inventory::Inventory;
+use crate::policy::Compiled;
 use crate::policy::explain::name_line;
 use crate::policy::recognise::Recogniser;
-use crate::policy::{Compiled, OnViolation};
 use sensor_common::addr::Addr;
 use sensor_common::identity::FileId;
-use sensor_common::kernel::{INSTANCE_BY_AGENT, State};
-use sensor_common::label::{Label, ROLE_SERVER};
-use sensor_common::policy::{MODE_ENFORCE, Reason, SERVER_UNKNOWN};
+use sensor_common::kernel::INSTANCE_BY_AGENT;
+use sensor_common::label::Label;
+use sensor_common::policy::{MODE_ENFORCE, Reason};
 use sensor_common::record::{
     EXEC_MOVED, EXEC_NEW_INSTANCE, EXEC_ROLE_CHANGED, EXEC_UNVERIFIED, Exec, INSTANCE_HASHED, NameVerdict,
     Verdict, VerdictKey,
@@ -35,7 +34,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 /// How long facts about a process outside the server's tree are waited for.
-const PATIENCE: Duration = Duration::from_millis(100);
+pub const PATIENCE: Duration = Duration::from_millis(100);
 
 /// Behind what an instance was recognised by, where its file is not verified.
 const UNVERIFIED: &str = " (not verified)";
@@ -51,7 +50,7 @@ pub struct Core {
     pub identities: Identities,
     pub stdio: Stdio,
     /// Servers that nobody declared and that were told of: program and client.
-    told: Mutex<VecDeque<(String, u32)>>,
+    pub told: Mutex<VecDeque<(String, u32)>>,
     pub inventory: Mutex<Inventory>,
     /// Losses since the start, for `status`.
     pub losses: Mutex<BTreeMap<(String, String), u64>>,
@@ -458,52 +457,6 @@ impl Core {
         self.mode_and_profile(&policies, server).0
     }
 
-    /// A forbidden call was seen: what the policy wants of it.
-    pub fn contain(self: &Arc<Self>, label: Label, violation: Violation) {
-        let Violation { then, mut finding, at } = violation;
-        let contained = match then {
-            OnViolation::Report => false,
-            OnViolation::Kill => self.kill(label),
-            OnViolation::Quarantine => self.quarantine(label),
-        };
-        if contained {
-            finding.action = "contained".to_owned();
-            finding.contained_after_ns = u64::try_from(now() - at).unwrap_or(0);
-        }
-        self.bus.publish(at, Body::Finding(finding));
-    }
-
-    /// Ends every process of an instance. False: some live on.
-    fn kill(&self, label: Label) -> bool {
-        const PASSES: usize = 32;
-        for _ in 0..PASSES {
-            let alive: Vec<u32> = adopt::labelled(&lock(&self.maps))
-                .into_iter()
-                .filter(|(_, l)| l.instance() == label.instance())
-                .map(|(pid, _)| pid)
-                .filter(|pid| process::stat(*pid).is_some_and(|s| !s.zombie))
-                .collect();
-            if alive.is_empty() {
-                return true;
-            }
-            for pid in alive {
-                // By descriptor, and only while the label is still there: its
-                // number may be another's by now.
-                let Ok(pidfd) = adopt::pidfd_open(pid) else { continue };
-                if self.labels.of(pid).is_some_and(|l| l.instance() == label.instance()) {
-                    adopt::kill(&pidfd);
-                }
-            }
-        }
-        false
-    }
-
-    /// The instance reaches nothing any more.
-    fn quarantine(&self, label: Label) -> bool {
-        let mut maps = lock(&self.maps);
-        tables::quarantine(&mut maps, label.instance())
-    }
-
     /// The nearest ancestor outside the server's tree.
     fn client(&self, parent: u32, label: Label) -> Option<pb::Client> {
         const GENERATIONS: usize = 64;
@@ -602,20 +555,6 @@ impl Core {
         count
     }
 
-    /// The files that a process comes from, where it sees the same ones as the
-    /// agent does.
-    pub fn origin(&self, pid: u32) -> Origin {
-        let read = move || {
-            let link = |name: &str| std::fs::read_link(format!("/proc/{pid}/{name}")).ok();
-            if link("ns/mnt").is_none() || link("ns/mnt") != std::fs::read_link("/proc/self/ns/mnt").ok() {
-                return Origin::default();
-            }
-            let argv = process::arguments(&process::cmdline(pid));
-            program::origin(&process::exe(pid), &argv, &link("cwd").unwrap_or_default())
-        };
-        process::within(PATIENCE * 3, read).unwrap_or_default()
-    }
-
     /// Waits for the record that begins an instance, which another thread reads.
     pub fn await_instance(&self, number: u32) {
         const PASSES: u32 = 200;
@@ -640,83 +579,6 @@ impl Core {
             _ => uid,
         };
         instances.actor(label, policies.server_name(label.server()), pid, uid, String::new())
-    }
-
-    /// Whether programs that nobody declared are looked at.
-    pub fn looks_for_candidates(&self) -> bool {
-        lock(&self.maps).state.get(&0, 0).is_ok_and(|s| s.0.candidates != 0)
-    }
-
-    pub fn look_for_candidates(&self, yes: bool) {
-        let mut maps = lock(&self.maps);
-        if let Ok(state) = maps.state.get(&0, 0) {
-            let _ = maps.state.set(0, Shared(State { candidates: yes.into(), ..state.0 }), 0);
-        }
-    }
-
-    /// A program that nobody declared speaks MCP: its tree becomes an instance
-    /// of `unknown`. `speaker`: the process that was heard, one of `processes`.
-    pub fn discovered(&self, time: i64, processes: &[u32], speaker: u32, era: &str) -> Option<Label> {
-        if let Some(label) = processes.iter().find_map(|pid| self.labels.of(*pid).filter(|l| l.is_some())) {
-            return Some(label); // a policy that has just come into force
-        }
-        if process::stat(speaker).is_none_or(|s| s.zombie) {
-            return None; // it has ended
-        }
-        let mut root = speaker;
-        while let Some(parent) = process::stat(root).map(|s| s.ppid).filter(|p| processes.contains(p)) {
-            root = parent;
-        }
-        let label = Label::new(SERVER_UNKNOWN, ROLE_SERVER, self.number());
-        let netns = match adopt::home_netns(speaker) {
-            0 => u64::MAX,
-            cookie => cookie,
-        };
-        let (marked, unmarked, missed) = {
-            let mut maps = lock(&self.maps);
-            let (marked, unmarked) = adopt::tree(&mut maps, root, label);
-            add_instance(&mut maps, label, netns, marked.len() as u64, None);
-            let missed = marked.iter().map(|pid| adopt::sockets(&mut maps, *pid, label)).sum();
-            (marked, unmarked, missed)
-        };
-        self.unlabelled_sockets(missed);
-        if unmarked > 0 {
-            self.lose("agent", "label_overflow", unmarked);
-        }
-        if marked.is_empty() {
-            let _ = lock(&self.maps).instances.remove(&label.instance());
-            return None; // it has ended
-        }
-        let exe = process::exe(speaker);
-        let argv = process::within(PATIENCE, move || process::arguments(&process::cmdline(speaker)))
-            .unwrap_or_default();
-        let parent = process::stat(speaker).map_or(0, |s| s.ppid);
-        let evidence = format!("speaks MCP ({era})");
-        self.begin(
-            time,
-            label,
-            speaker,
-            process::uid(speaker),
-            parent,
-            &exe,
-            argv.clone(),
-            evidence,
-            0,
-            true,
-        );
-        let actor = self.actor(label, speaker, u32::MAX);
-        // A client that probes a server and starts it again has one server.
-        let who = (program_name(&exe, &argv), actor.client.as_ref().map_or(0, |c| c.pid));
-        let mut told = lock(&self.told);
-        if !told.contains(&who) {
-            const TOLD: usize = 1024;
-            if told.len() >= TOLD {
-                told.pop_front();
-            }
-            told.push_back(who);
-            self.bus.publish_now(stdio::unknown_server(&actor, &argv, era));
-        }
-        Some(label)
     }
 
     /// Instances that an earlier agent knew, from the labels it left.
@@ -773,7 +635,7 @@ pub fn add_instance(maps: &mut Maps, label: Label, netns: u64, tasks: u64, file:
     let _ = maps.instances.insert(label.instance(), Shared(value), 0);
 }
 
-fn program_name(exe: &str, argv: &[String]) -> String {
+pub fn program_name(exe: &str, argv: &[String]) -> String {
     let (owned_exe, owned_argv) = (exe.to_owned(), argv.to_vec());
     process::within(PATIENCE, move || program::name(&owned_exe, &owned_argv, program::link))
         .unwrap_or_else(|| program::name(exe, argv, |_| None))

@@ -2,8 +2,10 @@
 //! ties records to servers, clients and users, and passes events on.
 
 mod adopt;
+mod containment;
 mod content;
 mod core;
+mod discovery;
 mod exchange;
 mod http;
 pub mod identity;

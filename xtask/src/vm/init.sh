@@ -101,7 +101,7 @@ if grep -qx ready /run/said; then
     claim an_address_is_open_after_its_name_is_asked all_reach $named "[$ask,$connect]"
     mcp-sensor status --control /run/control.sock
     claim stdio_is_read_by_functions sh -c 'mcp-sensor status --control /run/control.sock | grep -q "stdio.*function"'
-    call='"type":"tool_call".*"tool":"echo".*"outcome":"ok".*"server":"speak"'
+    call='"type":"tool_call".*"tool":"echo".*"server":"speak".*"outcome":"ok"'
     for write in write writev uring-write uring-writev; do
         claim "a_call_answered_by_${write}_is_recorded" makes "$call" --write $write
     done
