@@ -16,6 +16,10 @@ fuzz_target!(|data: &[u8]| {
         Ok(Record::Name(name)) => {
             let _ = sensor_common::name::readable(&name.text);
         }
-        Ok(Record::Verdict(_) | Record::Exit(_)) | Err(_) => {}
+        Ok(Record::Verdict(_) | Record::Exit(_) | Record::Candidate(_) | Record::Released(_)) | Err(_) => {}
+    }
+    // The ring of wires is another's to fill, and read by the same rules.
+    if let Ok(record::WireRecord::Chunk(chunk, bytes)) = record::wire(data) {
+        assert_eq!(bytes.len(), chunk.len as usize);
     }
 });
