@@ -283,16 +283,18 @@ impl Wire {
             fds.remove(0);
         }
         poll(&mut fds, PollTimeout::from(50u8))?;
+        if self.ended {
+            return Ok(());
+        }
+        // One read: a writer as fast as we are would keep a loop going to the end of its message.
         let mut room = [0u8; 64 * 1024];
-        while !self.ended {
-            match self.output.read(&mut room) {
-                Ok(0) => self.ended = true,
-                Ok(n) => self.take(&room[..n])?,
-                Err(e) if e.kind() == ErrorKind::WouldBlock => break,
-                // A socket whose other end was killed.
-                Err(e) if e.kind() == ErrorKind::ConnectionReset => self.ended = true,
-                Err(e) => return Err(e.into()),
-            }
+        match self.output.read(&mut room) {
+            Ok(0) => self.ended = true,
+            Ok(n) => self.take(&room[..n])?,
+            Err(e) if e.kind() == ErrorKind::WouldBlock => {}
+            // A socket whose other end was killed.
+            Err(e) if e.kind() == ErrorKind::ConnectionReset => self.ended = true,
+            Err(e) => return Err(e.into()),
         }
         Ok(())
     }
