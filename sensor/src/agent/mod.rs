@@ -192,7 +192,10 @@ async fn serve(args: RunArgs) -> anyhow::Result<ExitCode> {
     let reads_stdio = loaded_kernel.capture.is_ok();
     let kernel::maps::Rings { verdicts, telemetry, stdio } = loaded_kernel.rings;
     let rings = reader::Rings { verdicts, telemetry };
-    let (stdio, wires) = stdio::prepare(stdio, loaded_kernel.wires, loaded_kernel.capture, keys)?;
+    let (stdio, wires) = {
+        let linger = Duration::from_secs(args.stdio_linger.into());
+        stdio::prepare(stdio, loaded_kernel.wires, loaded_kernel.capture, keys, linger)?
+    };
     let core = Arc::new(Core::new(
         bus.clone(),
         loaded_kernel.maps,

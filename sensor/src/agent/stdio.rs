@@ -38,9 +38,6 @@ const ROUND_MS: u8 = 10;
 const TURN: usize = 1024;
 /// How often ends that nobody announced are looked for.
 const SWEEP: Duration = Duration::from_secs(1);
-/// How long the programs stay attached when there is nothing to read: attaching
-/// stops every CPU for a moment, and shells make candidates all the time.
-const LINGER: Duration = Duration::from_secs(300);
 /// Connections at once, candidates included.
 const CONNECTIONS: usize = 16384;
 /// Connections that are remembered as forgotten.
@@ -101,6 +98,9 @@ pub struct Reader {
     ring: RingBuf<MapData>,
     wires: Wires,
     capture: Option<Capture>,
+    /// How long the programs stay attached when there is nothing to read: attaching
+    /// stops every CPU for a moment, and shells make candidates all the time.
+    linger: Duration,
     keys: Keys,
     live: HashMap<u64, Live>,
     http: Http,
@@ -123,6 +123,7 @@ pub fn prepare(
     wires: Wires,
     capture: Result<Capture, CaptureError>,
     keys: Keys,
+    linger: Duration,
 ) -> std::io::Result<(Stdio, Reader)> {
     let (send, commands) = mpsc::channel();
     let wake = Arc::new(EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)?);
@@ -141,6 +142,7 @@ pub fn prepare(
         ring,
         wires,
         capture: capture.ok(),
+        linger,
         http: Http::new(&keys),
         keys,
         live: HashMap::new(),
@@ -573,7 +575,7 @@ impl Reader {
             core.lose("agent", "connections_full", std::mem::take(&mut self.dropped));
         }
         if self.live.is_empty() && self.instances.is_empty() {
-            if self.needed.elapsed() >= LINGER
+            if self.needed.elapsed() >= self.linger
                 && let Some(capture) = &mut self.capture
                 && capture.attached()
             {

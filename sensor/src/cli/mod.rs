@@ -173,6 +173,12 @@ pub struct RunArgs {
           value_parser = ring_size)]
     pub stdio_ring: u32,
 
+    /// Seconds that the programs which read stdio stay attached after the last server or candidate,
+    /// and from the start on. A server that comes later may have spoken before they are back: that
+    /// is told as lost.
+    #[arg(long, env = "MCP_SENSOR_STDIO_LINGER", value_name = "SECONDS", default_value = "300")]
+    pub stdio_linger: u32,
+
     /// Leave everything enforced when the sensor is stopped. Without it SIGTERM and SIGINT take
     /// the programs out of the kernel; after a crash they always stay.
     #[arg(long, env = "MCP_SENSOR_KEEP")]

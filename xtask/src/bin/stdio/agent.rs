@@ -37,10 +37,19 @@ pub(crate) struct Agent {
 
 impl Agent {
     pub(crate) fn start(report: &Report, cgroup: &Subtree, policy: &Policy) -> Result<Agent> {
-        let arguments: Vec<&str> = match &report.capture {
-            Some(back_end) => vec!["--capture", back_end],
-            None => vec![],
-        };
+        Agent::start_with(report, cgroup, policy, &[])
+    }
+
+    pub(crate) fn start_with(
+        report: &Report,
+        cgroup: &Subtree,
+        policy: &Policy,
+        options: &[&str],
+    ) -> Result<Agent> {
+        let mut arguments = options.to_vec();
+        if let Some(back_end) = &report.capture {
+            arguments.extend(["--capture", back_end]);
+        }
         let sensor = Sensor::start_on(cgroup.path(), policy, &arguments)?;
         let pid = sensor.pid().context("the sensor has ended")?;
         Ok(Agent { sensor, pid })

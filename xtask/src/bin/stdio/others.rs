@@ -148,8 +148,12 @@ fn round(report: &Report) -> Result<Round> {
         measured(&cgroup)?
     };
     let (idle, reading) = {
-        let agent = Agent::start(report, &cgroup, &policy(None))?;
-        ensure!(!agent.reads()?, "the sensor reads though there is nothing to read");
+        let agent = Agent::start_with(report, &cgroup, &policy(None), &["--stdio-linger", "0"])?;
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while agent.reads()? {
+            ensure!(Instant::now() < deadline, "the sensor reads though there is nothing to read");
+            std::thread::sleep(Duration::from_millis(100));
+        }
         let idle = measured(&cgroup)?;
         let mut command = agent.launch(&std::env::current_exe()?)?;
         command.arg("echo");
