@@ -97,7 +97,12 @@ impl Outputs {
         }
         let subscriber = bus.subscribe("collector", feed::BACKLOG)?;
         if let Some(address) = &args.collector {
-            outputs.feed = Some(feed::spawn(bus.clone(), subscriber, address, feed::Settings::default())?);
+            let spool = feed::SpoolSettings {
+                dir: args.spool.clone().unwrap_or_else(|| args.state_dir.join("spool")),
+                limits: feed::spool::Limits { bytes: args.spool_bytes },
+            };
+            let settings = feed::Settings::default();
+            outputs.feed = Some(feed::spawn(bus.clone(), subscriber, address, &spool, settings)?);
             return Ok(outputs);
         }
         let dir = args.state_dir.join("events");

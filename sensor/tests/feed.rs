@@ -6,7 +6,7 @@ mod support;
 use mcp_sensor::collect::{Collector, Listen, Store};
 use mcp_sensor::event::file::Rotation;
 use mcp_sensor::event::{Body, Bus, Identity, Limits, pb};
-use mcp_sensor::feed::{self, Feed, Settings};
+use mcp_sensor::feed::{self, Feed, Settings, SpoolSettings};
 use pb::collector_client::CollectorClient;
 use pb::{feed_request, feed_response};
 use std::path::{Path, PathBuf};
@@ -97,9 +97,14 @@ impl Running {
     }
 }
 
-fn start_feed(bus: &Arc<Bus>, capacity: usize, address: &str) -> (Feed, JoinHandle<()>) {
+/// With its spool below `dir`, of so many bytes.
+fn spool(dir: &Path, bytes: u64) -> SpoolSettings {
+    SpoolSettings { dir: dir.join("spool"), limits: feed::spool::Limits { bytes } }
+}
+
+fn start_feed(bus: &Arc<Bus>, capacity: usize, address: &str, dir: &Path) -> (Feed, JoinHandle<()>) {
     let subscriber = bus.subscribe("collector", capacity).unwrap();
-    feed::spawn(bus.clone(), subscriber, address, settings()).unwrap()
+    feed::spawn(bus.clone(), subscriber, address, &spool(dir, 64 << 20), settings()).unwrap()
 }
 
 #[tokio::test]
@@ -108,7 +113,7 @@ async fn a_collector_that_restarts_stores_every_event_once() {
     let (store, listen) = (dir.path().join("events"), format!("unix:{}/c.sock", dir.path().display()));
     let mut collector = Running::start(&store, &listen).await;
     let bus = bus();
-    let (feed, task) = start_feed(&bus, 100_000, &collector.address);
+    let (feed, task) = start_feed(&bus, 100_000, &collector.address, dir.path());
     let mut unfinished = 0;
     for round in 1..=4u64 {
         let until_seq = round * 5000;
@@ -180,7 +185,7 @@ async fn a_full_disk_holds_events_back_and_then_each_is_stored_once() {
     let (store, listen) = (dir.path().join("events"), format!("unix:{}/c.sock", dir.path().display()));
     let child = collect(&store, &listen, 300_000).await;
     let bus = bus();
-    let (feed, task) = start_feed(&bus, 100_000, &listen);
+    let (feed, task) = start_feed(&bus, 100_000, &listen, dir.path());
     for _ in 0..10_000 {
         bus.publish_now(telemetry());
     }
@@ -200,7 +205,7 @@ async fn a_collector_that_is_killed_loses_nothing_it_acknowledged_and_stores_not
     let (store, listen) = (dir.path().join("events"), format!("unix:{}/c.sock", dir.path().display()));
     let mut child = collect(&store, &listen, libc::RLIM_INFINITY).await;
     let bus = bus();
-    let (feed, task) = start_feed(&bus, 100_000, &listen);
+    let (feed, task) = start_feed(&bus, 100_000, &listen, dir.path());
     let mut unfinished = 0;
     for round in 1..=4u64 {
         let until_seq = round * 5000;
@@ -226,15 +231,19 @@ async fn without_a_collector_telemetry_goes_first_and_the_loss_is_told() {
     let dir = tempfile::tempdir().unwrap();
     let (store, listen) = (dir.path().join("events"), format!("unix:{}/c.sock", dir.path().display()));
     let bus = bus();
-    let (feed, task) = start_feed(&bus, 100, &listen);
+    let subscriber = bus.subscribe("collector", 100_000).unwrap();
+    let (feed, task) =
+        feed::spawn(bus.clone(), subscriber, &listen, &spool(dir.path(), 256 << 10), settings()).unwrap();
     until("the feed has tried", || feed.state().reconnects > 0).await;
     for _ in 0..50 {
         bus.publish_now(denial("time", 10));
-        for _ in 0..100 {
+        for _ in 0..1000 {
             bus.publish_now(telemetry());
         }
+        until("it was spooled", || bus.subscribers()[0].queued == 0).await;
     }
     let total = bus.last_seq();
+    until("some of it had to go", || feed.state().spool.is_some_and(|s| s.evicted > 0)).await;
     let collector = Running::start(&store, &listen).await;
     bus.close();
     timeout(DEADLINE, task).await.unwrap().unwrap();
@@ -244,9 +253,50 @@ async fn without_a_collector_telemetry_goes_first_and_the_loss_is_told() {
     assert_eq!(count("connection"), 50, "no denial is lost to telemetry");
     let losses: Vec<_> = events.iter().filter(|e| e["type"] == "loss").collect();
     let lost: u64 = losses.iter().map(|e| e["count"].as_u64().unwrap()).sum();
-    assert!(losses.iter().all(|e| e["where"] == "subscriber:collector" && e["reason"] == "slow_consumer"));
+    assert!(losses.iter().all(|e| e["where"] == "spool" && e["reason"] == "evicted"));
+    assert!(losses.iter().all(|e| e["types"]["exec"] == e["count"]));
     assert_eq!(count("connection") + count("exec") + lost, total);
     assert!(seqs(&events).is_sorted_by(|a, b| a < b));
+}
+
+#[tokio::test]
+async fn what_one_run_could_not_deliver_the_next_one_does() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, listen) = (dir.path().join("events"), format!("unix:{}/c.sock", dir.path().display()));
+    let identity = |boot: &str| Identity { sensor: "host".to_owned(), boot: boot.to_owned() };
+    for boot in ["boot-1", "boot-2"] {
+        let bus = Bus::new(identity(boot), Limits::default());
+        let subscriber = bus.subscribe("collector", 100_000).unwrap();
+        let short = Settings { drain: Duration::from_millis(50), ..settings() };
+        let (_, task) =
+            feed::spawn(bus.clone(), subscriber, &listen, &spool(dir.path(), 64 << 20), short).unwrap();
+        for _ in 0..2000 {
+            bus.publish_now(telemetry());
+        }
+        until("all of it was spooled", || bus.subscribers()[0].queued == 0).await;
+        bus.close();
+        timeout(DEADLINE, task).await.unwrap().unwrap();
+    }
+    let collector = Running::start(&store, &listen).await;
+    let bus = Bus::new(identity("boot-3"), Limits::default());
+    let (feed, task) = start_feed(&bus, 100, &listen, dir.path());
+    bus.publish_now(telemetry());
+    until("it came to its own events", || feed.state().acked_seq == 1).await;
+    bus.close();
+    timeout(DEADLINE, task).await.unwrap().unwrap();
+    collector.stop().await;
+    let boots: Vec<_> = stored(&store)
+        .iter()
+        .map(|e| (e["boot"].as_str().unwrap().to_owned(), e["seq"].as_u64().unwrap()))
+        .collect();
+    let expected: Vec<_> = [("boot-1", 2000), ("boot-2", 2000), ("boot-3", 1)]
+        .into_iter()
+        .flat_map(|(boot, most)| (1..=most).map(move |seq| (boot.to_owned(), seq)))
+        .collect();
+    assert_eq!(boots, expected);
+    let left: Vec<_> =
+        std::fs::read_dir(dir.path().join("spool")).unwrap().map(|e| e.unwrap().file_name()).collect();
+    assert_eq!(left, ["lock"]);
 }
 
 #[tokio::test]
@@ -256,7 +306,8 @@ async fn a_sensor_that_ends_without_a_collector_gives_up_after_the_drain_time() 
     let dir = tempfile::tempdir().unwrap();
     let address = format!("unix:{}/nobody.sock", dir.path().display());
     let short = Settings { drain: Duration::from_millis(100), ..settings() };
-    let (feed, task) = feed::spawn(bus.clone(), subscriber, &address, short).unwrap();
+    let (feed, task) =
+        feed::spawn(bus.clone(), subscriber, &address, &spool(dir.path(), 1 << 20), short).unwrap();
     bus.publish_now(telemetry());
     bus.close();
     timeout(DEADLINE, task).await.expect("it ends").unwrap();
@@ -324,7 +375,7 @@ async fn garbage_on_the_collectors_port_harms_nobody() {
         let _ = timeout(DEADLINE, read).await.expect("it is closed");
     }
     let bus = bus();
-    let (_, task) = start_feed(&bus, 100, &collector.address);
+    let (_, task) = start_feed(&bus, 100, &collector.address, dir.path());
     bus.publish_now(telemetry());
     bus.close();
     timeout(DEADLINE, task).await.unwrap().unwrap();
@@ -361,7 +412,7 @@ async fn events_a_second_from_the_bus_to_the_collectors_disk() {
     let (store, listen) = (dir.path().join("events"), format!("unix:{}/c.sock", dir.path().display()));
     let _child = collect(&store, &listen, libc::RLIM_INFINITY).await;
     let bus = bus();
-    let (feed, task) = start_feed(&bus, 65_536, &listen);
+    let (feed, task) = start_feed(&bus, 65_536, &listen, dir.path());
     until("connected", || feed.state().connected).await;
     let start = std::time::Instant::now();
     let publisher = bus.clone();

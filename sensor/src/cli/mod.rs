@@ -134,6 +134,17 @@ pub struct RunArgs {
     #[arg(long, env = "MCP_SENSOR_COLLECTOR", value_name = "ADDR")]
     pub collector: Option<String>,
 
+    /// Where events wait that the collector has not acknowledged; default: `spool` below the state
+    /// directory. They outlive the sensor.
+    #[arg(long, env = "MCP_SENSOR_SPOOL", value_name = "DIR", requires = "collector")]
+    pub spool: Option<PathBuf>,
+
+    /// What the spool may hold. Beyond it telemetry goes first, denials and findings last; what went
+    /// is told by a loss event.
+    #[arg(long, env = "MCP_SENSOR_SPOOL_BYTES", value_name = "BYTES", default_value_t = 256 << 20,
+          value_parser = clap::value_parser!(u64).range(1 << 20..))]
+    pub spool_bytes: u64,
+
     /// Serve metrics to Prometheus at http://ADDR/metrics. ADDR is PORT (on 127.0.0.1),
     /// IP:PORT or [IPV6]:PORT; whoever reaches it may read the names of servers and tools.
     #[arg(long, env = "MCP_SENSOR_METRICS", value_name = "ADDR",

@@ -39,6 +39,10 @@ fn to_json(s: &pb::StatusResponse) -> Value {
             "address": f.address, "connected": f.connected, "acked_seq": f.acked_seq,
             "unacked_batches": f.unacked_batches, "reconnects": f.reconnects, "rejected": f.rejected,
             "error": f.error,
+            "spool": f.spool.as_ref().map(|s| json!({
+                "bytes": s.bytes, "oldest": (s.oldest_unix_ns != 0).then(|| Time(s.oldest_unix_ns).to_string()),
+                "evicted": s.evicted, "damaged": s.damaged, "error": s.error,
+            })),
         })
     });
     json!({
@@ -114,6 +118,24 @@ fn print(s: &pb::StatusResponse) -> anyhow::Result<()> {
             ),
         ),
         Some(f) => line("collector", format!("{}: NOT CONNECTED: {}", escape(&f.address), escape(&f.error))),
+    }
+    if let Some(spool) = s.feed.as_ref().and_then(|f| f.spool.as_ref()) {
+        if spool.oldest_unix_ns != 0 {
+            line(
+                "spool",
+                format!("{} bytes, the oldest of them {} old", spool.bytes, age(spool.oldest_unix_ns)),
+            );
+        }
+        for (what, count) in
+            [("no room in the spool", spool.evicted), ("the spool was damaged", spool.damaged)]
+        {
+            if count > 0 {
+                line("LOST", format!("{count} ({what})"));
+            }
+        }
+        if !spool.error.is_empty() {
+            line("spool", format!("TAKES NOTHING: {}", escape(&spool.error)));
+        }
     }
     for degraded in &s.degraded {
         line("DEGRADED", escape(degraded));

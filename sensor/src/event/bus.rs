@@ -263,6 +263,7 @@ impl Subscriber {
                 denials: lost.denials,
                 first_seq: lost.first_seq,
                 last_seq: lost.last_seq,
+                ..Default::default()
             })),
         }
     }

@@ -21,6 +21,7 @@ pub use mcp::{era_name, outcome_name, sender_name};
 
 use super::{Body, Event, pb};
 use serde::ser::{Serialize, SerializeMap, Serializer};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::io::{self, Write};
 use time::OffsetDateTime;
@@ -318,7 +319,13 @@ impl<M: SerializeMap> Fields<M> {
                 self.always("count", &l.count)?;
                 self.number("denials", l.denials)?;
                 self.number("first_seq", l.first_seq)?;
-                self.number("last_seq", l.last_seq)
+                self.number("last_seq", l.last_seq)?;
+                if l.types.is_empty() {
+                    return Ok(());
+                }
+                let types: BTreeMap<&str, u64> =
+                    l.types.iter().map(|t| (t.r#type.as_str(), t.count)).collect();
+                self.always("types", &types)
             }
             Body::PolicyChange(p) => {
                 self.always("ok", &p.ok)?;

@@ -23,7 +23,7 @@ const REQUEST_BATCH: u32 = 2;
 
 /// A batch that will not change any more.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Sealed {
+pub struct Sealed {
     pub first_seq: u64,
     pub last_seq: u64,
     pub events: usize,

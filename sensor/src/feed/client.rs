@@ -1,12 +1,15 @@
 //! Keeps a stream to the collector, and the events moving over it.
 
-use super::batch::{Full, Open, hello};
+use super::batch::hello;
 use super::codec::SealedCodec;
+use super::spool::{Limits, Owner, Spool, SpoolError};
+use super::store::{Next, Store};
 use super::window::Window;
-use crate::event::{Body, Bus, Event, Subscriber, pb};
+use super::writer;
+use crate::event::{Bus, Subscriber, pb};
 use pb::feed_response::Message;
 use prost::bytes::Bytes;
-use std::collections::VecDeque;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::mpsc;
@@ -83,33 +86,57 @@ impl Feed {
     }
 }
 
-/// Starts sending what `subscriber` gets to `address`. The task ends when the
-/// bus is closed and everything is acknowledged, or the drain time is over.
+/// Where a sensor keeps what is not acknowledged.
+#[derive(Clone, Debug)]
+pub struct SpoolSettings {
+    pub dir: PathBuf,
+    pub limits: Limits,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum FeedError {
+    #[error(transparent)]
+    Address(#[from] AddressError),
+    #[error("spool: {0}; give another directory with --spool")]
+    Spool(#[from] SpoolError),
+    #[error("cannot start a thread: {0}")]
+    Thread(std::io::Error),
+}
+
+/// Starts spooling what `subscriber` gets and sending it to `address`. The task
+/// ends when the bus is closed and everything is acknowledged, or the drain time
+/// is over; what is left then is sent by the next run.
 pub fn spawn(
     bus: Arc<Bus>,
     subscriber: Subscriber,
     address: &str,
+    spool: &SpoolSettings,
     settings: Settings,
-) -> Result<(Feed, tokio::task::JoinHandle<()>), AddressError> {
+) -> Result<(Feed, tokio::task::JoinHandle<()>), FeedError> {
     let endpoint = parse_address(address)?
         .connect_timeout(settings.connect)
         .tcp_nodelay(true)
         .http2_keep_alive_interval(Duration::from_secs(30))
         .keep_alive_timeout(Duration::from_secs(10))
         .keep_alive_while_idle(true);
+    let identity = bus.identity();
+    let owner = Owner { sensor: identity.sensor.clone(), boot: identity.boot.clone() };
+    let (store, report) = Spool::open(&spool.dir, spool.limits, owner.clone())?;
+    for file in &report.files {
+        tracing::warn!(dir = %spool.dir.display(), %file, "the spool was damaged");
+    }
+    let store = Arc::new(Store::new(store));
+    writer::spawn(store.clone(), bus.clone(), subscriber, settings.linger).map_err(FeedError::Thread)?;
     let state = pb::FeedState { address: address.to_owned(), ..Default::default() };
     let feed = Feed { state: Arc::new(Mutex::new(state)) };
     let task = Task {
         bus,
-        subscriber,
         endpoint,
         settings,
         feed: feed.clone(),
+        store,
         window: Window::new(),
-        open: Open::default(),
-        overflow: VecDeque::new(),
-        closed: None,
-        drained: false,
+        owner: Arc::new(owner),
     };
     Ok((feed, tokio::spawn(task.run())))
 }
@@ -118,6 +145,8 @@ pub fn spawn(
 enum End {
     /// Everything is delivered, or there is no more time for it.
     Done,
+    /// What comes next is of another run of the sensor: it needs a stream of its own.
+    Other,
     /// Try again.
     Lost(String),
 }
@@ -130,18 +159,13 @@ impl From<Status> for End {
 
 struct Task {
     bus: Arc<Bus>,
-    subscriber: Subscriber,
     endpoint: Endpoint,
     settings: Settings,
     feed: Feed,
+    store: Arc<Store>,
     window: Window,
-    open: Open,
-    /// Events taken from the bus that the open batch had no room for.
-    overflow: VecDeque<Arc<Event>>,
-    /// When the bus was closed.
-    closed: Option<Instant>,
-    /// And nothing is left in the buffer.
-    drained: bool,
+    /// Of the batches in the window.
+    owner: Arc<Owner>,
 }
 
 impl Task {
@@ -152,6 +176,10 @@ impl Task {
             let (started, acked) = (Instant::now(), self.window.acked_seq());
             let why = match self.stream().await {
                 End::Done => break,
+                End::Other => {
+                    pause = first;
+                    continue;
+                }
                 End::Lost(why) => why,
             };
             if self.window.acked_seq() > acked || started.elapsed() > longest {
@@ -163,59 +191,74 @@ impl Task {
                 s.error = why;
                 s.reconnects += 1;
             });
+            self.show();
             tokio::select! {
                 () = sleep(pause + spread(pause)) => (),
-                () = self.subscriber.closed(), if self.closed.is_none() => self.closed = Some(Instant::now()),
+                () = self.store.closing(), if self.store.closed().is_none() => (),
             }
-            if self.closed.is_some_and(|at| at.elapsed() >= self.settings.drain) {
+            if self.is_over() {
                 break;
             }
             // An ending sensor has only the drain time: it does not wait long.
-            pause = if self.closed.is_some() { first } else { (pause * 2).min(longest) };
+            pause = if self.store.closed().is_some() { first } else { (pause * 2).min(longest) };
         }
         self.feed.update(|s| s.connected = false);
-        let (batches, queued) = (self.window.len(), self.subscriber.queued() + self.overflow.len());
-        if batches > 0 || queued > 0 || !self.open.is_empty() {
-            tracing::warn!(batches, queued, "events were not delivered to the collector");
+        let bytes = self.store.end(&self.owner.boot, self.window.acked_seq());
+        if bytes > 0 || self.window.len() > 0 {
+            tracing::warn!(bytes, "events are not delivered yet; they are in the spool for the next start");
         }
+    }
+
+    fn is_over(&self) -> bool {
+        self.store.closed().is_some_and(|at| at.elapsed() >= self.settings.drain)
     }
 
     /// One stream, until it breaks or everything is delivered.
     async fn stream(&mut self) -> End {
+        if self.window.len() == 0
+            && let Some(owner) = self.store.next_owner()
+            && owner != self.owner
+        {
+            self.owner = owner;
+            self.window = Window::new();
+        }
         let (requests, mut responses) = match timeout(self.settings.connect, self.connect()).await {
             Ok(Ok(streams)) => streams,
             Ok(Err(end)) => return end,
             Err(_) => return End::Lost("the collector does not answer".to_owned()),
         };
         let acked = self.window.acked_seq();
+        self.store.acked(&self.owner.boot, acked);
         self.feed.update(|s| {
             s.connected = true;
             s.acked_seq = acked;
             s.error.clear();
         });
-        tracing::info!(collector = %self.feed.state().address, acked, "feeding the collector");
-        let mut seal_by: Option<Instant> = None;
-        let mut events = Vec::new();
+        tracing::info!(collector = %self.feed.state().address, boot = %self.owner.boot, acked, "feeding the collector");
         loop {
-            if self.fill() {
-                seal_by = None;
-            }
-            if self.drained && self.overflow.is_empty() && self.window.has_room() {
-                self.seal();
-                if self.window.len() == 0 {
-                    return End::Done;
+            // Before looking: nothing comes after it.
+            let drained = self.store.drained();
+            let mut other = false;
+            while self.window.has_room() && !other {
+                match self.store.next(&self.owner) {
+                    Ok(Next::Batch(batch)) => self.window.push(batch),
+                    Ok(Next::Nothing) => break,
+                    Ok(Next::Other) => other = true,
+                    Err(error) => return End::Lost(format!("the spool cannot be read: {error}")),
                 }
             }
-            if !self.open.is_empty() && seal_by.is_none() {
-                seal_by = Some(Instant::now() + self.settings.linger);
+            if self.window.len() == 0 && other {
+                return End::Other;
+            }
+            if self.window.len() == 0 && drained && self.window.has_room() {
+                return End::Done;
             }
             while let Some(batch) = self.window.next() {
                 // The channel holds a whole window. Should the stream be gone,
                 // its end is read below.
                 let _ = requests.try_send(batch.bytes);
             }
-            self.feed.update(|s| s.unacked_batches = self.window.len() as u64);
-            let can_take = !self.drained && self.overflow.is_empty() && self.window.has_room();
+            self.show();
             tokio::select! {
                 biased;
                 response = responses.message() => match response {
@@ -227,20 +270,18 @@ impl Task {
                     Ok(None) => return End::Lost("the collector closed the stream".to_owned()),
                     Err(status) => return status.into(),
                 },
-                () = at(self.closed.map(|at| at + self.settings.drain)) => return End::Done,
-                () = at(seal_by), if self.window.has_room() => {
-                    self.seal();
-                    seal_by = None;
-                }
-                input = input(&mut self.subscriber, &mut events, can_take), if can_take || self.closed.is_none() => {
-                    self.overflow.extend(events.drain(..));
-                    if input != Input::Events && self.closed.is_none() {
-                        self.closed = Some(Instant::now());
-                    }
-                    self.drained |= input == Input::Drained;
-                }
+                () = at(self.store.closed().map(|at| at + self.settings.drain)) => return End::Done,
+                () = self.store.ready() => (),
             }
         }
+    }
+
+    fn show(&self) {
+        let spool = self.store.shown();
+        self.feed.update(|s| {
+            s.unacked_batches = self.window.len() as u64;
+            s.spool = Some(spool);
+        });
     }
 
     async fn connect(&mut self) -> Result<(mpsc::Sender<Bytes>, Streaming<pb::FeedResponse>), End> {
@@ -249,11 +290,12 @@ impl Task {
         let mut grpc = Grpc::new(channel);
         grpc.ready().await.map_err(|e| lost(&e))?;
         let (requests, stream) = mpsc::channel(super::window::MOST + 1);
-        let next_seq = self.bus.last_seq() + 1;
-        let identity = self.bus.identity();
+        // Of a run that is over nobody knows the next number, nor needs to.
+        let current = self.owner.boot == self.bus.identity().boot;
+        let next_seq = if current { self.bus.last_seq() + 1 } else { 0 };
         let greeting = hello(pb::Hello {
-            sensor: identity.sensor.clone(),
-            boot: identity.boot.clone(),
+            sensor: self.owner.sensor.clone(),
+            boot: self.owner.boot.clone(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             oldest_seq: self.window.oldest().unwrap_or(next_seq),
             next_seq,
@@ -273,6 +315,7 @@ impl Task {
         match response.message {
             Some(Message::Ack(ack)) => {
                 self.window.ack(ack.seq);
+                self.store.acked(&self.owner.boot, ack.seq);
                 self.feed.update(|s| s.acked_seq = ack.seq);
                 None
             }
@@ -283,70 +326,13 @@ impl Task {
                 let batch = self.window.reject(nack.first_seq)?;
                 tracing::error!(first_seq = batch.first_seq, reason = %nack.reason, "the collector rejected a batch");
                 self.feed.update(|s| s.rejected += 1);
-                self.lost("rejected", batch.events as u64, batch.first_seq, batch.last_seq);
+                super::lost(&self.bus, "rejected", batch.events as u64, batch.first_seq, batch.last_seq);
                 None
             }
             // From a newer collector; nothing that needs an answer.
             Some(Message::HelloAck(_)) | None => None,
         }
     }
-
-    /// Puts what was taken from the bus into batches; true: one was sealed.
-    fn fill(&mut self) -> bool {
-        let mut sealed = false;
-        while let Some(event) = self.overflow.front() {
-            match self.open.push(event) {
-                Ok(()) => drop(self.overflow.pop_front()),
-                Err(Full::Batch) if self.window.has_room() => {
-                    self.seal();
-                    sealed = true;
-                }
-                Err(Full::Batch) => break,
-                Err(Full::TooLarge) => {
-                    let seq = event.seq;
-                    self.overflow.pop_front();
-                    tracing::error!(seq, "an event is too large for any batch");
-                    self.lost("too_large", 1, seq, seq);
-                }
-            }
-        }
-        sealed
-    }
-
-    fn seal(&mut self) {
-        if let Some(batch) = self.open.seal() {
-            self.window.push(batch);
-        }
-    }
-
-    /// Told in the stream itself, like every loss.
-    fn lost(&self, reason: &str, count: u64, first_seq: u64, last_seq: u64) {
-        self.bus.publish_now(Body::Loss(pb::Loss {
-            r#where: "feed".to_owned(),
-            reason: reason.to_owned(),
-            count,
-            first_seq,
-            last_seq,
-            ..Default::default()
-        }));
-    }
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Input {
-    Events,
-    /// The bus is closed; there may be more in the buffer.
-    Closed,
-    Drained,
-}
-
-/// The next events; if none can be taken, only the end of the bus.
-async fn input(subscriber: &mut Subscriber, events: &mut Vec<Arc<Event>>, take: bool) -> Input {
-    if !take {
-        subscriber.closed().await;
-        return Input::Closed;
-    }
-    if subscriber.recv(events, super::MAX_BATCH_EVENTS).await { Input::Events } else { Input::Drained }
 }
 
 /// Ends at `when`; never without one.
