@@ -11,11 +11,13 @@ mod connection;
 mod events;
 mod exchange;
 mod head;
+mod request;
 mod server;
 #[cfg(test)]
 mod tests;
 
 pub use connection::HttpConnection;
+pub use request::{Asked, REQUEST_BYTES, asked};
 pub use server::HttpServer;
 
 use super::Output;
