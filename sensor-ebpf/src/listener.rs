@@ -17,8 +17,8 @@ use aya_ebpf::maps::LruHashMap;
 use sensor_common::TCP;
 use sensor_common::label::Label;
 use sensor_common::listener::{
-    ANSWER_PACKETS, ASKING_PACKETS, Incoming, LOOK_BYTES, LOOKS, Look, Looks, PIECE_BYTES, REFILL_NS, Side, Step,
-    is_answer, is_post,
+    ANSWER_PACKETS, ASKING_PACKETS, Incoming, LOOK_BYTES, LOOKS, Look, Looks, PIECE_BYTES, REFILL_NS, Side,
+    Step, is_answer, is_post,
 };
 use sensor_common::policy::Reason;
 use sensor_common::record::{Header, KIND_LOOK, RING_STDIO};

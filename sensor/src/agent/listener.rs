@@ -42,10 +42,13 @@ enum Request {
     /// So much of it was read.
     Reading(Vec<u8>),
     /// What it is depends on the answer.
-    Asked(Era, Box<Exchange>),
+    Asked(Box<Exchange>),
 }
 
 struct Exchange {
+    era: Era,
+    /// Whoever looks for MCP servers asks that of others, too.
+    handshake: bool,
     connection: HttpConnection,
     server: HttpServer,
     read: usize,
@@ -98,69 +101,74 @@ impl Listeners {
 
     /// Bytes of a request to a program that nobody declared, or of its answer.
     pub fn take(&mut self, look: &Look, data: &[u8], time: i64) {
-        let era = if look.direction == FROM_CLIENT {
-            self.request(look.connection, look.position as usize, data)
-        } else {
-            self.answer(look.connection, look.position as usize, data)
-        };
+        if look.direction == FROM_CLIENT {
+            self.request(look.connection, look.position as usize, data);
+            return;
+        }
+        let era = self.answer(look.connection, look.position as usize, data);
         let (Some(era), Some(found)) = (era, &self.found) else { return };
         let peer = IpAddr::from(look.peer);
         // One that finds no place shows itself with its next request.
         let _ = found.try_send(Found { time, cookie: look.listener, port: look.port as u16, era, peer });
     }
 
-    fn request(&mut self, connection: u64, position: usize, data: &[u8]) -> Option<Era> {
+    fn request(&mut self, connection: u64, position: usize, data: &[u8]) {
         let mut bytes = match self.requests.remove(&connection) {
             Some(Request::Reading(bytes)) if position > 0 => bytes,
             _ => Vec::new(),
         };
         if bytes.len() != position || position + data.len() > REQUEST_BYTES {
-            return None;
+            return;
         }
         bytes.extend_from_slice(data);
         let next = match asked(&bytes) {
-            Asked::Other => return None,
-            Asked::Mcp(era) => return Some(era),
+            Asked::Other => return,
             Asked::More => Request::Reading(bytes),
-            Asked::Handshake(era) => Request::Asked(era, Box::new(Exchange::new(&bytes))),
+            Asked::Mcp(era) => Request::Asked(Box::new(Exchange::new(era, false, &bytes))),
+            Asked::Handshake(era) => Request::Asked(Box::new(Exchange::new(era, true, &bytes))),
         };
-        if self.requests.len() >= REQUESTS {
-            while let Some(oldest) = self.order.pop_front() {
-                if self.requests.remove(&oldest).is_some() {
-                    break;
-                }
-            }
-        }
         self.requests.insert(connection, next);
-        if position == 0 {
-            self.order.push_back(connection);
-            if self.order.len() > 2 * REQUESTS {
-                let requests = &self.requests;
-                let mut seen = HashSet::new();
-                self.order.retain(|id| requests.contains_key(id) && seen.insert(*id));
+        if position > 0 {
+            return;
+        }
+        self.order.push_back(connection);
+        while self.requests.len() > REQUESTS || self.order.len() > 2 * REQUESTS {
+            let Some(oldest) = self.order.pop_front() else { return };
+            if !self.order.contains(&oldest) {
+                self.requests.remove(&oldest);
             }
         }
-        None
     }
 
-    /// A server takes a handshake: others refuse it.
     fn answer(&mut self, connection: u64, position: usize, data: &[u8]) -> Option<Era> {
-        let Some(Request::Asked(era, exchange)) = self.requests.get_mut(&connection) else { return None };
-        let era = *era;
-        if exchange.read != position {
-            self.requests.remove(&connection);
-            return None;
+        let Some(Request::Asked(exchange)) = self.requests.get_mut(&connection) else { return None };
+        let era = exchange.era;
+        match exchange.takes(position, data) {
+            Taken::More => None,
+            Taken::Yes => {
+                self.requests.remove(&connection);
+                Some(era)
+            }
+            Taken::No => {
+                self.requests.remove(&connection);
+                None
+            }
         }
-        exchange.takes(data).then(|| {
-            self.requests.remove(&connection);
-            era
-        })
     }
 }
 
+/// Whether a server took a request.
+enum Taken {
+    More,
+    Yes,
+    No,
+}
+
 impl Exchange {
-    fn new(request: &[u8]) -> Exchange {
+    fn new(era: Era, handshake: bool, request: &[u8]) -> Exchange {
         let mut exchange = Exchange {
+            era,
+            handshake,
             connection: HttpConnection::new(),
             server: HttpServer::new([0; 16], Limits::default()),
             read: 0,
@@ -169,22 +177,47 @@ impl Exchange {
         exchange
     }
 
-    /// True: the request was answered with a result.
-    fn takes(&mut self, answer: &[u8]) -> bool {
-        let mut out = Vec::new();
+    /// A handshake must have a result; of all else, that it is not refused tells
+    /// enough, since answers may come over another connection.
+    fn takes(&mut self, position: usize, answer: &[u8]) -> Taken {
+        const STATUS: usize = "HTTP/1.1 ".len();
+        if position == 0 {
+            self.read = 0;
+            match answer.get(STATUS) {
+                // Another follows.
+                Some(b'1') => {}
+                Some(b'2') if !self.handshake => return Taken::Yes,
+                Some(b'2') => {}
+                _ => return Taken::No,
+            }
+        }
+        if self.read != position {
+            return Taken::No;
+        }
         self.read += answer.len();
+        let mut out = Vec::new();
         self.connection.bytes(Sender::Server, 0, answer, &mut self.server, &mut (), &mut out);
-        out.iter().any(|output| {
-            matches!(output, HttpOutput::Mcp { output: Output::Ended(e), .. } if e.outcome == Outcome::Ok)
-        })
+        let ended = out.iter().find_map(|output| match output {
+            HttpOutput::Mcp { output: Output::Ended(exchange), .. } => Some(exchange.outcome),
+            _ => None,
+        });
+        match ended {
+            None => Taken::More,
+            Some(Outcome::Ok) => Taken::Yes,
+            Some(_) => Taken::No,
+        }
     }
 }
 
 fn tell(core: &Core, found: &Found, told: &mut VecDeque<(String, u16)>) {
-    let known = |core: &Core| {
-        let looks = Looks { known: 1, ..Looks::default() };
-        let _ = lock(&core.maps).listeners.insert(found.cookie, Shared(looks), 0);
-    };
+    {
+        // Nobody looks any more, whatever comes of it.
+        let mut maps = lock(&core.maps);
+        if maps.listeners.get(&found.cookie, 0).is_ok_and(|l| l.0.known != 0) {
+            return;
+        }
+        let _ = maps.listeners.insert(found.cookie, Shared(Looks { known: 1, ..Looks::default() }), 0);
+    }
     let Some(holder) = holder(found.port, found.cookie) else {
         debug!(port = found.port, "an MCP server ended before it was found");
         return;
@@ -192,7 +225,6 @@ fn tell(core: &Core, found: &Found, told: &mut VecDeque<(String, u16)>) {
     if holder.pid == std::process::id() || core.labels.of(holder.pid).is_none_or(|l| l.is_some()) {
         return; // a policy knows it by now
     }
-    known(core);
     let (pid, exe) = (holder.pid, process::exe(holder.pid));
     let argv =
         process::within(PATIENCE, move || process::arguments(&process::cmdline(pid))).unwrap_or_default();

@@ -3,8 +3,8 @@
 
 use sensor_common::listener::{Look, PIECE_BYTES};
 use sensor_common::record::{
-    Exec, Exit, Header, KIND_CANDIDATE, KIND_CHUNK, KIND_EXEC, KIND_EXIT, KIND_LOOK, KIND_MET, KIND_NAME, KIND_RELEASED,
-    KIND_UNIX, KIND_VERDICT, NameVerdict, Released, UnixVerdict, Verdict,
+    Exec, Exit, Header, KIND_CANDIDATE, KIND_CHUNK, KIND_EXEC, KIND_EXIT, KIND_LOOK, KIND_MET, KIND_NAME,
+    KIND_RELEASED, KIND_UNIX, KIND_VERDICT, NameVerdict, Released, UnixVerdict, Verdict,
 };
 use sensor_common::stdio::{Candidate, Chunk, Met};
 use zerocopy::FromBytes;
