@@ -8,8 +8,8 @@ use super::process;
 use super::reset;
 use crate::event::{Body, pb};
 use crate::kernel::maps::Shared;
-use crate::mcp::http::{Asked, HttpConnection, HttpOutput, HttpServer, REQUEST_BYTES, asked};
-use crate::mcp::{Era, Limits, Outcome, Output, Sender};
+use crate::mcp::http::{Candidate, Said};
+use crate::mcp::{Era, Sender};
 use crate::policy::compile::UNKNOWN;
 use sensor_common::addr::Addr;
 use sensor_common::listener::{Look, Looks};
@@ -29,29 +29,14 @@ const WAITING: usize = 64;
 /// Programs and ports that were told of.
 const TOLD: usize = 1024;
 
-/// What was looked at, by connection.
+/// What is looked at.
 pub struct Listeners {
-    requests: HashMap<u64, Request>,
+    /// By connection.
+    requests: HashMap<u64, Candidate>,
     /// Oldest first.
     order: VecDeque<u64>,
     found: Option<mpsc::SyncSender<Found>>,
     finder: Option<std::thread::JoinHandle<()>>,
-}
-
-enum Request {
-    /// So much of it was read.
-    Reading(Vec<u8>),
-    /// What it is depends on the answer.
-    Asked(Box<Exchange>),
-}
-
-struct Exchange {
-    era: Era,
-    /// Whoever looks for MCP servers asks that of others, too.
-    handshake: bool,
-    connection: HttpConnection,
-    server: HttpServer,
-    read: usize,
 }
 
 /// A listener that speaks MCP.
@@ -101,110 +86,29 @@ impl Listeners {
 
     /// Bytes of a request to a program that nobody declared, or of its answer.
     pub fn take(&mut self, look: &Look, data: &[u8], time: i64) {
-        if look.direction == FROM_CLIENT {
-            self.request(look.connection, look.position as usize, data);
-            return;
+        let id = look.connection;
+        let sender = if look.direction == FROM_CLIENT { Sender::Client } else { Sender::Server };
+        if sender == Sender::Client && look.position == 0 {
+            self.begin(id);
         }
-        let era = self.answer(look.connection, look.position as usize, data);
-        let (Some(era), Some(found)) = (era, &self.found) else { return };
+        let Some(candidate) = self.requests.get_mut(&id) else { return };
+        let said = candidate.bytes(sender, look.position as usize, data);
+        if said != Said::More {
+            self.requests.remove(&id);
+        }
+        let (Said::Mcp(era), Some(found)) = (said, &self.found) else { return };
         let peer = IpAddr::from(look.peer);
         // One that finds no place shows itself with its next request.
         let _ = found.try_send(Found { time, cookie: look.listener, port: look.port as u16, era, peer });
     }
 
-    fn request(&mut self, connection: u64, position: usize, data: &[u8]) {
-        let mut bytes = match self.requests.remove(&connection) {
-            Some(Request::Reading(bytes)) if position > 0 => bytes,
-            _ => Vec::new(),
-        };
-        if bytes.len() != position || position + data.len() > REQUEST_BYTES {
-            return;
+    fn begin(&mut self, id: u64) {
+        if self.requests.insert(id, Candidate::default()).is_none() {
+            self.order.push_back(id);
         }
-        bytes.extend_from_slice(data);
-        let next = match asked(&bytes) {
-            Asked::Other => return,
-            Asked::More => Request::Reading(bytes),
-            Asked::Mcp(era) => Request::Asked(Box::new(Exchange::new(era, false, &bytes))),
-            Asked::Handshake(era) => Request::Asked(Box::new(Exchange::new(era, true, &bytes))),
-        };
-        self.requests.insert(connection, next);
-        if position > 0 {
-            return;
-        }
-        self.order.push_back(connection);
         while self.requests.len() > REQUESTS || self.order.len() > 2 * REQUESTS {
             let Some(oldest) = self.order.pop_front() else { return };
-            if !self.order.contains(&oldest) {
-                self.requests.remove(&oldest);
-            }
-        }
-    }
-
-    fn answer(&mut self, connection: u64, position: usize, data: &[u8]) -> Option<Era> {
-        let Some(Request::Asked(exchange)) = self.requests.get_mut(&connection) else { return None };
-        let era = exchange.era;
-        match exchange.takes(position, data) {
-            Taken::More => None,
-            Taken::Yes => {
-                self.requests.remove(&connection);
-                Some(era)
-            }
-            Taken::No => {
-                self.requests.remove(&connection);
-                None
-            }
-        }
-    }
-}
-
-/// Whether a server took a request.
-enum Taken {
-    More,
-    Yes,
-    No,
-}
-
-impl Exchange {
-    fn new(era: Era, handshake: bool, request: &[u8]) -> Exchange {
-        let mut exchange = Exchange {
-            era,
-            handshake,
-            connection: HttpConnection::new(),
-            server: HttpServer::new([0; 16], Limits::default()),
-            read: 0,
-        };
-        exchange.connection.bytes(Sender::Client, 0, request, &mut exchange.server, &mut (), &mut Vec::new());
-        exchange
-    }
-
-    /// A handshake must have a result; of all else, that it is not refused tells
-    /// enough, since answers may come over another connection.
-    fn takes(&mut self, position: usize, answer: &[u8]) -> Taken {
-        const STATUS: usize = "HTTP/1.1 ".len();
-        if position == 0 {
-            self.read = 0;
-            match answer.get(STATUS) {
-                // Another follows.
-                Some(b'1') => {}
-                Some(b'2') if !self.handshake => return Taken::Yes,
-                Some(b'2') => {}
-                _ => return Taken::No,
-            }
-        }
-        if self.read != position {
-            return Taken::No;
-        }
-        self.read += answer.len();
-        let mut out = Vec::new();
-        self.connection.bytes(Sender::Server, 0, answer, &mut self.server, &mut (), &mut out);
-        let ended = out.iter().find_map(|output| match output {
-            HttpOutput::Mcp { output: Output::Ended(exchange), .. } => Some(exchange.outcome),
-            _ => None,
-        });
-        match ended {
-            None => Taken::More,
-            Some(Outcome::Ok) => Taken::Yes,
-            Some(_) => Taken::No,
+            self.requests.remove(&oldest);
         }
     }
 }

@@ -7,17 +7,17 @@
 //! HTTP/1.1 after RFC 9112, event streams after WHATWG HTML section 9.2.
 
 mod body;
+mod candidate;
 mod connection;
 mod events;
 mod exchange;
 mod head;
-mod request;
 mod server;
 #[cfg(test)]
 mod tests;
 
+pub use candidate::{Candidate, Said};
 pub use connection::HttpConnection;
-pub use request::{Asked, REQUEST_BYTES, asked};
 pub use server::HttpServer;
 
 use super::Output;
