@@ -8,7 +8,10 @@ use crate::addr::Addr;
 use crate::record::Header;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-/// Packets from a client that are examined, those without data included.
+/// A packet of this size or less has 20 bytes of data at most, most often none:
+/// IPv6 and TCP with timestamps. What such a one may carry is missed.
+pub const BARE_BYTES: u32 = 72;
+/// Packets from a client that are examined, if the first is of HTTP.
 pub const ASKING_PACKETS: u32 = 128;
 /// Packets to a client that are examined after each request that is looked at.
 pub const ANSWER_PACKETS: u32 = 16;

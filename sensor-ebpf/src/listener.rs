@@ -17,12 +17,12 @@ use aya_ebpf::maps::LruHashMap;
 use sensor_common::TCP;
 use sensor_common::label::Label;
 use sensor_common::listener::{
-    ANSWER_PACKETS, ASKING_PACKETS, Incoming, LOOK_BYTES, LOOKS, Look, Looks, PIECE_BYTES, REFILL_NS, Side,
-    Step, is_answer, is_post,
+    ANSWER_PACKETS, ASKING_PACKETS, BARE_BYTES, Incoming, LOOK_BYTES, LOOKS, Look, Looks, PIECE_BYTES,
+    REFILL_NS, Side, Step, is_answer, is_post,
 };
 use sensor_common::policy::Reason;
 use sensor_common::record::{Header, KIND_LOOK, RING_STDIO};
-use sensor_common::stdio::{FROM_CLIENT, FROM_SERVER};
+use sensor_common::stdio::{FROM_CLIENT, FROM_SERVER, is_request};
 
 /// BPF_F_NO_PREALLOC, which the type demands, and BPF_F_CLONE.
 #[unsafe(link_section = ".maps")]
@@ -33,7 +33,7 @@ static INCOMING: Storage<Incoming, { 1 | 1 << 9 }> = Storage::new();
 static LISTENERS: LruHashMap<u64, Looks> = LruHashMap::with_max_entries(4096, 0);
 
 /// A packet of a socket without a label. All that most of them pay for is one
-/// look-up, UDP not even that.
+/// look-up, UDP and bare acknowledgements not even that.
 #[inline(always)]
 pub(crate) fn passes(skb: *mut __sk_buff, sk: *mut bpf_sock, outbound: bool) {
     // SAFETY: fields of a full socket.
@@ -41,13 +41,17 @@ pub(crate) fn passes(skb: *mut __sk_buff, sk: *mut bpf_sock, outbound: bool) {
     if protocol != TCP as u32 {
         return;
     }
-    let incoming = INCOMING.get(sk);
     if state == packet::TCP_LISTEN {
-        if !outbound && incoming.is_null() && wanted() {
+        if !outbound && INCOMING.get(sk).is_null() && wanted() {
             begin(skb, sk);
         }
         return;
     }
+    // SAFETY: a field of the context.
+    if unsafe { (*skb).len } <= BARE_BYTES {
+        return;
+    }
+    let incoming = INCOMING.get(sk);
     if incoming.is_null() {
         return;
     }
@@ -108,6 +112,13 @@ fn look(skb: *mut __sk_buff, incoming: *mut Incoming, outbound: bool) {
         }
     }
     let sequence = u32::from_be(sequence);
+    if !outbound
+        && side.packets == ASKING_PACKETS - 1
+        && !is_request([first[0], first[1], first[2], first[3]])
+    {
+        side.packets = 0; // of another protocol
+        return;
+    }
     let begins = if outbound { is_answer(first) } else { is_post(first) };
     match side.step(sequence, begins) {
         Step::Pass => return,

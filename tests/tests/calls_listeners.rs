@@ -317,8 +317,8 @@ fn an_undeclared_server_is_found_by_its_answer_to_one_request() {
         let (head, body) =
             request.split_at(request.windows(4).position(|w| w == b"\r\n\r\n").context("head")? + 4);
         stream.write_all(head)?;
-        stream.write_all(&body[..20])?;
-        ask(&mut stream, &body[20..])?;
+        stream.write_all(&body[..60])?;
+        ask(&mut stream, &body[60..])?;
         is_found(&sensor, mark, PORT, "server-everything")?;
         drop(server);
         Ok(Claim::Holds)
