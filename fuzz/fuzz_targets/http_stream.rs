@@ -5,7 +5,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use mcp_sensor::mcp::http::{HttpConnection, HttpOutput, HttpServer};
+use mcp_sensor::mcp::http::{Candidate, HttpConnection, HttpOutput, HttpServer, Said};
 use mcp_sensor::mcp::{Limits, Output, Sender};
 
 fn play(size: usize, said: &[u8]) -> Vec<HttpOutput> {
@@ -38,6 +38,23 @@ fn play(size: usize, said: &[u8]) -> Vec<HttpOutput> {
     out
 }
 
+/// The same as one exchange of a program that nobody declared: what comes before
+/// the first hand-over is its request.
+fn recognise(size: usize, said: &[u8]) -> Said {
+    let mut candidate = Candidate::default();
+    for (sender, bytes) in [Sender::Client, Sender::Server].into_iter().zip(said.splitn(2, |b| *b == 0xfe)) {
+        let mut position = 0;
+        // Its first piece has the status.
+        for piece in bytes.chunks(size.max(16)) {
+            match candidate.bytes(sender, position, piece) {
+                Said::More => position += piece.len(),
+                other => return other,
+            }
+        }
+    }
+    Said::More
+}
+
 fuzz_target!(|bytes: &[u8]| {
     let [size, said @ ..] = bytes else { return };
     let whole = play(usize::MAX, said);
@@ -53,6 +70,7 @@ fuzz_target!(|bytes: &[u8]| {
             assert!(exchange.path.len() <= 256 && exchange.host.len() <= 256);
         }
     }
+    assert_eq!(recognise(usize::MAX, said), recognise(usize::from(*size), said));
     let cut = play(usize::from(*size) + 1, said);
     // Behind a gap, a head counts where a piece begins with it.
     if !said.contains(&0xfc) {

@@ -19,7 +19,9 @@ fuzz_target!(|data: &[u8]| {
         Ok(Record::Verdict(_) | Record::Exit(_) | Record::Candidate(_) | Record::Released(_)) | Err(_) => {}
     }
     // The ring of wires is another's to fill, and read by the same rules.
-    if let Ok(record::WireRecord::Chunk(chunk, bytes)) = record::wire(data) {
-        assert_eq!(bytes.len(), chunk.len as usize);
+    match record::wire(data) {
+        Ok(record::WireRecord::Chunk(chunk, bytes)) => assert_eq!(bytes.len(), chunk.len as usize),
+        Ok(record::WireRecord::Look(look, bytes)) => assert_eq!(bytes.len(), look.len as usize),
+        Ok(record::WireRecord::Met(_)) | Err(_) => {}
     }
 });

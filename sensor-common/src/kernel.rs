@@ -116,6 +116,8 @@ pub struct Counts {
     pub next_instance: u64,
     /// Next number of a connection over stdio.
     pub next_connection: u64,
+    /// HTTP requests to undeclared programs that were not looked at, see `listener`.
+    pub looks_missed: u64,
 }
 
 /// Set in the instance numbers that user space gives out.

@@ -12,6 +12,7 @@ pub mod exec;
 pub mod identity;
 pub mod kernel;
 pub mod label;
+pub mod listener;
 pub mod name;
 pub mod policy;
 pub mod record;
@@ -22,7 +23,7 @@ pub mod unix;
 
 /// Version of every layout in this crate; part of the name of the pin
 /// directory, so that two versions never share a map.
-pub const ABI: u32 = 4;
+pub const ABI: u32 = 5;
 
 /// IANA protocol numbers that a labelled server may use.
 pub const TCP: u8 = 6;

@@ -30,6 +30,8 @@ pub const KIND_CANDIDATE: u16 = 7;
 pub const KIND_MET: u16 = 9;
 /// `Released`.
 pub const KIND_RELEASED: u16 = 8;
+/// `listener::Look`, in the ring of wires.
+pub const KIND_LOOK: u16 = 10;
 
 pub const RING_VERDICTS: u8 = 0;
 pub const RING_TELEMETRY: u8 = 1;

@@ -17,6 +17,7 @@ mod handover;
 mod identity;
 mod kernel;
 mod label;
+mod listener;
 mod name;
 mod option;
 mod packet;

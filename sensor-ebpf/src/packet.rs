@@ -5,7 +5,7 @@ use crate::handover::{HELLO, QUERY, hand_over, received};
 use crate::record::Task;
 use crate::socket::{self, storage};
 use crate::verdict::{self, Facts, Judged, judge, judge_by_address};
-use crate::{dns, kernel, label as labels, traffic};
+use crate::{dns, kernel, label as labels, listener, traffic};
 use aya_ebpf::EbpfContext as _;
 use aya_ebpf::bindings::{__sk_buff, bpf_sock, bpf_sock_tuple};
 use aya_ebpf::helpers::generated::{
@@ -41,7 +41,7 @@ pub struct UdpPeer {
 }
 
 pub(crate) const ALLOW: i32 = 1;
-const TCP_LISTEN: u32 = 10;
+pub(crate) const TCP_LISTEN: u32 = 10;
 const AF_INET: u32 = 2;
 
 /// What the headers say. Addresses in the form of [`Addr`], ports in host order.
@@ -54,7 +54,7 @@ pub(crate) struct Packet {
     /// Where the payload begins.
     pub payload: u32,
     pub protocol: u8,
-    v6: bool,
+    pub v6: bool,
     /// TCP: a SYN without ACK.
     opens: bool,
     /// TCP: a RST.
@@ -163,7 +163,11 @@ fn labelled(skb: *mut __sk_buff, hook: Hook) -> i32 {
         let mut is_heir = false;
         stored = heir(skb, sk, matches!(hook, Hook::Egress), &mut is_heir);
         if stored.is_null() {
-            return if is_heir { 0 } else { ALLOW };
+            if is_heir {
+                return 0;
+            }
+            listener::passes(skb, sk, matches!(hook, Hook::Egress));
+            return ALLOW;
         }
     }
     judge_packet(skb, sk, stored, hook)

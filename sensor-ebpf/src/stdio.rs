@@ -34,7 +34,7 @@ static CANDIDATES: Array<u64> = Array::with_max_entries(PID_LIMIT / 64, 0);
 #[map]
 static ADMITTED: HashMap<u64, Label> = HashMap::with_max_entries(16384, 0);
 #[map]
-static STDIO: RingBuf = RingBuf::with_byte_size(8 * 1024 * 1024, 0);
+pub(crate) static STDIO: RingBuf = RingBuf::with_byte_size(8 * 1024 * 1024, 0);
 
 const S_IFMT: u16 = 0xf000;
 const S_IFIFO: u16 = 0x1000;

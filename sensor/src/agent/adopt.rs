@@ -253,7 +253,7 @@ pub fn queued_ends(line: &str) -> Option<(Tuple, u16)> {
 }
 
 /// `0100007F:1F90`, or the 32 digits of IPv6: words as they lie in memory.
-fn end(text: &str) -> Option<([u32; 4], u16)> {
+pub fn end(text: &str) -> Option<([u32; 4], u16)> {
     let (address, port) = text.split_once(':')?;
     let port = u16::from_str_radix(port, 16).ok()?;
     let word = |at: usize| u32::from_str_radix(address.get(at..at + 8)?, 16).ok();

@@ -10,6 +10,7 @@ mod exchange;
 mod http;
 pub mod identity;
 pub mod instances;
+mod listener;
 mod names;
 mod places;
 pub mod process;

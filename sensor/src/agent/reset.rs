@@ -107,7 +107,7 @@ fn end(pids: impl Iterator<Item = u32>, cookie: u64) -> io::Result<bool> {
     Ok(false)
 }
 
-fn cookie_of(socket: &OwnedFd) -> Option<u64> {
+pub fn cookie_of(socket: &OwnedFd) -> Option<u64> {
     let mut value = 0u64;
     let mut len = size_of::<u64>() as libc::socklen_t;
     // SAFETY: value and length belong together.

@@ -5,6 +5,7 @@
 use super::core::{Core, lock};
 use super::exchange;
 use super::http::Http;
+use super::listener::Listeners;
 use super::places::Places;
 use super::session::{Keys, Session, Speaker};
 use super::wires::{self, Pair};
@@ -104,6 +105,7 @@ pub struct Reader {
     keys: Keys,
     live: HashMap<u64, Live>,
     http: Http,
+    listeners: Listeners,
     /// Instances that run.
     instances: HashSet<u32>,
     /// Nothing was attached yet.
@@ -144,6 +146,7 @@ pub fn prepare(
         capture: capture.ok(),
         linger,
         http: Http::new(&keys),
+        listeners: Listeners::new(),
         keys,
         live: HashMap::new(),
         instances: HashSet::new(),
@@ -175,6 +178,7 @@ struct Live {
 impl Reader {
     pub fn run(mut self, core: &Arc<Core>, stop: &AtomicBool) {
         self.clean(core);
+        self.listeners.start(core);
         // The first server is heard from its first byte.
         self.attach(core);
         loop {
@@ -200,6 +204,7 @@ impl Reader {
                 for id in ids {
                     self.close(core, id);
                 }
+                self.listeners.stop();
                 return;
             }
             self.wait();
@@ -356,6 +361,11 @@ impl Reader {
                 Ok(WireRecord::Met(met)) => {
                     drop(item);
                     self.http.met(&met);
+                    continue;
+                }
+                Ok(WireRecord::Look(look, data)) => {
+                    let time = offset + i64::try_from(look.header.boottime).unwrap_or(0);
+                    self.listeners.take(&look, data, time);
                     continue;
                 }
                 Err(error) => {
@@ -696,6 +706,7 @@ pub fn unknown_server(actor: &pb::Actor, argv: &[String], era: &str) -> Body {
             if client.is_empty() { "nobody known" } else { client },
             argv.join(" ")
         ),
+        transport: "stdio".to_owned(),
         ..Default::default()
     };
     finding.set_severity(pb::Severity::Medium);

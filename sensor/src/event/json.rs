@@ -363,7 +363,9 @@ impl<M: SerializeMap> Fields<M> {
                 self.number("length", f.length)?;
                 self.text("value_hash", &f.value_hash)?;
                 self.text("action", &f.action)?;
-                self.number("contained_after_ns", f.contained_after_ns)
+                self.number("contained_after_ns", f.contained_after_ns)?;
+                self.text("transport", &f.transport)?;
+                self.number("port", f.port.into())
             }
             Body::ToolCall(t) => self.tool_call(t),
             Body::Prompt(p) => self.prompt(p),

@@ -6,6 +6,7 @@ use sensor_common::exec::{ExecRule, KEY_BYTES};
 use sensor_common::identity::IdentityKey;
 use sensor_common::kernel::{Counts, Denial, State};
 use sensor_common::label::Label;
+use sensor_common::listener::Looks;
 use sensor_common::name::{Learned, LearnedKey, NameRule, NameText};
 use sensor_common::policy::{LaunchKey, PortSet, Profile, Server};
 use sensor_common::record::{Instance, VerdictKey};
@@ -74,6 +75,7 @@ pub struct Maps {
     pub unix: LpmTrie<MapData, Shared<UnixBits>, Shared<UnixRule>>,
     pub names: LpmTrie<MapData, Shared<NameBits>, Shared<NameRule>>,
     pub learned: HashMap<MapData, Shared<LearnedKey>, Shared<Learned>>,
+    pub listeners: HashMap<MapData, u64, Shared<Looks>>,
     pub denials: HashMap<MapData, Shared<VerdictKey>, Shared<Denial>>,
     pub losses: PerCpuArray<MapData, u64>,
     pub reported: Array<MapData, u64>,
@@ -246,6 +248,7 @@ impl Maps {
             unix: take!("UNIX"),
             names: take!("NAMES"),
             learned: take!("LEARNED"),
+            listeners: take!("LISTENERS"),
             denials: take!("DENIALS"),
             losses: take!("LOSSES"),
             reported: take!("REPORTED"),

@@ -1,9 +1,10 @@
 //! Records of the rings, from bytes to types. Pure: a record that is short, of
 //! an unknown kind or of another size is an error, never undefined behaviour.
 
+use sensor_common::listener::{Look, PIECE_BYTES};
 use sensor_common::record::{
-    Exec, Exit, Header, KIND_CANDIDATE, KIND_CHUNK, KIND_EXEC, KIND_EXIT, KIND_MET, KIND_NAME, KIND_RELEASED,
-    KIND_UNIX, KIND_VERDICT, NameVerdict, Released, UnixVerdict, Verdict,
+    Exec, Exit, Header, KIND_CANDIDATE, KIND_CHUNK, KIND_EXEC, KIND_EXIT, KIND_LOOK, KIND_MET, KIND_NAME,
+    KIND_RELEASED, KIND_UNIX, KIND_VERDICT, NameVerdict, Released, UnixVerdict, Verdict,
 };
 use sensor_common::stdio::{Candidate, Chunk, Met};
 use zerocopy::FromBytes;
@@ -59,6 +60,8 @@ pub enum WireRecord<'a> {
     /// them, which is not theirs.
     Chunk(Chunk, &'a [u8]),
     Met(Met),
+    /// Of a request to a program that nobody declared, likewise.
+    Look(Look, &'a [u8]),
 }
 
 pub fn wire(bytes: &[u8]) -> Result<WireRecord<'_>, RecordError> {
@@ -76,6 +79,14 @@ pub fn wire(bytes: &[u8]) -> Result<WireRecord<'_>, RecordError> {
         KIND_MET => Met::read_from_prefix(bytes)
             .map(|(met, _)| WireRecord::Met(met))
             .map_err(|_| size(size_of::<Met>())),
+        KIND_LOOK => {
+            let (look, data) = Look::read_from_prefix(bytes).map_err(|_| size(size_of::<Look>()))?;
+            let want = look.len as usize;
+            match data.get(..want) {
+                Some(data) if want <= PIECE_BYTES => Ok(WireRecord::Look(look, data)),
+                _ => Err(size(size_of::<Look>() + want)),
+            }
+        }
         kind => Err(RecordError::Kind(kind)),
     }
 }

@@ -74,9 +74,12 @@ pub(super) fn sign(sender: Sender, facts: &Facts) -> Sign {
     }
 }
 
-/// `YYYY-MM-DD`, or a draft of one.
 fn is_date(version: &Version) -> bool {
-    let Version::Text(text) = version else { return false };
+    matches!(version, Version::Text(text) if is_version(text))
+}
+
+/// `YYYY-MM-DD`, or a draft of one.
+pub(super) fn is_version(text: &str) -> bool {
     let bytes = text.as_bytes();
     text.starts_with("DRAFT-")
         || bytes.len() >= 10

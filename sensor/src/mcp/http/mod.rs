@@ -7,6 +7,7 @@
 //! HTTP/1.1 after RFC 9112, event streams after WHATWG HTML section 9.2.
 
 mod body;
+mod candidate;
 mod connection;
 mod events;
 mod exchange;
@@ -15,6 +16,7 @@ mod server;
 #[cfg(test)]
 mod tests;
 
+pub use candidate::{Candidate, Said};
 pub use connection::HttpConnection;
 pub use server::HttpServer;
 
