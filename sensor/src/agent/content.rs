@@ -1,7 +1,7 @@
 //! What was said itself, where the policy asks for it: the strings of a message,
 //! redacted value by value, a line each.
 
-use crate::inspect::redact_named;
+use crate::inspect::{redact_named, redact_place};
 use std::collections::{HashMap, VecDeque};
 
 /// Of one value; what is beyond is not looked at, so it is not kept.
@@ -65,7 +65,7 @@ impl Content {
         let name = place.rsplit('/').next().unwrap_or_default();
         let text = redact_named(name, &self.value);
         self.value = String::new();
-        self.lines.push_str(place);
+        self.lines.push_str(&redact_place(place));
         self.lines.push_str(" = ");
         self.lines.push_str(&text);
         self.lines.push('\n');

@@ -421,7 +421,7 @@ fn finding(actor: &pb::Actor, found: &Found, side: &str, method: &str, name: &st
             found.rule,
             if name.is_empty() { String::new() } else { format!(" {name}") }
         ),
-        place: found.place.clone(),
+        place: inspect::redact_place(&found.place),
         method: method.to_owned(),
         length: found.length,
         value_hash: hex::encode(found.value_hash),
