@@ -54,7 +54,7 @@ exports.tapped = (log, described) => {
     log({ asked });
     const response = await fetch(url, init);
     const exchange = { ...asked, status: response.status };
-    log({ began: exchange });
+    log({ began: exchange, named: response.headers.has("mcp-session-id") });
     if (!response.body || [101, 204, 205, 304].includes(response.status)) {
       log({ ended: { ...exchange, received: 0 } });
       return response;

@@ -79,7 +79,7 @@ def prepare(modern, log_, described_):
             log(asked={"method": request.method, "sent": len(text)})
             response = await super().handle_async_request(request)
             exchange = {"method": request.method, "status": response.status_code, "sent": len(text)}
-            log(began=exchange)
+            log(began=exchange, named="mcp-session-id" in response.headers)
             kind = response.headers.get("content-type", "")
             body = Body(response.stream, exchange, kind)
             return httpx.Response(

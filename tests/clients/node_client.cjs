@@ -16,7 +16,8 @@ const log = (record) => fs.writeSync(out, JSON.stringify(record) + "\n");
 function described(message) {
   if (Array.isArray(message)) return {};
   const { id, method, params = {}, result, error } = message;
-  const kept = { id, method, name: params.name, uri: params.uri, requestId: params.requestId };
+  const version = params._meta?.["io.modelcontextprotocol/protocolVersion"];
+  const kept = { version, id, method, name: params.name, uri: params.uri, requestId: params.requestId };
   if (error) kept.error = error.code;
   else if (result) {
     const { isError, resultType, protocolVersion } = result;

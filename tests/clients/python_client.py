@@ -40,6 +40,9 @@ def described(message):
     kept = {k: message[k] for k in ("id", "method") if k in message}
     params, result, error = (message.get(k) or {} for k in ("params", "result", "error"))
     kept.update({k: params[k] for k in ("name", "uri", "requestId") if k in params})
+    version = (params.get("_meta") or {}).get("io.modelcontextprotocol/protocolVersion")
+    if version:
+        kept["version"] = version
     if error:
         kept["error"] = error["code"]
     elif "result" in message:

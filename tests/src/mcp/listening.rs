@@ -26,7 +26,7 @@ pub struct Listener {
     pub script: PathBuf,
     interpreter: PathBuf,
     arguments: Vec<String>,
-    transport: Transport,
+    pub transport: Transport,
 }
 
 impl Listener {
@@ -42,10 +42,10 @@ impl Listener {
         Ok(Listener { name, script, interpreter, arguments: vec![how.into()], transport })
     }
 
-    /// `http.py` of `tests/servers`, on the Python SDK.
-    pub fn fast(bed: &Bed, name: &'static str, venv: &str, arguments: &[&str]) -> Result<Listener> {
+    /// `listens.py` of `tests/servers`, on the Python SDK of `venv`.
+    pub fn python_sdk(bed: &Bed, name: &'static str, venv: &str, arguments: &[&str]) -> Result<Listener> {
         let interpreter = installed(venv)?.join("bin/python");
-        Listener::python(bed, name, "http.py", interpreter, arguments)
+        Listener::python(bed, name, "listens.py", interpreter, arguments)
     }
 
     /// `file` of `tests/servers`, without any package.

@@ -48,9 +48,11 @@ pub struct Log {
     pub exchanges: Vec<Exchanged>,
     /// Those whose response began, without `received`.
     pub begun: Vec<Exchanged>,
+    /// The server named a session.
+    pub named: bool,
     /// Those whose response was read to its end.
     pub whole: Vec<Exchanged>,
-    /// What the server last said it speaks.
+    /// What is spoken.
     pub protocol_version: String,
 }
 
@@ -74,6 +76,8 @@ pub struct Record {
     /// Set: this is an HTTP request, one whose response begins, or has ended.
     pub asked: Option<Exchanged>,
     pub began: Option<Exchanged>,
+    /// Of an HTTP response: it names a session.
+    pub named: bool,
     pub ended: Option<Exchanged>,
     pub process: u64,
     /// `sent` by the client, or `received`.
@@ -83,6 +87,8 @@ pub struct Record {
     pub method: String,
     pub name: Value,
     pub request_id: Value,
+    /// As a request of the modern era says with every message.
+    pub version: String,
     pub error: Option<i64>,
     pub result: Option<ResultFields>,
 }
@@ -121,10 +127,14 @@ impl Log {
         let (mut processes, mut unanswered) = (BTreeSet::new(), Vec::new());
         log.exchanges = records.iter().filter_map(|r| r.asked.clone()).collect();
         log.begun = records.iter().filter_map(|r| r.began.clone()).collect();
+        log.named = records.iter().any(|r| r.named);
         log.whole = records.iter().filter_map(|r| r.ended.clone()).collect();
         let is_message =
             |r: &&Record| r.call.is_none() && r.asked.is_none() && r.began.is_none() && r.ended.is_none();
         for record in records.iter().filter(is_message) {
+            if !record.version.is_empty() {
+                log.protocol_version.clone_from(&record.version);
+            }
             if let Some(result) = &record.result
                 && !result.protocol_version.is_empty()
             {
@@ -136,6 +146,10 @@ impl Log {
                 ("", None) => {}
                 ("", Some(id)) => {
                     let asked = pending.remove(&(record.process, !by_client, id.to_string()));
+                    // A refusal over HTTP need not know what it refuses.
+                    if asked.is_none() && record.error.is_some() && !log.exchanges.is_empty() {
+                        continue;
+                    }
                     let asked =
                         asked.with_context(|| format!("an answer that nobody asked for: {record:?}"))?;
                     if asked.method == "tools/call" {
