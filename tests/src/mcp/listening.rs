@@ -33,7 +33,7 @@ impl Listener {
     pub fn everything(bed: &Bed, name: &'static str, transport: Transport) -> Result<Listener> {
         let index = node_package("@modelcontextprotocol/server-everything")?.join("dist/index.js");
         let script = unique(bed, "everything.mjs");
-        std::fs::write(&script, format!("import {:?};\n", index))?;
+        std::fs::write(&script, format!("import {index:?};\n"))?;
         let how = match transport {
             Transport::Streamable => "streamableHttp",
             Transport::Sse => "sse",
