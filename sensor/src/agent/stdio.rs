@@ -7,6 +7,7 @@ use super::exchange;
 use super::http::Http;
 use super::listener::Listeners;
 use super::places::Places;
+use super::printed::Printed;
 use super::session::{Keys, Session, Speaker};
 use super::wires::{self, Pair};
 use crate::event::{Body, now, pb};
@@ -168,6 +169,7 @@ struct Live {
     keys: Vec<WireKey>,
     places: Places,
     session: Session,
+    printed: Printed,
     processes: Vec<u32>,
     /// Bytes of a candidate that were looked at, each way.
     seen: [u64; 2],
@@ -289,7 +291,7 @@ impl Reader {
             }
             return;
         }
-        self.open(id, r.header.label, keys, vec![r.header.tgid]);
+        self.open(core, id, r.header.label, keys, vec![r.header.tgid]);
     }
 
     /// Sockets have a wire each way.
@@ -299,12 +301,13 @@ impl Reader {
         own.is_some() && self.wires.get(&other).map(|w| w.connection) == own
     }
 
-    fn open(&mut self, id: u64, label: Label, keys: Vec<WireKey>, processes: Vec<u32>) {
+    fn open(&mut self, core: &Core, id: u64, label: Label, keys: Vec<WireKey>, processes: Vec<u32>) {
         if self.live.len() >= CONNECTIONS {
             self.dropped += 1;
             return;
         }
-        let session = Session::new(&self.keys, !label.is_some());
+        let mut session = Session::new(&self.keys, !label.is_some());
+        session.ask_policy(core, label);
         self.live.insert(
             id,
             Live {
@@ -312,6 +315,7 @@ impl Reader {
                 keys,
                 places: Places::default(),
                 session,
+                printed: Printed::default(),
                 processes,
                 seen: [0; 2],
                 joined: [false; 2],
@@ -342,7 +346,7 @@ impl Reader {
                 self.wires.set_candidate(*pid, true);
             }
         }
-        self.open(id, label, keys, processes);
+        self.open(core, id, label, keys, processes);
         if let Some(live) = self.live.get_mut(&id) {
             live.joined = [true; 2];
         }
@@ -388,12 +392,14 @@ impl Reader {
                 Entry::Vacant(_) if self.forgotten.contains(&id) => continue,
                 Entry::Vacant(vacant) => {
                     let label = chunk.header.label;
-                    let session = Session::new(&self.keys, !label.is_some());
+                    let mut session = Session::new(&self.keys, !label.is_some());
+                    session.ask_policy(core, label);
                     vacant.insert(Live {
                         label,
                         keys: Vec::new(),
                         places: Places::default(),
                         session,
+                        printed: Printed::default(),
                         processes: vec![chunk.header.tgid],
                         seen: [0; 2],
                         // It began while nobody listened.
@@ -462,7 +468,10 @@ impl Reader {
         let Some(live) = self.live.get_mut(&id) else { return };
         let speaker =
             Speaker { label: live.label, connection: id, transport: "stdio", pid, uid, session: None };
-        let heard = live.session.heard(core, &speaker, time, outputs);
+        let mut outputs: Vec<Output> = outputs.collect();
+        let over_http = self.http.speaks(live.label.instance());
+        live.printed.hold(live.session.recognised(), over_http, &mut outputs);
+        let heard = live.session.heard(core, &speaker, time, outputs.into_iter());
         for violation in heard.violations {
             core.contain(live.label, violation);
         }
@@ -478,6 +487,7 @@ impl Reader {
         }
         if let Some(live) = self.live.get_mut(&id) {
             live.label = label;
+            live.session.ask_policy(core, label);
         }
     }
 
@@ -522,6 +532,7 @@ impl Reader {
         let mut out = Vec::new();
         let time = now();
         live.session.close(time, &mut out);
+        live.printed.end();
         if label.is_some() {
             self.say(core, id, pid, u32::MAX, time, out.into_iter());
         }
@@ -548,6 +559,18 @@ impl Reader {
         let pid = live.processes.first().copied().unwrap_or(0);
         if !out.is_empty() {
             self.say(core, id, pid, u32::MAX, time, out.into_iter());
+        }
+    }
+
+    /// HTTP connections whose end nobody told: that record can be lost.
+    fn close_gone(&mut self, core: &Arc<Core>) {
+        let gone = self.http.gone(|key| self.wires.get(key).is_none());
+        if !gone.is_empty() {
+            // What moved before the end is in the ring by then.
+            self.drain(core, usize::MAX);
+        }
+        for cookie in gone {
+            self.http.close(core, cookie);
         }
     }
 
@@ -580,6 +603,7 @@ impl Reader {
             for id in labelled {
                 self.look(core, id);
             }
+            self.close_gone(core);
         }
         if self.dropped > 0 {
             core.lose("agent", "connections_full", std::mem::take(&mut self.dropped));
