@@ -32,11 +32,11 @@ pub const MAX_LINE: usize = 64 * 1024;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Format {
-    /// The native form, one JSON object a line.
+    /// The native form.
     Ndjson,
-    /// Open Cybersecurity Schema Framework 1.8.0, one JSON object a line.
+    /// Open Cybersecurity Schema Framework 1.8.0.
     Ocsf,
-    /// Elastic Common Schema, one JSON object a line.
+    /// Elastic Common Schema.
     Ecs,
 }
 
@@ -65,7 +65,7 @@ fn message(event: &Event) -> Option<String> {
 /// What most strings and lists are cut to, in turn, until the line fits: bytes of
 /// a string as JSON has it, items of a list. The last fits whatever they held: no
 /// event has more than a few hundred strings then.
-const CUTS: [(usize, usize); 3] = [(4096, 256), (512, 64), (64, 8)];
+const CUTS: [(usize, usize); 3] = [(4096, 256), (512, 64), (256, 8)];
 
 fn bounded(record: &impl Serialize, mark: fn(&mut Value, usize)) -> io::Result<Vec<u8>> {
     let mut line = serde_json::to_vec(record)?;

@@ -42,7 +42,11 @@ impl Fill for Marked {
 
     fn ip(&mut self) -> String {
         let n = self.next();
-        if n % 2 == 0 { format!("2001:db8::{n:x}") } else { format!("10.1.{}.{}", n / 250 % 250, n % 250) }
+        if n.is_multiple_of(2) {
+            format!("2001:db8::{n:x}")
+        } else {
+            format!("10.1.{}.{}", n / 250 % 250, n % 250)
+        }
     }
 }
 
@@ -216,6 +220,30 @@ fn a_list_too_long_for_a_line_is_cut_and_says_so() {
         if format == Format::Ocsf {
             assert_eq!(ocsf_schema::problems(&value), Vec::<String>::new());
         }
+    }
+}
+
+#[test]
+fn what_an_event_is_known_by_is_never_cut() {
+    let id = |c: &str| c.repeat(36);
+    let argv = vec!["\u{1}".repeat(4096); 600];
+    let client = Some(pb::Client { argv: argv.clone(), ..Default::default() });
+    let body =
+        pb::Exec { argv, actor: Some(pb::Actor { client, ..Default::default() }), ..Default::default() };
+    let event = Event {
+        seq: u64::MAX,
+        sensor: id("s"),
+        boot: id("b"),
+        body: Some(Body::Exec(body)),
+        ..Default::default()
+    };
+    for (format, at) in [(Format::Ocsf, "/metadata/uid"), (Format::Ecs, "/event/id")] {
+        let mut line = Vec::new();
+        write_line(format, &event, &mut line).unwrap();
+        assert!(line.len() < MAX_LINE / 4, "the last cut has room to spare: {}", line.len());
+        let value: Value = serde_json::from_slice(&line).unwrap();
+        let known_by = format!("{}/{}/18446744073709551615", id("s"), id("b"));
+        assert_eq!(value.pointer(at).unwrap(), &known_by);
     }
 }
 

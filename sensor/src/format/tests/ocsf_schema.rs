@@ -64,14 +64,16 @@ impl Check<'_> {
         }
         for (name, value) in fields {
             let at = format!("{at}{name}");
-            match attributes.get(name) {
-                None => self.problems.push(format!("{at}: unknown attribute")),
-                Some(a) if !self.applies(a) => {
-                    self.problems.push(format!("{at}: its profile is not applied"))
+            let wrong = match attributes.get(name) {
+                None => "unknown attribute",
+                Some(a) if !self.applies(a) => "its profile is not applied",
+                Some(a) if a["deprecated"] == true => "deprecated",
+                Some(a) => {
+                    self.attribute(&at, a, value, fields);
+                    continue;
                 }
-                Some(a) if a["deprecated"] == true => self.problems.push(format!("{at}: deprecated")),
-                Some(a) => self.attribute(&at, a, value, fields),
-            }
+            };
+            self.problems.push(format!("{at}: {wrong}"));
         }
         if let Some(names) = schema["constraints"]["at_least_one"].as_array()
             && !strings(&json!(names)).iter().any(|n| fields.contains_key(*n))
