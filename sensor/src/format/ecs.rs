@@ -70,7 +70,8 @@ fn fill(body: &Body, record: &mut Record, event: &mut EventFields, rest: &mut Re
             record.destination = rest.text("path").map(|p| End { address: Some(p), ..End::default() });
         }
         Body::ConnectionEnd(c) => {
-            event.is("network", &["connection", "end"]);
+            let denied: &[&str] = if c.outcome == "denied" { &["denied"] } else { &[] };
+            event.is("network", &[&["connection", "end"], denied].concat());
             event.ended(c.outcome == "closed");
             event.reason = rest.text("outcome");
             event.duration = rest.number("duration_ns");

@@ -137,6 +137,9 @@ fn fill(body: &Body, event: &Event, record: &mut Record, rest: &mut Rest, produc
             };
             record.class(&NETWORK_ACTIVITY, activity);
             record.status(if activity.0 == 2 { SUCCESS } else { FAILURE });
+            if c.outcome == "denied" {
+                record.control(BLOCKED);
+            }
             record.status_detail = rest.text("outcome");
             traffic(c.direction(), record, rest);
             ends(c.direction(), record, rest);

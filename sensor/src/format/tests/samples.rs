@@ -212,7 +212,8 @@ fn programs(f: &mut dyn Fill) -> Vec<Body> {
             bytes_received: f.number(),
             packets_sent: f.number(),
             packets_received: f.number(),
-            outcome: ["closed", "reset", "no_answer"][usize::try_from(f.pick(3)).unwrap()].to_owned(),
+            outcome: ["closed", "reset", "no_answer", "denied"][usize::try_from(f.pick(4)).unwrap()]
+                .to_owned(),
         }),
     ]
 }
@@ -271,6 +272,8 @@ fn of_the_sensor(f: &mut dyn Fill) -> Vec<Body> {
             action: ["", "reported", "contained", "prevented"][usize::try_from(f.pick(4)).unwrap()]
                 .to_owned(),
             contained_after_ns: f.number(),
+            transport: f.text(),
+            port: f.small() % 65_536,
         }),
         Body::Loss(pb::Loss {
             r#where: f.text(),
@@ -279,6 +282,7 @@ fn of_the_sensor(f: &mut dyn Fill) -> Vec<Body> {
             denials: f.number(),
             first_seq: f.number(),
             last_seq: f.number(),
+            types: (0..f.length()).map(|_| pb::TypeCount { r#type: f.text(), count: f.number() }).collect(),
         }),
         Body::PolicyChange(pb::PolicyChange {
             ok: f.yes(),
