@@ -3,7 +3,8 @@
 
 mod support;
 
-use mcp_sensor::collect::{Collector, Listen, Store};
+use mcp_sensor::collect::log::Settings as Keep;
+use mcp_sensor::collect::{Archive, Collector, Listen};
 use mcp_sensor::event::file::Rotation;
 use mcp_sensor::event::{Body, Bus, Identity, Limits, pb};
 use mcp_sensor::feed::{self, Feed, Settings, SpoolSettings};
@@ -63,6 +64,18 @@ fn stored(dir: &Path) -> Vec<serde_json::Value> {
     text.lines().map(|l| serde_json::from_str(l).unwrap()).collect()
 }
 
+/// The files of lines follow the log: until they hold so many events.
+async fn written(dir: &Path, events: usize) {
+    let lines = || {
+        let files = std::fs::read_dir(dir).unwrap().map(|e| e.unwrap().path());
+        let files = files.filter(|p| p.file_name().unwrap().to_str().unwrap().starts_with("events.ndjson"));
+        files
+            .map(|p| std::fs::read(p).unwrap_or_default().iter().filter(|b| **b == b'\n').count())
+            .sum::<usize>()
+    };
+    until("every event is in the files", || lines() >= events).await;
+}
+
 fn seqs(events: &[serde_json::Value]) -> Vec<u64> {
     events.iter().map(|e| e["seq"].as_u64().unwrap()).collect()
 }
@@ -76,9 +89,10 @@ struct Running {
 
 impl Running {
     async fn start(dir: &Path, listen: &str) -> Running {
-        let store = Store::open(dir, ROTATION).unwrap();
+        let keep = Keep { keep_bytes: 1 << 30, keep: Duration::ZERO };
+        let archive = Archive::open(dir, keep, Some(ROTATION)).unwrap();
         let listen: Listen = listen.parse().unwrap();
-        let collector = Collector::bind(&listen, store, None).await.unwrap();
+        let collector = Collector::bind(&listen, archive, None).await.unwrap();
         let address = collector.address().unwrap();
         let (end, ended) = oneshot::channel();
         let task = tokio::spawn(collector.serve(async move {
@@ -183,7 +197,7 @@ fn lift_limit(child: &Child) {
 async fn a_full_disk_holds_events_back_and_then_each_is_stored_once() {
     let dir = tempfile::tempdir().unwrap();
     let (store, listen) = (dir.path().join("events"), format!("unix:{}/c.sock", dir.path().display()));
-    let child = collect(&store, &listen, 300_000).await;
+    let child = collect(&store, &listen, 150_000).await;
     let bus = bus();
     let (feed, task) = start_feed(&bus, 100_000, &listen, dir.path());
     for _ in 0..10_000 {
@@ -196,6 +210,7 @@ async fn a_full_disk_holds_events_back_and_then_each_is_stored_once() {
     bus.close();
     timeout(DEADLINE, task).await.unwrap().unwrap();
     assert_eq!(feed.state().acked_seq, 10_000);
+    written(&store, 10_000).await;
     assert!(seqs(&stored(&store)).into_iter().eq(1..=10_000), "each once and in order");
 }
 
@@ -221,6 +236,7 @@ async fn a_collector_that_is_killed_loses_nothing_it_acknowledged_and_stores_not
     }
     bus.close();
     timeout(DEADLINE, task).await.unwrap().unwrap();
+    written(&store, 20_000).await;
     child.kill().await.unwrap();
     assert!(unfinished > 0, "batches were under way when it was killed");
     assert!(seqs(&stored(&store)).into_iter().eq(1..=20_000), "each once and in order");

@@ -1,7 +1,8 @@
 //! `mcp-sensor collect`.
 
 use super::{CollectArgs, Exit, Failure, output};
-use crate::collect::{Collector, Listen, ListenError, Store, StoreError, View};
+use crate::collect::log::Settings;
+use crate::collect::{Archive, Collector, Listen, ListenError, StoreError, View};
 use crate::event::file::Rotation;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -10,24 +11,28 @@ use tokio::signal::unix::{SignalKind, signal};
 pub(super) fn run(args: &CollectArgs) -> anyhow::Result<ExitCode> {
     let listen: Listen =
         args.listen.parse().map_err(|e: ListenError| Failure::new(Exit::Usage, e.to_string()))?;
-    let store =
-        Store::open(&args.dir, Rotation { max_bytes: args.max_bytes, keep: args.keep }).map_err(|error| {
-            match error {
-                StoreError::InUse(_) => Failure::new(Exit::Failure, error.to_string())
-                    .hint("give each collector a directory of its own with --dir"),
-                _ => Failure::new(Exit::Failure, error.to_string()),
-            }
-        })?;
+    let settings = Settings {
+        keep_bytes: args.keep_bytes,
+        keep: Duration::from_secs(u64::from(args.keep_days) * 24 * 60 * 60),
+    };
+    let lines = (!args.no_ndjson).then_some(Rotation { max_bytes: args.max_bytes, keep: args.keep });
+    let archive = Archive::open(&args.dir, settings, lines).map_err(|error| {
+        let failure = Failure::new(Exit::Failure, error.to_string());
+        match error {
+            StoreError::InUse(_) => failure.hint("give each collector a directory of its own with --dir"),
+            _ => failure,
+        }
+    })?;
     let printing =
         if args.quiet { None } else { Some(View::spawn(output::style(args.output), std::io::stdout())?) };
     let (view, printer) = printing.unzip();
     tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?.block_on(async {
-        let collector = Collector::bind(&listen, store, view).await.map_err(|error| {
+        let collector = Collector::bind(&listen, archive, view).await.map_err(|error| {
             Failure::new(Exit::NoAgent, format!("{error:#}")).hint("choose another address with --listen")
         })?;
         if collector.is_exposed() {
             tracing::warn!(
-                "anyone who reaches this address can send events: there is no TLS yet; listen on loopback or a unix socket"
+                "anyone who reaches this address can send and read events: there is no TLS yet; listen on loopback or a unix socket"
             );
         }
         // On stderr: stdout is for events.

@@ -213,16 +213,30 @@ pub struct CollectArgs {
     #[arg(long, env = "MCP_SENSOR_LISTEN", value_name = "ADDR", default_value = DEFAULT_LISTEN)]
     pub listen: String,
 
-    /// Where the events are kept (events.ndjson, events.ndjson.1, …).
+    /// Where the events are kept: a log that `events --collector` and subscribers read, and files of
+    /// lines beside it (events.ndjson, events.ndjson.1, …).
     #[arg(long, env = "MCP_SENSOR_DIR", value_name = "DIR")]
     pub dir: PathBuf,
 
-    /// Start a new file beyond this size.
+    /// What the log may hold; the oldest goes first, also if a subscriber has not read it.
+    #[arg(long, env = "MCP_SENSOR_KEEP_BYTES", value_name = "BYTES", default_value_t = 4 << 30,
+          value_parser = clap::value_parser!(u64).range(8 << 20..))]
+    pub keep_bytes: u64,
+
+    /// How long the log holds events; 0: as long as there is room.
+    #[arg(long, env = "MCP_SENSOR_KEEP_DAYS", value_name = "DAYS", default_value_t = 30)]
+    pub keep_days: u32,
+
+    /// Write no files of lines, only the log.
+    #[arg(long, env = "MCP_SENSOR_NO_NDJSON")]
+    pub no_ndjson: bool,
+
+    /// Start a new file of lines beyond this size.
     #[arg(long, env = "MCP_SENSOR_MAX_BYTES", value_name = "BYTES", default_value_t = 256 << 20,
           value_parser = clap::value_parser!(u64).range(1 << 20..))]
     pub max_bytes: u64,
 
-    /// Full files kept beside the current one.
+    /// Full files of lines kept beside the current one.
     #[arg(long, env = "MCP_SENSOR_KEEP", value_name = "N", default_value_t = 16,
           value_parser = clap::value_parser!(u32).range(1..=10_000))]
     pub keep: u32,

@@ -1,7 +1,8 @@
 //! The collector inside the sensor's own process, for a host that has none:
 //! the same store and the same view, without a network between.
 
-use super::store::{Origin, Store};
+use super::positions::Origin;
+use super::store::Store;
 use super::view::View;
 use crate::event::{Body, Event, Subscriber, is_denial, now, pb};
 use std::io;

@@ -1,13 +1,28 @@
-//! The collector: takes events from sensors, keeps them, shows them. Needs no
-//! privilege and nothing of the kernel.
+//! The collector: takes events from sensors, keeps them, shows them, hands them
+//! on. Needs no privilege and nothing of the kernel.
+//!
+//! `service` takes what sensors send, `writer` commits it to the `log`; from
+//! there `query` answers those who ask and each `output` goes its way. The
+//! collector inside the sensor (`local`) keeps NDJSON files only (`store`).
 
+mod archive;
+mod filter;
+mod fleet;
 mod local;
+pub mod log;
+mod ndjson;
+pub mod output;
+mod positions;
+mod query;
 mod service;
 mod store;
 mod view;
 mod writer;
 
+pub use archive::Archive;
 pub use local::spawn as spawn_local;
+pub use positions::{MAX_BOOTS, Origin};
+pub use query::Limits;
 pub use service::{Collector, Listen, ListenError};
-pub use store::{MAX_BOOTS, Origin, Store, StoreError};
+pub use store::{Store, StoreError};
 pub use view::{Printer, Style, View, wants_color, write_event, write_headings};

@@ -1,6 +1,9 @@
 //! The collector's gRPC service.
 
-use super::store::{Origin, Store};
+use super::archive::Archive;
+use super::fleet::SharedFleet;
+use super::positions::Origin;
+use super::query::{self, EventsServer};
 use super::view::View;
 use super::writer::{self, Ask, Command, Job};
 use crate::control::{BindError, ControlSocket};
@@ -36,6 +39,8 @@ const HELLO: Duration = Duration::from_secs(10);
 const MAX_NAME: usize = 128;
 /// How long open streams may go on after the signal to end.
 const DRAIN: Duration = Duration::from_secs(2);
+/// How long outputs may take for the rest after that.
+const OUTPUTS: Duration = Duration::from_secs(10);
 
 /// Where to listen.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -83,10 +88,13 @@ pub struct Collector {
     bound: Bound,
     commands: mpsc::Sender<Command>,
     writer: std::thread::JoinHandle<()>,
+    outputs: Vec<std::thread::JoinHandle<()>>,
+    fleet: SharedFleet,
+    events: query::Service,
 }
 
 impl Collector {
-    pub async fn bind(listen: &Listen, store: Store, view: Option<View>) -> anyhow::Result<Collector> {
+    pub async fn bind(listen: &Listen, archive: Archive, view: Option<View>) -> anyhow::Result<Collector> {
         let bound = match listen {
             Listen::Tcp(address) => {
                 let tcp = |source| ListenError::Tcp { address: address.clone(), source };
@@ -97,8 +105,11 @@ impl Collector {
                 Bound::Unix(UnixListener::from_std(socket.listener()?)?, socket)
             }
         };
-        let (commands, writer) = writer::spawn(store, view)?;
-        Ok(Collector { bound, commands, writer })
+        let fleet = archive.log.fleet();
+        let (log, events, outputs) = archive.start()?;
+        let (commands, writer) = writer::spawn(log, view)?;
+        writer::tidy(&commands);
+        Ok(Collector { bound, commands, writer, outputs, fleet, events })
     }
 
     /// As `--collector` of a sensor takes it.
@@ -122,7 +133,12 @@ impl Collector {
         let (health, health_service) = tonic_health::server::health_reporter();
         health.set_serving::<CollectorServer<Feeds>>().await;
         let (end, ending) = watch::channel(false);
-        let feeds = CollectorServer::new(Feeds { commands: self.commands, ending: ending.clone() })
+        let events = EventsServer::new(self.events.until(ending.clone()))
+            .accept_compressed(CompressionEncoding::Gzip)
+            .send_compressed(CompressionEncoding::Gzip);
+        health.set_serving::<EventsServer<query::Service>>().await;
+        let feeds = Feeds { commands: self.commands, fleet: self.fleet, ending: ending.clone() };
+        let feeds = CollectorServer::new(feeds)
             // A batch, its envelope, and room for a newer sensor's fields.
             .max_decoding_message_size(MAX_BATCH_BYTES + (64 << 10))
             .accept_compressed(CompressionEncoding::Gzip)
@@ -135,6 +151,7 @@ impl Collector {
             .http2_keepalive_interval(Some(Duration::from_secs(30)))
             .http2_keepalive_timeout(Some(Duration::from_secs(10)))
             .add_service(feeds)
+            .add_service(events)
             .add_service(health_service.accept_compressed(CompressionEncoding::Gzip))
             .add_service(reflection_v1()?)
             .add_service(reflection_v1alpha()?);
@@ -153,6 +170,9 @@ impl Collector {
         // It ends with the last stream that could send to it.
         if !crate::outputs::joined(vec![self.writer], DRAIN).await {
             tracing::warn!("a sensor's stream is still open; what was acknowledged is on disk");
+        }
+        if !crate::outputs::joined(self.outputs, OUTPUTS).await {
+            tracing::warn!("an output is behind; it goes on with the next start");
         }
         Ok(())
     }
@@ -248,6 +268,7 @@ impl AsyncWrite for Stream {
 
 struct Feeds {
     commands: mpsc::Sender<Command>,
+    fleet: SharedFleet,
     ending: watch::Receiver<bool>,
 }
 
@@ -263,9 +284,10 @@ impl Service for Feeds {
         let mut requests = request.into_inner();
         let (to_sensor, responses) = mpsc::channel(CREDIT as usize);
         let (commands, ending) = (self.commands.clone(), self.ending.clone());
+        let fleet = self.fleet.clone();
         tokio::spawn(async move {
             let ended = tokio::select! {
-                ended = stream(&mut requests, &to_sensor, &commands, from) => ended,
+                ended = stream(&mut requests, &to_sensor, (&commands, &fleet), from) => ended,
                 () = ended(ending) => Err(Status::unavailable("the collector is ending")),
                 () = to_sensor.closed() => Ok(()),
             };
@@ -296,16 +318,18 @@ struct Waiting {
 async fn stream(
     requests: &mut Streaming<pb::FeedRequest>,
     to_sensor: &ToSensor,
-    commands: &mpsc::Sender<Command>,
+    (commands, fleet): (&mpsc::Sender<Command>, &SharedFleet),
     from: Remote,
 ) -> Result<(), Status> {
     let ending = || Status::unavailable("the collector is ending");
-    let origin = Arc::new(greet(requests).await?);
+    let hello = greet(requests).await?;
+    let origin = Arc::new(Origin { sensor: hello.sensor.clone(), boot: hello.boot.clone() });
     let (reply, answered) = oneshot::channel();
     let ask = Ask { origin: origin.clone(), answer: reply };
     commands.send(Command::Ask(ask)).await.map_err(|_| ending())?;
     let committed_seq = answered.await.map_err(|_| ending())?;
     tracing::info!(%from, sensor = %origin.sensor, boot = %origin.boot, committed_seq, "a sensor is connected");
+    let _connected = fleet.connected(&hello, committed_seq);
     let ack = pb::HelloAck { committed_seq, credit: CREDIT };
     if to_sensor.send(answer(feed_response::Message::HelloAck(ack))).await.is_err() {
         return Ok(());
@@ -318,7 +342,7 @@ async fn stream(
 }
 
 /// The Hello that every stream begins with.
-async fn greet(requests: &mut Streaming<pb::FeedRequest>) -> Result<Origin, Status> {
+async fn greet(requests: &mut Streaming<pb::FeedRequest>) -> Result<pb::Hello, Status> {
     let first = tokio::time::timeout(HELLO, requests.message())
         .await
         .map_err(|_| Status::deadline_exceeded("no hello"))??;
@@ -332,7 +356,7 @@ async fn greet(requests: &mut Streaming<pb::FeedRequest>) -> Result<Origin, Stat
             return Err(Status::invalid_argument(why));
         }
     }
-    Ok(Origin { sensor: hello.sensor, boot: hello.boot })
+    Ok(hello)
 }
 
 async fn batches(

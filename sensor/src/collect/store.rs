@@ -1,33 +1,23 @@
-//! Events on disk: NDJSON files, and how far each sensor's boot is stored, so
-//! that a batch that comes twice is written once.
+//! The store of the collector inside the sensor: NDJSON files, and how far each
+//! boot is stored, so that a batch that comes twice is written once.
 //!
 //! `events.ndjson` is appended to and rotated. How far each boot is stored
 //! follows from its lines; before a rotation takes lines out of the current
 //! file, it is written to `positions.json`.
 
+use super::positions::{Origin, Position, Positions};
 use crate::event::file::{LineFile, Rotation};
 use crate::event::{Event, json};
 use nix::fcntl::{Flock, FlockArg};
-use serde::Deserialize;
-use std::borrow::{Borrow, Cow};
-use std::collections::HashMap;
+use std::borrow::Borrow;
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, BufRead, BufReader, Write};
+use std::io::{self, BufRead, BufReader, Seek, SeekFrom, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// Boots whose position is remembered; the one not heard of for longest goes.
-pub const MAX_BOOTS: usize = 20_000;
 /// Longest line that is read back.
 const MAX_LINE: u64 = 4 << 20;
-
-/// Whose events.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Origin {
-    pub sensor: String,
-    pub boot: String,
-}
 
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
@@ -49,46 +39,6 @@ pub struct Store {
     _lock: Flock<File>,
 }
 
-#[derive(Debug, Default)]
-struct Positions {
-    boots: HashMap<Arc<Origin>, (u64, u64)>,
-    clock: u64,
-}
-
-impl Positions {
-    fn get(&self, origin: &Origin) -> u64 {
-        self.boots.get(origin).map_or(0, |(seq, _)| *seq)
-    }
-
-    fn set(&mut self, origin: &Arc<Origin>, seq: u64) {
-        self.clock += 1;
-        if self.boots.len() >= MAX_BOOTS && !self.boots.contains_key(origin) {
-            let oldest = self.boots.iter().min_by_key(|(_, (_, used))| *used).map(|(o, _)| o.clone());
-            if let Some(oldest) = oldest {
-                tracing::warn!(sensor = %oldest.sensor, boot = %oldest.boot, "too many boots: forgotten, a batch of it may be stored twice");
-                self.boots.remove(&oldest);
-            }
-        }
-        self.boots.insert(origin.clone(), (seq, self.clock));
-    }
-}
-
-/// An entry of `positions.json`; and what is read of an event's line.
-#[derive(Deserialize)]
-struct Position<'a> {
-    #[serde(borrow)]
-    sensor: Cow<'a, str>,
-    #[serde(borrow)]
-    boot: Cow<'a, str>,
-    seq: u64,
-}
-
-impl Position<'_> {
-    fn origin(&self) -> Arc<Origin> {
-        Arc::new(Origin { sensor: self.sensor.to_string(), boot: self.boot.to_string() })
-    }
-}
-
 impl Store {
     /// Makes `dir` (0700) if it is not there.
     pub fn open(dir: &Path, rotation: Rotation) -> Result<Store, StoreError> {
@@ -102,7 +52,7 @@ impl Store {
         let file = LineFile::open(&path, rotation).map_err(at(&path))?;
         let mut positions = Positions::default();
         load(&dir.join("positions.json"), &mut positions)?;
-        replay(&path, &mut positions)?;
+        replay(&path, 0, &mut positions)?;
         Ok(Store { dir: dir.to_owned(), file, positions, undo: Vec::new(), lines: Vec::new(), _lock: lock })
     }
 
@@ -169,11 +119,6 @@ impl Store {
     fn save(&self) -> io::Result<()> {
         let path = self.dir.join("positions.json");
         let temporary = self.dir.join("positions.json.new");
-        let mut boots: Vec<_> = self.positions.boots.iter().collect();
-        // Oldest first, so that reading them back keeps the order.
-        boots.sort_by_key(|(_, (_, used))| *used);
-        let entry = |(o, (seq, _)): (&'_ Arc<Origin>, &(u64, u64))| serde_json::json!({ "sensor": o.sensor, "boot": o.boot, "seq": seq });
-        let list: Vec<_> = boots.into_iter().map(entry).collect();
         let mut file = OpenOptions::new()
             .write(true)
             .create(true)
@@ -181,14 +126,14 @@ impl Store {
             .mode(0o600)
             .custom_flags(libc::O_NOFOLLOW)
             .open(&temporary)?;
-        file.write_all(&serde_json::to_vec(&list)?)?;
+        file.write_all(&serde_json::to_vec(&self.positions.to_json())?)?;
         file.sync_all()?;
         fs::rename(temporary, path)?;
         File::open(&self.dir)?.sync_all()
     }
 }
 
-fn lock(dir: &Path) -> Result<Flock<File>, StoreError> {
+pub(super) fn lock(dir: &Path) -> Result<Flock<File>, StoreError> {
     let path = dir.join("lock");
     let file = OpenOptions::new()
         .write(true)
@@ -204,7 +149,7 @@ fn lock(dir: &Path) -> Result<Flock<File>, StoreError> {
     })
 }
 
-fn load(path: &Path, positions: &mut Positions) -> Result<(), StoreError> {
+pub(super) fn load(path: &Path, positions: &mut Positions) -> Result<(), StoreError> {
     let bytes = match fs::read(path) {
         Ok(bytes) => bytes,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
@@ -221,10 +166,12 @@ fn load(path: &Path, positions: &mut Positions) -> Result<(), StoreError> {
     Ok(())
 }
 
-/// Takes positions from the lines of a file.
-fn replay(path: &Path, positions: &mut Positions) -> Result<(), StoreError> {
+/// Takes positions from the lines of a file, from byte `from` on.
+pub(super) fn replay(path: &Path, from: u64, positions: &mut Positions) -> Result<(), StoreError> {
     let io = |source| StoreError::Io { path: path.to_owned(), source };
-    let mut reader = BufReader::with_capacity(256 << 10, File::open(path).map_err(io)?);
+    let mut file = File::open(path).map_err(io)?;
+    file.seek(SeekFrom::Start(from)).map_err(io)?;
+    let mut reader = BufReader::with_capacity(256 << 10, file);
     let mut line = Vec::new();
     let mut number = 0;
     let mut last: Option<Arc<Origin>> = None;

@@ -1,12 +1,14 @@
 //! One thread writes for all sensors: batches that wait together share one
 //! fdatasync.
 
-use super::store::{Origin, Store};
+use super::log::Log;
+use super::positions::Origin;
 use super::view::View;
 use crate::event::Event;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
+use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 
 /// Batches that may wait for the disk; then sensors wait.
@@ -31,10 +33,12 @@ pub(super) struct Ask {
 pub(super) enum Command {
     Store(Job),
     Ask(Ask),
+    /// Let go what is too old.
+    Tidy,
 }
 
 pub(super) fn spawn(
-    mut store: Store,
+    mut log: Log,
     view: Option<View>,
 ) -> std::io::Result<(mpsc::Sender<Command>, JoinHandle<()>)> {
     let (commands, mut waiting) = mpsc::channel(WAITING);
@@ -45,18 +49,34 @@ pub(super) fn spawn(
             while let Some(command) = next {
                 match command {
                     Command::Store(job) => jobs.push(job),
-                    Command::Ask(ask) => drop(ask.answer.send(store.position(&ask.origin))),
+                    Command::Ask(ask) => drop(ask.answer.send(log.position(&ask.origin))),
+                    Command::Tidy => log.tidy(),
                 }
                 next = waiting.try_recv().ok();
             }
-            group(&mut store, jobs, view.as_ref());
+            group(&mut log, jobs, view.as_ref());
         }
     })?;
     Ok((commands, thread))
 }
 
+/// How often old events are looked for.
+const TIDY: Duration = Duration::from_secs(60);
+
+/// Until the writer ends, which it does when nobody else holds `commands`.
+pub(super) fn tidy(commands: &mpsc::Sender<Command>) {
+    let commands = commands.downgrade();
+    tokio::spawn(async move {
+        loop {
+            tokio::time::sleep(TIDY).await;
+            let Some(commands) = commands.upgrade() else { return };
+            let _ = commands.send(Command::Tidy).await;
+        }
+    });
+}
+
 /// Stores a group and answers; all of it counts, or nothing.
-fn group(store: &mut Store, jobs: Vec<Job>, view: Option<&View>) {
+fn group(log: &mut Log, jobs: Vec<Job>, view: Option<&View>) {
     let (broken, jobs): (Vec<Job>, Vec<Job>) =
         jobs.into_iter().partition(|job| job.broken.load(Ordering::Relaxed));
     for job in broken {
@@ -65,7 +85,7 @@ fn group(store: &mut Store, jobs: Vec<Job>, view: Option<&View>) {
     let mut written = Vec::with_capacity(jobs.len());
     let mut failed = None;
     for job in &jobs {
-        match store.append(&job.origin, &job.events) {
+        match log.append(&job.origin, &job.events) {
             Ok(new) => written.push(new),
             Err(error) => {
                 failed = Some(error);
@@ -73,7 +93,7 @@ fn group(store: &mut Store, jobs: Vec<Job>, view: Option<&View>) {
             }
         }
     }
-    let failed = failed.or_else(|| store.commit().err());
+    let failed = failed.or_else(|| log.commit().err());
     if let Some(error) = failed {
         tracing::error!(%error, batches = jobs.len(), "events cannot be stored");
         for job in jobs {
@@ -97,13 +117,15 @@ fn group(store: &mut Store, jobs: Vec<Job>, view: Option<&View>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::event::file::Rotation;
+    use crate::collect::log::{Next, Settings};
 
     #[tokio::test]
     async fn after_a_batch_that_was_not_stored_the_stream_stores_nothing() {
         let dir = tempfile::tempdir().unwrap();
-        let store = Store::open(dir.path(), Rotation { max_bytes: 0, keep: 1 }).unwrap();
-        let (commands, thread) = spawn(store, None).unwrap();
+        let settings = Settings { keep_bytes: 1 << 30, keep: Duration::ZERO };
+        let log = Log::open(dir.path(), settings).unwrap();
+        let source = log.source();
+        let (commands, thread) = spawn(log, None).unwrap();
         let origin = Arc::new(Origin { sensor: "s".to_owned(), boot: "b".to_owned() });
         let mut answers = Vec::new();
         for (seq, broken) in [(1, false), (2, true), (3, false)] {
@@ -117,7 +139,11 @@ mod tests {
         assert_eq!((answers[0].clone(), answers[1].is_err(), answers[2].clone()), (Ok(1), true, Ok(3)));
         drop(commands);
         thread.join().unwrap();
-        let text = std::fs::read_to_string(dir.path().join("events.ndjson")).unwrap();
-        assert_eq!(text.lines().count(), 2);
+        let mut reader = source.reader(0);
+        let mut seqs = Vec::new();
+        while let Next::Events(events, _) = reader.next().unwrap() {
+            seqs.extend(events.iter().map(|e| e.seq));
+        }
+        assert_eq!(seqs, [1, 3]);
     }
 }

@@ -43,6 +43,11 @@ impl LineFile {
             self.commit()?;
             self.rotate()?;
         }
+        self.extend(lines)
+    }
+
+    /// Appends whole lines to this file, however large it gets.
+    pub fn extend(&mut self, lines: &[u8]) -> io::Result<()> {
         if let Err(error) = self.file.write_all(lines) {
             // Not even part of a line stays: a reader parses line by line.
             self.file.set_len(self.bytes)?;

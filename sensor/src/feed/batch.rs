@@ -54,7 +54,7 @@ impl Open {
     }
 
     pub(super) fn push(&mut self, event: &Arc<Event>) -> Result<(), Full> {
-        let length = length(event);
+        let length = event_length(event);
         let field = 1 + encoded_len_varint(length as u64) + length;
         if field + OVERHEAD > MAX_BATCH_BYTES {
             return Err(Full::TooLarge);
@@ -64,7 +64,7 @@ impl Open {
         }
         encode_key(BATCH_EVENTS, WireType::LengthDelimited, &mut self.events);
         encode_varint(length as u64, &mut self.events);
-        encode(event, &mut self.events);
+        encode_event(event, &mut self.events);
         if self.count == 0 {
             self.first_seq = event.seq;
         }
@@ -97,13 +97,14 @@ impl Open {
     }
 }
 
-fn length(event: &Event) -> usize {
+/// Of an event as a batch holds it: without sensor and boot.
+pub(crate) fn event_length(event: &Event) -> usize {
     prost::encoding::uint64::encoded_len(EVENT_SEQ, &event.seq)
         + prost::encoding::int64::encoded_len(EVENT_TIME, &event.time_unix_ns)
         + event.body.as_ref().map_or(0, pb::event::Body::encoded_len)
 }
 
-fn encode(event: &Event, out: &mut impl BufMut) {
+pub(crate) fn encode_event(event: &Event, out: &mut impl BufMut) {
     prost::encoding::uint64::encode(EVENT_SEQ, &event.seq, out);
     prost::encoding::int64::encode(EVENT_TIME, &event.time_unix_ns, out);
     if let Some(body) = &event.body {

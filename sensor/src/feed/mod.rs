@@ -16,6 +16,7 @@ mod window;
 mod writer;
 
 pub use batch::{MAX_BATCH_BYTES, MAX_BATCH_EVENTS};
+pub(crate) use batch::{encode_event, event_length};
 pub use client::{AddressError, Feed, FeedError, Settings, SpoolSettings, parse_address, spawn};
 
 use crate::event::{Body, Bus, pb};

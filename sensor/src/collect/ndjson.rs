@@ -1,0 +1,102 @@
+//! Events as lines of JSON in files that are rotated, each event once and in
+//! order. After a crash the lines beyond the cursor say what was written.
+
+use super::output::{Delivered, Output, Place};
+use super::positions::{Origin, Positions};
+use super::store::{StoreError, replay};
+use crate::event::file::{LineFile, Rotation};
+use crate::event::{Event, json};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use std::fs;
+use std::io;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+
+pub const NAME: &str = "ndjson";
+
+pub struct Ndjson {
+    path: PathBuf,
+    file: LineFile,
+    lines: Vec<u8>,
+    /// What the file holds beyond the cursor that was saved: these events come
+    /// first and again. `None`: all of them have come.
+    written: Option<(Positions, Mark)>,
+    /// The cursor is at the end of the file.
+    settled: bool,
+}
+
+/// How much of which file the cursor stands for.
+#[derive(Clone, Copy, Serialize, Deserialize)]
+struct Mark {
+    inode: u64,
+    bytes: u64,
+}
+
+impl Ndjson {
+    /// `events.ndjson` in the collector's directory.
+    pub fn open(dir: &Path, rotation: Rotation, place: &Place) -> Result<Ndjson, StoreError> {
+        let path = dir.join("events.ndjson");
+        let at = |source| StoreError::Io { path: path.clone(), source };
+        let file = LineFile::open(&path, rotation).map_err(at)?;
+        let meta = fs::metadata(&path).map_err(at)?;
+        let mark = place.output.clone().and_then(|v| serde_json::from_value::<Mark>(v).ok());
+        // A file that was begun after the cursor was saved is all beyond it.
+        let from = mark.filter(|m| m.inode == meta.ino()).map_or(0, |m| m.bytes.min(meta.len()));
+        let mut positions = Positions::default();
+        replay(&path, from, &mut positions)?;
+        let written = Some((positions, Mark { inode: meta.ino(), bytes: from }));
+        Ok(Ndjson { path, file, lines: Vec::new(), written, settled: false })
+    }
+
+    /// How many of `events`, the first ones, are in the file already; losses of
+    /// this collector have no number and may be there twice.
+    fn written(&self, events: &[Event]) -> usize {
+        let Some((positions, _)) = &self.written else { return 0 };
+        let is_written = |event: &Event| {
+            let origin = Origin { sensor: event.sensor.clone(), boot: event.boot.clone() };
+            event.seq > 0 && positions.get(&origin) >= event.seq
+        };
+        events.iter().position(|e| !is_written(e)).unwrap_or(events.len())
+    }
+}
+
+impl Output for Ndjson {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn deliver(&mut self, events: &[Event]) -> io::Result<Delivered> {
+        let written = self.written(events);
+        let new = &events[written..];
+        if new.is_empty() {
+            return Ok(Delivered::All);
+        }
+        self.lines.clear();
+        for event in new {
+            json::write_line(event, &mut self.lines)?;
+        }
+        // A file that is rotated away is not read again: the cursor must be
+        // behind it, and cannot be in the middle of these.
+        if written == 0 && self.file.is_full_for(self.lines.len()) {
+            if !self.settled {
+                return Ok(Delivered::SaveFirst);
+            }
+            self.file.rotate()?;
+        }
+        self.settled = false;
+        self.file.extend(&self.lines)?;
+        if new.iter().any(|e| e.seq > 0) {
+            self.written = None;
+        }
+        Ok(Delivered::All)
+    }
+
+    fn settle(&mut self) -> io::Result<Value> {
+        self.file.commit()?;
+        let meta = fs::metadata(&self.path)?;
+        self.settled = true;
+        let end = Mark { inode: meta.ino(), bytes: meta.len() };
+        Ok(serde_json::to_value(self.written.as_ref().map_or(end, |(_, mark)| *mark))?)
+    }
+}
