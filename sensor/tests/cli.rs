@@ -345,7 +345,7 @@ async fn help_completions_and_man_pages_are_whole() {
     let nobody = Path::new("/nonexistent");
     let help = run(nobody, &["--help"]).await;
     assert!(text(&help.stdout).contains("Exit codes:"));
-    for name in ["run", "collect", "exec", "status", "servers", "events", "calls", "tools", "top"] {
+    for name in ["run", "collect", "fleet", "exec", "status", "servers", "events", "calls", "tools", "top"] {
         let help = text(&run(nobody, &[name, "--help"]).await.stdout);
         assert!(help.contains("Examples:"), "{name}");
         assert!(help.contains("MCP_SENSOR_"), "{name}");

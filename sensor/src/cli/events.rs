@@ -1,6 +1,6 @@
 //! `mcp-sensor events`.
 
-use super::{EventsArgs, Exit, Failure, VerdictArg, client, output};
+use super::{EventsArgs, Exit, Failure, VerdictArg, client, collector, output};
 use crate::collect::{write_event, write_headings};
 use crate::event::{Event, now, pb};
 use crate::format::write_line;
@@ -10,33 +10,41 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 pub(super) fn run(args: &EventsArgs) -> anyhow::Result<ExitCode> {
-    let request = request(args)?;
     let mut out = io::stdout().lock();
-    if let Some(format) = args.format {
-        client::block_on(each(&args.control, request, |event| Ok(write_line(format, event, &mut out)?)))?;
-        return Ok(ExitCode::SUCCESS);
-    }
     let style = output::style(args.output.output);
-    write_headings(style, &mut out)?;
-    client::block_on(each(&args.control, request, |event| Ok(write_event(style, event, &mut out)?)))?;
+    if args.format.is_none() {
+        write_headings(style, &mut out)?;
+    }
+    let take = |event: &Event| match args.format {
+        Some(format) => Ok(write_line(format, event, &mut out)?),
+        None => Ok(write_event(style, event, &mut out)?),
+    };
+    match &args.collector {
+        None => client::block_on(each(&args.control, request(args)?, take))?,
+        Some(address) => client::block_on(collector::each(address, args, take))?,
+    }
     Ok(ExitCode::SUCCESS)
 }
 
 fn request(args: &EventsArgs) -> anyhow::Result<pb::EventsRequest> {
-    let verdict = |v: &VerdictArg| match v {
-        VerdictArg::Allow => pb::Verdict::Allow.into(),
-        VerdictArg::Deny => pb::Verdict::Deny.into(),
-        VerdictArg::WouldDeny => pb::Verdict::WouldDeny.into(),
-    };
     Ok(pb::EventsRequest {
         follow: args.follow,
         server: args.server.clone().unwrap_or_default(),
-        verdicts: args.verdict.iter().map(verdict).collect(),
+        verdicts: verdicts(args),
         since_unix_ns: args.since.as_deref().map(since).transpose()?.unwrap_or(0),
         limit: args.limit.unwrap_or(0),
         types: args.types.clone(),
         ..Default::default()
     })
+}
+
+pub(super) fn verdicts(args: &EventsArgs) -> Vec<i32> {
+    let verdict = |v: &VerdictArg| match v {
+        VerdictArg::Allow => pb::Verdict::Allow.into(),
+        VerdictArg::Deny => pb::Verdict::Deny.into(),
+        VerdictArg::WouldDeny => pb::Verdict::WouldDeny.into(),
+    };
+    args.verdict.iter().map(verdict).collect()
 }
 
 /// Every event that the agent answers with.

@@ -3,10 +3,12 @@
 mod calls;
 mod client;
 mod collect;
+mod collector;
 mod doctor;
 mod events;
 mod exec;
 mod exit;
+mod fleet;
 mod generate;
 mod log;
 mod names;
@@ -19,6 +21,7 @@ mod top;
 
 pub use calls::CallsArgs;
 pub use exit::{Exit, Failure};
+pub use fleet::FleetArgs;
 pub use tools::ToolsArgs;
 pub use top::TopArgs;
 
@@ -65,6 +68,7 @@ pub enum Output {
 pub enum Command {
     Run(RunArgs),
     Collect(CollectArgs),
+    Fleet(FleetArgs),
     Exec(ExecArgs),
     Status(StatusArgs),
     Servers(ServersArgs),
@@ -348,10 +352,27 @@ pub enum VerdictArg {
   mcp-sensor events --follow --server github -o json
   mcp-sensor events --since 10m
   mcp-sensor events --follow --format ocsf >> /var/log/mcp-sensor.ocsf.json
-  mcp-sensor events --type finding,drift --format ecs")]
+  mcp-sensor events --type finding,drift --format ecs
+  mcp-sensor events --collector 127.0.0.1:7117 --sensor web-1 --since 2h
+  mcp-sensor events --collector 127.0.0.1:7117 --follow --cursor-file /var/lib/siem/cursor -o json")]
 pub struct EventsArgs {
     #[command(flatten)]
     pub control: ControlArgs,
+    /// Read from this collector, not from the agent: http://HOST:PORT or unix:/PATH.
+    #[arg(long, value_name = "ADDR")]
+    pub collector: Option<String>,
+    /// Follow a collector from here: `begin`, `now`, or a cursor in hex.
+    #[arg(long, value_name = "begin|now|CURSOR", requires = "collector", requires = "follow",
+          conflicts_with_all = ["since", "limit"])]
+    pub from: Option<String>,
+    /// Follow a collector from the cursor in this file, or from the beginning if there is none yet;
+    /// keeps the cursor there after what was printed.
+    #[arg(long, value_name = "FILE", requires = "collector", requires = "follow",
+          conflicts_with_all = ["since", "limit", "from"])]
+    pub cursor_file: Option<PathBuf>,
+    /// Only of these sensors (several with commas).
+    #[arg(long, value_name = "NAME", value_delimiter = ',', requires = "collector")]
+    pub sensor: Vec<String>,
     #[command(flatten)]
     pub output: OutputArgs,
     /// Form for another system, one JSON object a line; takes precedence over --output.
@@ -530,6 +551,7 @@ pub fn main() -> ExitCode {
     let done = match &cli.command {
         Command::Run(args) => crate::agent::run(args.clone()),
         Command::Collect(args) => collect::run(args),
+        Command::Fleet(args) => fleet::run(args),
         Command::Exec(args) => exec::run(args),
         Command::Status(args) => status::run(args),
         Command::Servers(args) => servers::run(args),

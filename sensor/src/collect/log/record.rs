@@ -12,7 +12,7 @@ use prost::encoding::{WireType, encode_key, encode_varint, encoded_len_varint};
 
 /// Of a segment; the last two digits are the version.
 const MAGIC: &[u8; 8] = b"MCPLOG01";
-pub(super) const HEADER: usize = 36;
+pub(super) const HEADER: usize = Header::LENGTH;
 /// Of a record: not UTF-8, so that no event holds it by chance.
 const MARK: [u8; 4] = [0xf5, b'L', 0xff, 0x0a];
 /// Bytes of a record before its payload.
@@ -34,6 +34,9 @@ pub struct Header {
 }
 
 impl Header {
+    /// Where the first record begins.
+    pub const LENGTH: usize = 36;
+
     pub(super) fn to_bytes(self) -> Vec<u8> {
         let mut out = MAGIC.to_vec();
         for n in [self.log, self.base, self.created_unix_ms] {

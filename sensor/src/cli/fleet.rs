@@ -1,0 +1,123 @@
+//! `mcp-sensor fleet`.
+
+use super::output::{self, Table};
+use super::status::age;
+use super::{DEFAULT_LISTEN, Output, OutputArgs, client, collector};
+use crate::event::json::Time;
+use crate::event::pb;
+use crate::event::text::escape;
+use clap::Args;
+use serde_json::{Value, json};
+use std::process::ExitCode;
+
+/// The sensors that feed a collector: versions, policies, lag and losses.
+///
+/// NEWEST is the age of a sensor's newest event that is stored; WAITING is how many
+/// events it still had to send when it connected. Host, version and policy are what
+/// a sensor says of itself.
+#[derive(Args, Debug, Clone)]
+#[command(after_help = "Examples:
+  mcp-sensor fleet
+  mcp-sensor fleet --collector unix:/run/mcp-sensor/collect.sock
+  mcp-sensor fleet --sensor web-1 -o json")]
+pub struct FleetArgs {
+    /// The collector: http://HOST:PORT or unix:/PATH.
+    #[arg(long, env = "MCP_SENSOR_COLLECTOR", value_name = "ADDR", default_value = DEFAULT_LISTEN)]
+    pub collector: String,
+    #[command(flatten)]
+    pub output: OutputArgs,
+    /// Only these (several with commas).
+    #[arg(long, value_name = "NAME", value_delimiter = ',')]
+    pub sensor: Vec<String>,
+}
+
+/// Characters of a policy's hash in the table.
+const SHORT_HASH: usize = 12;
+
+pub(super) fn run(args: &FleetArgs) -> anyhow::Result<ExitCode> {
+    let fleet = client::block_on(async {
+        let mut collector = collector::connect(&args.collector).await?;
+        let request = pb::FleetRequest { sensors: args.sensor.clone() };
+        Ok(collector.fleet(request).await.map_err(|s| collector::failed(&s))?.into_inner())
+    })?;
+    match args.output.output {
+        Output::Json => output::json(&to_json(&fleet))?,
+        Output::Table => print(&fleet)?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn time(unix_ns: i64) -> Value {
+    if unix_ns == 0 { Value::Null } else { Time(unix_ns).to_string().into() }
+}
+
+/// Events that the sensor numbered and this collector does not have; as of its
+/// last connection.
+fn waiting(s: &pb::FleetSensor) -> u64 {
+    s.next_seq.saturating_sub(s.committed_seq + 1)
+}
+
+fn to_json(fleet: &pb::FleetResponse) -> Value {
+    let sensor = |s: &pb::FleetSensor| {
+        json!({
+            "sensor": s.sensor, "boot": s.boot, "boots": s.boots, "version": s.version, "host": s.host,
+            "kernel": s.kernel, "policy": s.policy, "degraded": s.degraded, "connected": s.connected,
+            "first_seen": time(s.first_seen_unix_ns), "last_seen": time(s.last_seen_unix_ns),
+            "newest": time(s.newest_unix_ns), "committed_seq": s.committed_seq, "next_seq": s.next_seq,
+            "waiting": waiting(s), "lost": s.lost, "lost_denials": s.lost_denials,
+        })
+    };
+    let output = |o: &pb::OutputState| {
+        json!({
+            "name": o.name, "delivered": o.delivered, "retries": o.retries, "lost": o.lost, "lag": o.lag,
+            "error": o.error,
+        })
+    };
+    let log = fleet.log.as_ref().map(|l| {
+        json!({
+            "bytes": l.bytes, "segments": l.segments, "oldest": l.oldest, "next": l.next,
+            "oldest_stored": time(l.oldest_unix_ns), "subscribers": l.subscribers,
+        })
+    });
+    json!({
+        "sensors": fleet.sensors.iter().map(sensor).collect::<Vec<_>>(),
+        "log": log,
+        "outputs": fleet.outputs.iter().map(output).collect::<Vec<_>>(),
+    })
+}
+
+fn print(fleet: &pb::FleetResponse) -> anyhow::Result<()> {
+    let mut table = Table::new([
+        "SENSOR",
+        "HOST",
+        "VERSION",
+        "POLICY",
+        "CONNECTED",
+        "SEEN",
+        "NEWEST",
+        "STORED",
+        "WAITING",
+        "LOST",
+    ]);
+    for s in &fleet.sensors {
+        let or_dash = |text: String| if text.is_empty() { "-".to_owned() } else { escape(&text) };
+        table.row([
+            escape(&s.sensor),
+            or_dash(s.host.clone()),
+            or_dash(s.version.clone()),
+            or_dash(s.policy.chars().take(SHORT_HASH).collect()),
+            if s.connected { "yes" } else { "no" }.to_owned(),
+            age(s.last_seen_unix_ns),
+            if s.newest_unix_ns == 0 { "-".to_owned() } else { age(s.newest_unix_ns) },
+            s.committed_seq.to_string(),
+            waiting(s).to_string(),
+            s.lost.to_string(),
+        ]);
+    }
+    table.print()?;
+    for o in fleet.outputs.iter().filter(|o| !o.error.is_empty() || o.lost > 0) {
+        let error = if o.error.is_empty() { String::new() } else { format!(": {}", escape(&o.error)) };
+        output::text(&format!("output {}: {} events behind, {} lost{error}\n", o.name, o.lag, o.lost))?;
+    }
+    Ok(())
+}
