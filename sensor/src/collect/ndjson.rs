@@ -100,3 +100,81 @@ impl Output for Ndjson {
         Ok(serde_json::to_value(self.written.as_ref().map_or(end, |(_, mark)| *mark))?)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::collect::log::{Log, Next, Settings};
+    use proptest::prelude::*;
+    use std::fs::OpenOptions;
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    /// Boot and number of every line, oldest file first.
+    fn lines(dir: &Path) -> Vec<(String, u64)> {
+        let mut files: Vec<PathBuf> = (1..1000).map(|n| dir.join(format!("events.ndjson.{n}"))).collect();
+        files.retain(|f| f.exists());
+        files.reverse();
+        files.push(dir.join("events.ndjson"));
+        let text: String = files.iter().map(|f| fs::read_to_string(f).unwrap()).collect();
+        let line = |l: &str| {
+            let value: Value = serde_json::from_str(l).unwrap();
+            (value["boot"].as_str().unwrap().to_owned(), value["seq"].as_u64().unwrap())
+        };
+        text.lines().map(line).collect()
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 32, ..ProptestConfig::default() })]
+
+        /// However often the collector is killed, wherever its last line is cut
+        /// and whenever the cursor was saved: each event is there once, in order.
+        #[test]
+        fn each_event_is_a_line_once_and_in_order_over_crashes_and_rotations(
+            batches in prop::collection::vec((0u8..3, 1u64..12), 1..30),
+            runs in prop::collection::vec((0usize..12, 0usize..5, any::<u16>()), 0..12),
+        ) {
+            let dir = tempfile::tempdir().unwrap();
+            let keep = Settings { keep_bytes: 1 << 30, keep: Duration::ZERO };
+            let mut log = Log::open(dir.path(), keep).unwrap();
+            let mut expected = Vec::new();
+            for (boot, count) in batches {
+                let origin = Arc::new(Origin { sensor: "s".to_owned(), boot: format!("b{boot}") });
+                let from = log.position(&origin) + 1;
+                let events: Vec<Event> = (from..from + count).map(|seq| Event { seq, ..Default::default() }).collect();
+                log.append(&origin, &events).unwrap();
+                log.commit().unwrap();
+                expected.extend(events.iter().map(|e| (origin.boot.clone(), e.seq)));
+            }
+            let source = log.source();
+            let whole = (usize::MAX, 1, 0);
+            for (chunks, save_every, cut) in runs.into_iter().chain([whole]) {
+                let place = Place::load(dir.path(), NAME, &source).unwrap();
+                let rotation = Rotation { max_bytes: 1500, keep: 900 };
+                let mut output = Ndjson::open(dir.path(), rotation, &place).unwrap();
+                let mut reader = source.reader(place.next);
+                let mut safe = fs::metadata(&output.path).unwrap().len();
+                for chunk in 0..chunks {
+                    let before = reader.offset();
+                    let Next::Events(events, _) = reader.read().unwrap() else { break };
+                    while output.deliver(&events).unwrap() == Delivered::SaveFirst {
+                        place.save(source.cursor(before), output.settle().unwrap()).unwrap();
+                    }
+                    let length = fs::metadata(&output.path).unwrap().len();
+                    // After a rotation nothing of the file is safe yet.
+                    safe = safe.min(length - output.lines.len().min(length as usize) as u64);
+                    if save_every > 0 && chunk % save_every == 0 {
+                        place.save(source.cursor(reader.offset()), output.settle().unwrap()).unwrap();
+                        safe = length;
+                    }
+                }
+                let length = fs::metadata(&output.path).unwrap().len();
+                let cut = u64::from(cut) % (length - safe + 1);
+                drop(output);
+                let file = OpenOptions::new().write(true).open(dir.path().join("events.ndjson")).unwrap();
+                file.set_len(length - cut).unwrap();
+            }
+            prop_assert_eq!(lines(dir.path()), expected);
+        }
+    }
+}

@@ -69,7 +69,8 @@ struct Saved {
 /// What an earlier run left of an output's way.
 pub struct Place {
     path: PathBuf,
-    next: u64,
+    /// Number of the next event.
+    pub(super) next: u64,
     /// As [`Output::settle`] answered; `None`: it begins anew.
     pub output: Option<Value>,
 }
@@ -92,7 +93,7 @@ impl Place {
         })
     }
 
-    fn save(&self, cursor: Cursor, output: Value) -> io::Result<()> {
+    pub(super) fn save(&self, cursor: Cursor, output: Value) -> io::Result<()> {
         let saved = Saved { log: format!("{:016x}", cursor.log), next: cursor.offset, output };
         let dir = self.path.parent().unwrap_or(Path::new("."));
         replace(dir, &self.path, &serde_json::to_vec(&saved)?)
@@ -152,7 +153,7 @@ impl Way {
     fn go(&mut self) -> Result<(), GivenUp> {
         loop {
             let before = self.reader.offset();
-            let next = match self.reader.next() {
+            let next = match self.reader.read() {
                 Ok(next) => next,
                 Err(error) => {
                     self.pause(&error, BACKOFF.1)?;

@@ -184,7 +184,7 @@ impl Search {
                 found.all = true;
                 break;
             }
-            match self.reader.next()? {
+            match self.reader.read()? {
                 Next::Events(events, _) => {
                     for event in events {
                         if self.filter.passes(&event) {
@@ -272,7 +272,7 @@ fn newest(source: &Source, filter: &Filter, limit: u64, gone: impl Fn() -> bool)
     for (begin, end) in source.parts_newest_first(filter.times()) {
         let mut reader = source.reader(begin);
         while reader.offset() < end {
-            match reader.next()? {
+            match reader.read()? {
                 Next::Events(events, _) => {
                     passing += events.iter().filter(|e| filter.passes(e)).count() as u64;
                 }

@@ -141,7 +141,7 @@ mod tests {
         thread.join().unwrap();
         let mut reader = source.reader(0);
         let mut seqs = Vec::new();
-        while let Next::Events(events, _) = reader.next().unwrap() {
+        while let Next::Events(events, _) = reader.read().unwrap() {
             seqs.extend(events.iter().map(|e| e.seq));
         }
         assert_eq!(seqs, [1, 3]);

@@ -28,7 +28,7 @@ pub struct Reader {
     end: u64,
 }
 
-/// What [`Reader::next`] finds.
+/// What [`Reader::read`] finds.
 #[derive(Debug)]
 pub enum Next {
     /// Of one sensor and boot, in ascending order; the next one is this.
@@ -70,9 +70,9 @@ impl Reader {
     }
 
     /// An error: the disk does not answer now; the same is tried again.
-    pub fn next(&mut self) -> io::Result<Next> {
+    pub fn read(&mut self) -> io::Result<Next> {
         loop {
-            if let Some(next) = self.from_span() {
+            if let Some(next) = self.rest_of_span() {
                 return Ok(next);
             }
             let at = (self.base, self.at + self.used as u64);
@@ -125,7 +125,7 @@ impl Reader {
     }
 
     /// `None`: the span has nothing more.
-    fn from_span(&mut self) -> Option<Next> {
+    fn rest_of_span(&mut self) -> Option<Next> {
         while self.used < self.span.len() {
             let rest = &self.span[self.used..];
             let (record, length) = match Items::new(rest, 0).next() {

@@ -81,7 +81,8 @@ impl Segment {
                 block.newest = block.newest.max(head.newest);
             }
             _ => {
-                self.blocks.push(Block { at, offset: head.offset, oldest: head.oldest, newest: head.newest })
+                let (offset, oldest, newest) = (head.offset, head.oldest, head.newest);
+                self.blocks.push(Block { at, offset, oldest, newest });
             }
         }
         if self.first_unix_ms == 0 {
@@ -171,9 +172,11 @@ impl Segment {
     }
 
     pub(super) fn remove(dir: &Path, base: u64) -> io::Result<()> {
-        match fs::remove_file(index_path(dir, base)) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => fs::remove_file(path(dir, base)),
+        if let Err(error) = fs::remove_file(index_path(dir, base))
+            && error.kind() != io::ErrorKind::NotFound
+        {
+            return Err(error);
         }
+        fs::remove_file(path(dir, base))
     }
 }

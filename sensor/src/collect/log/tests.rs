@@ -34,7 +34,7 @@ fn read(log: &Log, offset: u64) -> (Vec<(String, u64)>, u64) {
     let (mut found, mut missed) = (Vec::new(), 0);
     loop {
         let before = reader.offset();
-        match reader.next().unwrap() {
+        match reader.read().unwrap() {
             Next::Events(events, next) => {
                 assert_eq!(before + events.len() as u64, next);
                 found.extend(events.into_iter().map(|e| (e.sensor, e.seq)));
@@ -175,7 +175,7 @@ fn parts_of_other_times_are_passed_over() {
     }
     let mut reader = log.source().reader_of(0, (29_990_000, 29_995_000));
     let mut given = 0;
-    while let Next::Events(events, _) = reader.next().unwrap() {
+    while let Next::Events(events, _) = reader.read().unwrap() {
         given += events.len();
     }
     assert!(given > 0 && given < 20_000, "{given}");
