@@ -254,3 +254,84 @@ fn missing(name: &str, count: u64, reason: &str) -> Event {
     let loss = pb::Loss { r#where, reason, count, ..Default::default() };
     Event { time_unix_ns: now(), body: Some(Body::Loss(loss)), ..Default::default() }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::collect::Origin;
+    use crate::collect::log::Settings;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    /// Takes nothing while it is told to be down.
+    struct Fake {
+        down: Arc<AtomicBool>,
+        got: Arc<Mutex<Vec<Event>>>,
+    }
+
+    impl Output for Fake {
+        fn name(&self) -> &'static str {
+            "fake"
+        }
+
+        fn deliver(&mut self, events: &[Event]) -> io::Result<Delivered> {
+            if self.down.load(Ordering::Relaxed) {
+                return Err(io::Error::other("down"));
+            }
+            self.got.lock().unwrap().extend_from_slice(events);
+            Ok(Delivered::All)
+        }
+
+        fn settle(&mut self) -> io::Result<Value> {
+            Ok(Value::Null)
+        }
+    }
+
+    #[test]
+    fn an_output_that_was_down_too_long_is_told_what_it_missed_and_a_restart_goes_on() {
+        let dir = tempfile::tempdir().unwrap();
+        let keep = Settings { keep_bytes: 16 << 10, keep: Duration::ZERO };
+        let origin = Arc::new(Origin { sensor: "s".to_owned(), boot: "b".to_owned() });
+        let (down, got) = (Arc::new(AtomicBool::new(true)), Arc::new(Mutex::new(Vec::new())));
+        let mut log = Log::open(dir.path(), keep).unwrap();
+        let start = |log: &Log| {
+            let place = Place::load(dir.path(), "fake", &log.source()).unwrap();
+            spawn(log, place, Box::new(Fake { down: down.clone(), got: got.clone() })).unwrap()
+        };
+        let put = |log: &mut Log, from: u64| {
+            let events: Vec<Event> =
+                (from..from + 100).map(|seq| Event { seq, ..Default::default() }).collect();
+            log.append(&origin, &events).unwrap();
+            log.commit().unwrap();
+        };
+        put(&mut log, 1);
+        let (progress, thread) = start(&log);
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while progress.state().retries == 0 {
+            assert!(Instant::now() < deadline);
+            std::thread::yield_now();
+        }
+        assert_eq!(progress.state().error, "down");
+        for n in 1..80 {
+            put(&mut log, n * 100 + 1);
+        }
+        assert!(log.source().oldest() > 200, "more is gone than it has in its hands");
+        down.store(false, Ordering::Relaxed);
+        drop(log);
+        thread.join().unwrap();
+        let state = progress.state();
+        assert!(state.lost > 0 && state.error.is_empty() && state.lag == 0, "{state:?}");
+        let is_loss = |e: &Event| matches!(&e.body, Some(Body::Loss(l)) if l.count > 0);
+        let events = std::mem::take(&mut *got.lock().unwrap());
+        let (losses, rest): (Vec<_>, Vec<_>) = events.into_iter().partition(is_loss);
+        assert_eq!((losses.len(), rest.len() as u64 + state.lost), (1, 8000));
+        assert!(rest.is_sorted_by(|a, b| a.seq < b.seq));
+
+        let mut log = Log::open(dir.path(), keep).unwrap();
+        put(&mut log, 8001);
+        let (_, thread) = start(&log);
+        drop(log);
+        thread.join().unwrap();
+        let seqs: Vec<u64> = got.lock().unwrap().iter().map(|e| e.seq).collect();
+        assert!(seqs.into_iter().eq(8001..=8100), "only what is new");
+    }
+}
