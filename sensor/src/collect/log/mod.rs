@@ -232,7 +232,9 @@ impl Log {
         if found.id.is_none() {
             state.save(&log, id, &fleet).map_err(at(&log))?;
         }
-        let last = segments.back().filter(|s| s.end == found.next);
+        // No number is given twice, also where segments were taken away.
+        let next = found.next.max(state.through);
+        let last = segments.back().filter(|s| s.end == next);
         let (active, file) = match last {
             Some(last) => {
                 let path = segment::path(&log, last.base);
@@ -240,10 +242,10 @@ impl Log {
                 (last.clone(), file)
             }
             None => {
-                let header = Header { log: id, base: found.next, created_unix_ms: now_ms() };
+                let header = Header { log: id, base: next, created_unix_ms: now_ms() };
                 let file = Segment::create(&log, header).map_err(at(&log))?;
-                segments.push_back(Segment::new(found.next));
-                (Segment::new(found.next), file)
+                segments.push_back(Segment::new(next));
+                (Segment::new(next), file)
             }
         };
         let mut log = Log {

@@ -151,6 +151,25 @@ fn a_record_cut_short_by_a_crash_is_taken_again() {
 }
 
 #[test]
+fn numbers_are_not_given_twice_when_segments_are_taken_away() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut log = Log::open(dir.path(), SMALL).unwrap();
+    put(&mut log, "a", 1..=50);
+    log.begin_next().unwrap();
+    put(&mut log, "a", 51..=60);
+    log.begin_next().unwrap();
+    drop(log);
+    for file in segments(dir.path()).into_iter().skip(1) {
+        fs::remove_file(file).unwrap();
+    }
+    let mut log = Log::open(dir.path(), SMALL).unwrap();
+    assert_eq!((log.source().end(), log.position(&origin("a"))), (60, 60));
+    assert_eq!(put(&mut log, "a", 55..=62), 2);
+    let (found, missed) = read(&log, 0);
+    assert_eq!((found.len(), missed, seqs(&found, "a").pop()), (52, 10, Some(62)));
+}
+
+#[test]
 fn positions_of_files_of_lines_are_taken_over() {
     let dir = tempfile::tempdir().unwrap();
     let mut old =
