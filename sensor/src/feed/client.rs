@@ -6,6 +6,7 @@ use super::spool::{Limits, Owner, Spool, SpoolError};
 use super::store::{Next, Store};
 use super::window::Window;
 use super::writer;
+use crate::event::ledger::Unsafe;
 use crate::event::{Bus, Subscriber, pb};
 use pb::feed_response::Message;
 use prost::bytes::Bytes;
@@ -105,13 +106,15 @@ pub enum FeedError {
 
 /// Starts spooling what `subscriber` gets and sending it to `address`. The task
 /// ends when the bus is closed and everything is acknowledged, or the drain time
-/// is over; what is left then is sent by the next run.
+/// is over; what is left then is sent by the next run. `left`: what went with the
+/// last one.
 pub fn spawn(
     bus: Arc<Bus>,
     subscriber: Subscriber,
     address: &str,
     spool: &SpoolSettings,
     settings: Settings,
+    left: Option<&Unsafe>,
 ) -> Result<(Feed, tokio::task::JoinHandle<()>), FeedError> {
     let endpoint = parse_address(address)?
         .connect_timeout(settings.connect)
@@ -121,9 +124,12 @@ pub fn spawn(
         .keep_alive_while_idle(true);
     let identity = bus.identity();
     let owner = Owner { sensor: identity.sensor.clone(), boot: identity.boot.clone() };
-    let (store, report) = Spool::open(&spool.dir, spool.limits, owner.clone())?;
+    let (mut store, report) = Spool::open(&spool.dir, spool.limits, owner.clone())?;
     for file in &report.files {
         tracing::warn!(dir = %spool.dir.display(), %file, "the spool was damaged");
+    }
+    if let Some(left) = left {
+        store.append_unsafe(left).map_err(|source| SpoolError::Io { path: spool.dir.clone(), source })?;
     }
     let store = Arc::new(Store::new(store));
     writer::spawn(store.clone(), bus.clone(), subscriber, settings.linger).map_err(FeedError::Thread)?;

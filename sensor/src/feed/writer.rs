@@ -3,6 +3,7 @@
 //! gives up telemetry before denials and says how many.
 
 use super::batch::{Full, Open, Sealed};
+use super::spool::Appended;
 use super::store::Store;
 use crate::event::{Bus, Event, Subscriber};
 use std::io;
@@ -90,9 +91,17 @@ impl Writer {
 
     /// Waits until the batch is taken.
     fn append(&self, mut batch: Sealed) {
-        while let Err(refused) = self.store.append(batch) {
-            batch = refused;
-            std::thread::sleep(RETRY);
+        let last = batch.last_seq;
+        loop {
+            match self.store.append(batch) {
+                Ok(Appended::Stored) => return self.bus.safe(last),
+                // The collector may have it before the disk does.
+                Ok(Appended::Waiting) => return,
+                Err(refused) => {
+                    batch = refused;
+                    std::thread::sleep(RETRY);
+                }
+            }
         }
     }
 }

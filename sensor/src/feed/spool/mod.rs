@@ -14,6 +14,7 @@ mod thin;
 pub use record::{HeaderError, Item, Owner, Reader, read_header};
 
 use super::batch::Sealed;
+use crate::event::ledger::Unsafe;
 use nix::fcntl::{Flock, FlockArg};
 use record::Meta;
 use segment::{Damaged, Segment};
@@ -177,6 +178,20 @@ impl Spool {
         }
         self.waiting.push_back(batch);
         Ok(Appended::Waiting)
+    }
+
+    /// What went with an earlier run is told in its stream, behind what is left
+    /// of it.
+    pub fn append_unsafe(&mut self, left: &Unsafe) -> io::Result<()> {
+        let owner = Owner { sensor: left.identity.sensor.clone(), boot: left.identity.boot.clone() };
+        let current = std::mem::replace(&mut self.owner, Arc::new(owner));
+        let written = thin::seal([left.told()])
+            .iter()
+            .try_for_each(|batch| self.begin().and_then(|()| self.write(batch)));
+        self.owner = current;
+        // What follows is of this run.
+        let synced = self.writing.take().map_or(Ok(()), |file| file.sync_data());
+        written.and(synced)
     }
 
     /// What waits in memory goes to the disk, in order.
