@@ -63,6 +63,8 @@ impl World {
         let policy = Policy::default().server(SERVER, "none", "audit", "");
         let sensor = Sensor::start_on(bed.cgroup.path(), &policy, &[])?;
         sensor.stop()?;
+        // That run had no collector: nothing of it is to be told to this one.
+        fs::remove_dir_all(sensor.folder().join("state"))?;
         let mut world = World { sensor, collector: None, kills: 0, bed };
         fs::create_dir_all(world.spool())?;
         mount(Some("tmpfs"), &world.spool(), Some("tmpfs"), MsFlags::empty(), Some("size=2m"))?;
