@@ -13,3 +13,4 @@ pub mod mcp;
 pub mod metrics;
 pub mod outputs;
 pub mod policy;
+pub mod tls;

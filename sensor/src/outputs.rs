@@ -102,7 +102,8 @@ impl Outputs {
                 limits: feed::spool::Limits { bytes: args.spool_bytes },
             };
             let settings = feed::Settings::default();
-            outputs.feed = Some(feed::spawn(bus.clone(), subscriber, address, &spool, settings)?);
+            let target = feed::Target::new(address, args.tls.open()?, args.tls.insecure_plaintext)?;
+            outputs.feed = Some(feed::spawn(bus.clone(), subscriber, target, &spool, settings)?);
             return Ok(outputs);
         }
         let dir = args.state_dir.join("events");

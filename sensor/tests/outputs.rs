@@ -67,5 +67,5 @@ async fn what_cannot_be_opened_is_an_error_at_the_start_that_names_it() {
     assert!(format!("{error:#}").contains("/nonexistent/x.ndjson"), "{error:#}");
     let args_address = args(dir.path(), &["--collector", "nowhere"]);
     let error = Outputs::start(&bus(), &args_address).err().unwrap();
-    assert!(format!("{error:#}").contains("http://HOST:PORT"), "{error:#}");
+    assert!(format!("{error:#}").contains("https://HOST:PORT"), "{error:#}");
 }

@@ -1,6 +1,7 @@
 //! The command line. Each subcommand is a file of its name.
 
 mod calls;
+mod certs;
 mod client;
 mod collect;
 mod doctor;
@@ -18,6 +19,7 @@ mod tools;
 mod top;
 
 pub use calls::CallsArgs;
+pub use certs::CertsCommand;
 pub use exit::{Exit, Failure};
 pub use tools::ToolsArgs;
 pub use top::TopArgs;
@@ -77,6 +79,8 @@ pub enum Command {
     Policy(PolicyCommand),
     Mode(ModeArgs),
     Doctor(DoctorArgs),
+    #[command(subcommand)]
+    Certs(CertsCommand),
     Completions(CompletionsArgs),
     Man(ManArgs),
 }
@@ -98,7 +102,8 @@ fn ring_size(text: &str) -> Result<u32, String> {
 #[command(after_help = "Examples:
   mcp-sensor run
   mcp-sensor run --policy policy.yaml --control /tmp/s.sock --state-dir /tmp/s --events events.ndjson
-  mcp-sensor run --collector http://127.0.0.1:7117
+  mcp-sensor run --collector https://collector.example:7117 --tls-ca ca.pem \\
+    --tls-cert sensor-web-1.pem --tls-key sensor-web-1-key.pem --sensor web-1
   mcp-sensor run --metrics 9464 --otlp http://127.0.0.1:4317")]
 pub struct RunArgs {
     /// Policy file (YAML).
@@ -129,10 +134,13 @@ pub struct RunArgs {
     #[arg(long, env = "MCP_SENSOR_EVENTS_KEEP", value_name = "N", default_value_t = 4)]
     pub events_keep: u32,
 
-    /// Send events to this collector: http://HOST:PORT or unix:/PATH. Without it they are
-    /// collected in this process, below the state directory.
+    /// Send events to this collector: https://HOST:PORT, on this host also http://127.0.0.1:PORT or
+    /// unix:/PATH. Without it they are collected in this process, below the state directory.
     #[arg(long, env = "MCP_SENSOR_COLLECTOR", value_name = "ADDR")]
     pub collector: Option<String>,
+
+    #[command(flatten)]
+    pub tls: TlsArgs,
 
     /// Where events wait that the collector has not acknowledged; default: `spool` below the state
     /// directory. They outlive the sensor.
@@ -200,6 +208,42 @@ pub struct RunArgs {
     pub strict: bool,
 }
 
+/// Certificates of this end. Files that change are taken up by new connections; what cannot be
+/// used changes nothing.
+#[derive(Args, Debug, Clone, Default)]
+pub struct TlsArgs {
+    /// CA certificates that the other end's must be from (PEM; `mcp-sensor certs` makes them).
+    #[arg(long, env = "MCP_SENSOR_TLS_CA", value_name = "FILE", requires_all = ["tls_cert", "tls_key"])]
+    pub tls_ca: Option<PathBuf>,
+
+    /// Certificate of this end, for TLS 1.3 (PEM).
+    #[arg(long, env = "MCP_SENSOR_TLS_CERT", value_name = "FILE", requires_all = ["tls_ca", "tls_key"])]
+    pub tls_cert: Option<PathBuf>,
+
+    /// Its private key (PEM).
+    #[arg(long, env = "MCP_SENSOR_TLS_KEY", value_name = "FILE", requires_all = ["tls_ca", "tls_cert"])]
+    pub tls_key: Option<PathBuf>,
+
+    /// Allow TCP beyond this host without TLS: whoever is on the way can read and change events.
+    #[arg(long, env = "MCP_SENSOR_INSECURE_PLAINTEXT")]
+    pub insecure_plaintext: bool,
+}
+
+impl TlsArgs {
+    /// Reads the files, if there are any.
+    pub(crate) fn open(&self) -> anyhow::Result<Option<std::sync::Arc<crate::tls::Tls>>> {
+        let (Some(ca), Some(certificate), Some(key)) = (&self.tls_ca, &self.tls_cert, &self.tls_key) else {
+            return Ok(None);
+        };
+        let files = crate::tls::Files { ca: ca.clone(), certificate: certificate.clone(), key: key.clone() };
+        let tls = crate::tls::Tls::open(files).map_err(|error| {
+            Failure::new(Exit::Failure, format!("--tls-…: {error}"))
+                .hint("`mcp-sensor certs --help` says how to make certificates")
+        })?;
+        Ok(Some(tls))
+    }
+}
+
 /// Receive events from sensors and keep them.
 ///
 /// Needs no privilege. Every batch is acknowledged only when it is on disk, and
@@ -207,11 +251,16 @@ pub struct RunArgs {
 #[derive(Args, Debug, Clone)]
 #[command(after_help = "Examples:
   mcp-sensor collect --dir ./events
+  mcp-sensor collect --dir ./events --listen 0.0.0.0:7117 --tls-ca ca.pem \\
+    --tls-cert collector-c.example.pem --tls-key collector-c.example-key.pem
   mcp-sensor collect --listen unix:/run/mcp-sensor/collect.sock --dir /var/lib/mcp-sensor/events -o json")]
 pub struct CollectArgs {
-    /// Where to listen: HOST:PORT, or unix:/PATH.
+    /// Where to listen: HOST:PORT, or unix:/PATH. Beyond this host only with TLS.
     #[arg(long, env = "MCP_SENSOR_LISTEN", value_name = "ADDR", default_value = DEFAULT_LISTEN)]
     pub listen: String,
+
+    #[command(flatten)]
+    pub tls: TlsArgs,
 
     /// Where the events are kept (events.ndjson, events.ndjson.1, …).
     #[arg(long, env = "MCP_SENSOR_DIR", value_name = "DIR")]
@@ -522,6 +571,7 @@ pub fn main() -> ExitCode {
         Command::Policy(command) => policy::run(command),
         Command::Mode(args) => servers::mode(args),
         Command::Doctor(args) => doctor::run(args),
+        Command::Certs(command) => certs::run(command),
         Command::Completions(args) => generate::completions(args),
         Command::Man(args) => generate::man(args),
     };
