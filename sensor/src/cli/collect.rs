@@ -11,6 +11,7 @@ pub(super) fn run(args: &CollectArgs) -> anyhow::Result<ExitCode> {
     let listen: Listen =
         args.listen.parse().map_err(|e: ListenError| Failure::new(Exit::Usage, e.to_string()))?;
     let tls = args.tls.open()?;
+    raise_file_limit();
     let store =
         Store::open(&args.dir, Rotation { max_bytes: args.max_bytes, keep: args.keep }).map_err(|error| {
             match error {
@@ -54,4 +55,15 @@ pub(super) fn run(args: &CollectArgs) -> anyhow::Result<ExitCode> {
         printer.finish(Duration::from_secs(2));
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// A descriptor for each sensor: the usual soft limit of 1024 is for programs
+/// that use select(2).
+fn raise_file_limit() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard.min(1 << 16), hard));
+    if let Err(error) = raised {
+        tracing::debug!(%error, "the limit of open files stays as it is");
+    }
 }

@@ -29,8 +29,8 @@ const HANDSHAKE: Duration = Duration::from_secs(10);
 /// For a refused client to read why: a connection closed with bytes unread is
 /// reset, and the reason with it.
 const FAREWELL: Duration = Duration::from_secs(1);
-/// Refusals in the log in a second; others are counted.
-const LOGGED: u32 = 10;
+/// Refusals in the log in this time; others are counted.
+const LOGGED: (u32, Duration) = (20, Duration::from_secs(10));
 
 pub(super) enum Bound {
     Tcp(TcpListener),
@@ -208,10 +208,10 @@ async fn farewell(mut stream: TcpStream) {
 
 /// Of refusals: a flood of them does not fill the log.
 #[derive(Default)]
-struct Log(Mutex<Second>);
+struct Log(Mutex<Span>);
 
 #[derive(Default)]
-struct Second {
+struct Span {
     began: Option<Instant>,
     logged: u32,
     /// Not logged since the last that was.
@@ -220,17 +220,18 @@ struct Second {
 
 impl Log {
     fn refused(&self, from: impl fmt::Display, reason: &str) {
-        let mut second = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if second.began.is_none_or(|at| at.elapsed() >= Duration::from_secs(1)) {
-            (second.began, second.logged) = (Some(Instant::now()), 0);
+        let (most, time) = LOGGED;
+        let mut span = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if span.began.is_none_or(|at| at.elapsed() >= time) {
+            (span.began, span.logged) = (Some(Instant::now()), 0);
         }
-        if second.logged >= LOGGED {
-            second.more += 1;
+        if span.logged >= most {
+            span.more += 1;
             return;
         }
-        second.logged += 1;
-        let more = std::mem::take(&mut second.more);
-        drop(second);
+        span.logged += 1;
+        let more = std::mem::take(&mut span.more);
+        drop(span);
         tracing::warn!(%from, reason, more, "a connection was refused");
     }
 }

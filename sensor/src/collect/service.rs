@@ -16,7 +16,7 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
-use tokio::net::{TcpListener, UnixListener};
+use tokio::net::{TcpListener, TcpSocket, UnixListener};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::codec::CompressionEncoding;
@@ -27,6 +27,9 @@ use tonic::{Request, Response, Status, Streaming};
 const CREDIT: u32 = 16;
 /// For a stream's Hello.
 const HELLO: Duration = Duration::from_secs(10);
+/// Connections that wait to be accepted. One more loses its first packet, and
+/// a second by that; a fleet may come back in one instant.
+const BACKLOG: u32 = 4096;
 /// Longest name of a sensor or a boot.
 const MAX_NAME: usize = 128;
 /// How long open streams may go on after the signal to end.
@@ -81,7 +84,7 @@ impl Collector {
         let bound = match listen {
             Listen::Tcp(address) => {
                 let tcp = |source| ListenError::Tcp { address: address.clone(), source };
-                Bound::Tcp(TcpListener::bind(address).await.map_err(tcp)?)
+                Bound::Tcp(listen_tcp(address).await.map_err(tcp)?)
             }
             Listen::Unix(path) => {
                 let socket = ControlSocket::bind(path, None).map_err(ListenError::from)?;
@@ -158,6 +161,24 @@ impl Collector {
         }
         Ok(())
     }
+}
+
+async fn listen_tcp(address: &str) -> io::Result<TcpListener> {
+    let mut last = io::Error::new(io::ErrorKind::InvalidInput, "no address of that name");
+    for address in tokio::net::lookup_host(address).await? {
+        let listen = || {
+            let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+            // As the standard library does: a restart needs the port at once.
+            socket.set_reuseaddr(true)?;
+            socket.bind(address)?;
+            socket.listen(BACKLOG)
+        };
+        match listen() {
+            Ok(listener) => return Ok(listener),
+            Err(error) => last = error,
+        }
+    }
+    Err(last)
 }
 
 struct AbortOnDrop(tokio::task::JoinHandle<()>);
