@@ -62,7 +62,7 @@ pub(super) fn run(args: &CollectArgs) -> anyhow::Result<ExitCode> {
 fn raise_file_limit() {
     use nix::sys::resource::{Resource, getrlimit, setrlimit};
     let raised = getrlimit(Resource::RLIMIT_NOFILE)
-        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard.min(1 << 16), hard));
+        .and_then(|(soft, hard)| setrlimit(Resource::RLIMIT_NOFILE, soft.max(hard.min(1 << 16)), hard));
     if let Err(error) = raised {
         tracing::debug!(%error, "the limit of open files stays as it is");
     }

@@ -3,7 +3,7 @@
 use crate::control::ControlSocket;
 use crate::grpc::{Connection, Deadlines};
 use crate::tls::{self, Certificate, SpiffeId, Tls};
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
@@ -21,6 +21,8 @@ use tokio_rustls::server::TlsStream;
 
 /// Sensors that may be connected at one time.
 const CONNECTIONS: usize = 4096;
+/// Of them of one sensor, which needs one: one that went mad keeps out no other.
+const OF_ONE: usize = 16;
 /// TLS handshakes at one time. One more ends the oldest: who holds them open
 /// cannot keep out a sensor, whose handshake takes milliseconds.
 const HANDSHAKES: usize = 512;
@@ -37,7 +39,7 @@ pub(super) enum Bound {
     Unix(UnixListener, ControlSocket),
 }
 
-pub(super) type Incoming = Connection<Stream, Remote, OwnedSemaphorePermit>;
+pub(super) type Incoming = Connection<Stream, Remote, Place>;
 type Connections = mpsc::Sender<io::Result<Incoming>>;
 
 /// Where a request comes from, and from whom.
@@ -78,7 +80,7 @@ impl fmt::Display for Remote {
 }
 
 pub(super) async fn accept(bound: &Bound, tls: Option<Arc<Tls>>, connections: Connections) {
-    let places = Arc::new(Semaphore::new(CONNECTIONS));
+    let places = Arc::new(Places::default());
     let log = Arc::new(Log::default());
     let mut handshakes = Handshakes::default();
     loop {
@@ -115,7 +117,13 @@ pub(super) async fn accept(bound: &Bound, tls: Option<Arc<Tls>>, connections: Co
                 }
             }
             (_, stream) => {
-                let Some(place) = place(&places, &remote) else { continue };
+                let place = match places.take(None) {
+                    Ok(place) => place,
+                    Err(why) => {
+                        log.refused(&remote, why);
+                        continue;
+                    }
+                };
                 let connection = Connection::new(stream, remote, place, Deadlines::default());
                 if connections.send(Ok(connection)).await.is_err() {
                     return;
@@ -125,12 +133,51 @@ pub(super) async fn accept(bound: &Bound, tls: Option<Arc<Tls>>, connections: Co
     }
 }
 
-fn place(places: &Arc<Semaphore>, remote: &Remote) -> Option<OwnedSemaphorePermit> {
-    let place = places.clone().try_acquire_owned().ok();
-    if place.is_none() {
-        tracing::warn!(from = %remote, limit = CONNECTIONS, "too many connections: one was closed");
+/// Room for connections.
+struct Places {
+    all: Arc<Semaphore>,
+    /// Connections by whose they are.
+    each: Arc<Mutex<HashMap<String, usize>>>,
+}
+
+impl Default for Places {
+    fn default() -> Self {
+        Places { all: Arc::new(Semaphore::new(CONNECTIONS)), each: Arc::default() }
     }
-    place
+}
+
+/// A connection's room, until it is dropped.
+pub(super) struct Place {
+    _permit: OwnedSemaphorePermit,
+    whose: Option<(String, Arc<Mutex<HashMap<String, usize>>>)>,
+}
+
+impl Places {
+    /// For a connection of `whose`, where that is known; or why there is none.
+    fn take(&self, whose: Option<String>) -> Result<Place, &'static str> {
+        let permit = self.all.clone().try_acquire_owned().map_err(|_| "too many connections")?;
+        let Some(whose) = whose else { return Ok(Place { _permit: permit, whose: None }) };
+        let mut each = self.each.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = each.entry(whose.clone()).or_default();
+        if *count >= OF_ONE {
+            return Err("too many connections of one sensor");
+        }
+        *count += 1;
+        Ok(Place { _permit: permit, whose: Some((whose, self.each.clone())) })
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let Some((whose, each)) = &self.whose else { return };
+        let mut each = each.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = each.get_mut(whose) {
+            *count -= 1;
+            if *count == 0 {
+                each.remove(whose);
+            }
+        }
+    }
 }
 
 /// Those that are not done, oldest first.
@@ -161,7 +208,7 @@ impl Drop for Handshakes {
 struct Handshake {
     remote: Remote,
     tls: Arc<Tls>,
-    places: Arc<Semaphore>,
+    places: Arc<Places>,
     connections: Connections,
     log: Arc<Log>,
 }
@@ -192,8 +239,12 @@ impl Handshake {
             end: Some(Duration::from_secs(u64::try_from(left).unwrap_or(0) + 1)),
             ..Deadlines::default()
         };
-        let Some(place) = place(&self.places, &self.remote) else { return };
         let identity = certificate.spiffe().map_err(|why| why.to_string());
+        let whose = identity.as_ref().map_or_else(|_| certificate.subject.clone(), SpiffeId::to_string);
+        let place = match self.places.take(Some(whose)) {
+            Ok(place) => place,
+            Err(why) => return self.log.refused(&self.remote, why),
+        };
         let remote = Remote { from: self.remote.from, identity: Some(Arc::new(identity)) };
         let connection = Connection::new(Stream::Tls(Box::new(stream)), remote, place, deadlines);
         let _ = self.connections.send(Ok(connection)).await;
@@ -269,5 +320,56 @@ impl AsyncWrite for Stream {
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         each!(self, s => Pin::new(s).poll_shutdown(cx))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_sensor_has_a_few_places_and_gives_them_back() {
+        let places = Places::default();
+        let take = |whose: &str| places.take(Some(whose.to_owned()));
+        let mut held: Vec<Place> = (0..OF_ONE).map(|_| take("a").unwrap()).collect();
+        assert_eq!(take("a").err(), Some("too many connections of one sensor"));
+        assert!(take("b").is_ok() && places.take(None).is_ok());
+        held.pop();
+        held.push(take("a").unwrap());
+        drop(held);
+        assert!(places.each.lock().unwrap().is_empty());
+        assert_eq!(places.all.available_permits(), CONNECTIONS);
+        let _all: Vec<Place> = (0..CONNECTIONS).map(|_| places.take(None).unwrap()).collect();
+        assert_eq!(take("c").err(), Some("too many connections"));
+    }
+
+    #[test]
+    fn only_the_sensor_of_the_certificate_may_speak_for_itself() {
+        let of = |uri: &str| {
+            let identity = SpiffeId::parse(uri).map_err(|why| why.to_string());
+            Remote { from: From::Unix, identity: Some(Arc::new(identity)) }
+        };
+        assert_eq!(Remote::UNIX.may_be("anyone"), Ok(()));
+        assert_eq!(of("spiffe://any.example/sensor/a").may_be("a"), Ok(()));
+        for uri in [
+            "spiffe://mcp-sensor/sensor/A",
+            "spiffe://mcp-sensor/collector/a",
+            "spiffe://mcp-sensor/sensor/a/b",
+            "a",
+        ] {
+            assert!(of(uri).may_be("a").is_err(), "{uri}");
+        }
+    }
+
+    #[tokio::test]
+    async fn the_oldest_handshake_ends_when_there_are_too_many() {
+        let mut handshakes = Handshakes::default();
+        let tasks: Vec<_> = (0..=HANDSHAKES).map(|_| tokio::spawn(std::future::pending::<()>())).collect();
+        let over: Vec<bool> = tasks.iter().map(|t| handshakes.add(t.abort_handle())).collect();
+        assert_eq!(over.iter().position(|o| *o), Some(HANDSHAKES));
+        let mut tasks = tasks.into_iter();
+        assert!(tasks.next().unwrap().await.unwrap_err().is_cancelled());
+        tokio::task::yield_now().await;
+        assert!(tasks.all(|t| !t.is_finished()));
     }
 }

@@ -246,29 +246,10 @@ impl AsyncWrite for Stream {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::tls::{Authority, Files, Subject, Validity};
-
-    fn tls() -> Arc<Tls> {
-        let dir = tempfile::tempdir().unwrap();
-        let days = Validity::days(1).unwrap();
-        let ca = Authority::create(days).unwrap();
-        let pair = ca.issue(&Subject::Sensor("s".to_owned()), days).unwrap();
-        let write = |name: &str, text: String| {
-            let path = dir.path().join(name);
-            std::fs::write(&path, text).unwrap();
-            path
-        };
-        let files = Files {
-            ca: write("ca.pem", ca.pair().certificate),
-            certificate: write("s.pem", pair.certificate),
-            key: write("s-key.pem", pair.key),
-        };
-        Tls::open(files).unwrap()
-    }
 
     #[test]
     fn addresses_are_taken_or_refused_with_the_reason() {
-        let tls = tls();
+        let tls = tls::tests::sensor("s");
         let open = |address: &str| Target::new(address, None, false);
         for good in [
             "http://127.0.0.1:7117",
