@@ -433,7 +433,7 @@ async fn a_replayed_batch_is_stored_once_and_an_oversized_one_is_refused() {
     match got {
         Ok(got) => assert_eq!(got, ["hello 2"]),
         Err(status) => {
-            assert!(matches!(status.code(), Code::OutOfRange | Code::ResourceExhausted), "{status}")
+            assert!(matches!(status.code(), Code::OutOfRange | Code::ResourceExhausted), "{status}");
         }
     }
     collector.stop().await;

@@ -15,7 +15,7 @@ fn args(state: &Path, more: &[&str]) -> RunArgs {
     let state = state.to_str().unwrap();
     let all = [&["mcp-sensor", "run", "--state-dir", state], more].concat();
     match Cli::try_parse_from(all).unwrap().command {
-        Command::Run(args) => args,
+        Command::Run(args) => *args,
         other => panic!("{other:?}"),
     }
 }

@@ -65,7 +65,7 @@ pub enum Output {
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    Run(RunArgs),
+    Run(Box<RunArgs>),
     Collect(CollectArgs),
     Exec(ExecArgs),
     Status(StatusArgs),
@@ -558,7 +558,7 @@ pub fn main() -> ExitCode {
         return exit::report(&error);
     }
     let done = match &cli.command {
-        Command::Run(args) => crate::agent::run(args.clone()),
+        Command::Run(args) => crate::agent::run((**args).clone()),
         Command::Collect(args) => collect::run(args),
         Command::Exec(args) => exec::run(args),
         Command::Status(args) => status::run(args),

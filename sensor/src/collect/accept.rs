@@ -137,8 +137,10 @@ pub(super) async fn accept(bound: &Bound, tls: Option<Arc<Tls>>, connections: Co
 struct Places {
     all: Arc<Semaphore>,
     /// Connections by whose they are.
-    each: Arc<Mutex<HashMap<String, usize>>>,
+    each: Counts,
 }
+
+type Counts = Arc<Mutex<HashMap<String, usize>>>;
 
 impl Default for Places {
     fn default() -> Self {
@@ -149,7 +151,7 @@ impl Default for Places {
 /// A connection's room, until it is dropped.
 pub(super) struct Place {
     _permit: OwnedSemaphorePermit,
-    whose: Option<(String, Arc<Mutex<HashMap<String, usize>>>)>,
+    whose: Option<(String, Counts)>,
 }
 
 impl Places {

@@ -19,7 +19,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::client::Grpc;
 use tonic::codegen::http::uri::PathAndQuery;
-use tonic::{Request, Status, Streaming};
+use tonic::{Code, Request, Status, Streaming};
 
 #[derive(Clone, Copy, Debug)]
 pub struct Settings {
@@ -149,7 +149,10 @@ enum End {
 
 impl From<Status> for End {
     fn from(status: Status) -> End {
-        End::Lost(format!("{}: {}", status.code(), status.message()))
+        End::Lost(match status.code() {
+            Code::PermissionDenied => format!("the collector refused this sensor: {}", status.message()),
+            code => format!("{code}: {}", status.message()),
+        })
     }
 }
 

@@ -302,7 +302,7 @@ fn the_end_of_the_certificate_is_a_gauge_under_both_names() {
     assert_eq!(shown, Some(end as f64), "{text}");
     let request = metrics.request(&identity(), 1);
     let sent = &request.resource_metrics[0].scope_metrics[0].metrics;
-    let gauge = sent.iter().find(|m| m.name == super::CERTIFICATE.0).unwrap();
+    let gauge = sent.iter().find(|m| m.name == CERTIFICATE.0).unwrap();
     let Some(Data::Gauge(gauge)) = &gauge.data else { panic!("{gauge:?}") };
     assert_eq!(gauge.data_points[0].value, Some(number_data_point::Value::AsInt(end)));
 }
@@ -315,7 +315,7 @@ fn every_metric_is_documented_under_both_names() {
     let exposed = metrics.text();
     let sums = metrics.sums();
     let names = sums.counters().map(|c| c.name);
-    for name in names.iter().chain([&sums.duration.name, &super::CERTIFICATE.0]) {
+    for name in names.iter().chain([&sums.duration.name, &CERTIFICATE.0]) {
         assert!(text.contains(&format!("`{name}`")), "{name}");
     }
     for line in exposed.lines().filter_map(|l| l.strip_prefix("# TYPE ")) {
