@@ -8,6 +8,7 @@ use mcp_sensor::event::file::Rotation;
 use mcp_sensor::event::{Body, Bus, Identity, Limits, pb};
 use mcp_sensor::feed::{self, Feed, MAX_BATCH_BYTES, Settings, SpoolSettings, Target};
 use mcp_sensor::tls::{Authority, Files, Pair, Subject, Tls, Validity};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use pb::collector_client::CollectorClient;
 use pb::{feed_request, feed_response};
 use rustls::pki_types::pem::PemObject;
@@ -531,11 +532,10 @@ async fn a_connection_ends_with_its_sensors_certificate() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn unfinished_handshakes_are_bounded_and_keep_no_sensor_out() {
-    // As many as this process may have open, with both ends of each in it.
     const HALF_OPEN: usize = 1500;
-    let limit = libc::rlimit { rlim_cur: 4096, rlim_max: 4096 };
-    // SAFETY: it reads the struct and changes this process's limit only.
-    unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) };
+    // Both ends of each connection are in this process.
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+    setrlimit(Resource::RLIMIT_NOFILE, hard.min(1 << 16), hard).unwrap();
     let fleet = Fleet::new();
     let collector = Running::start(fleet.dir.path(), Some(fleet.collector(&["127.0.0.1"], days(1)))).await;
     let at = collector.socket();

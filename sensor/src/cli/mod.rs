@@ -15,12 +15,14 @@ mod output;
 mod policy;
 mod servers;
 mod status;
+mod tls;
 mod tools;
 mod top;
 
 pub use calls::CallsArgs;
 pub use certs::CertsCommand;
 pub use exit::{Exit, Failure};
+pub use tls::TlsArgs;
 pub use tools::ToolsArgs;
 pub use top::TopArgs;
 
@@ -206,42 +208,6 @@ pub struct RunArgs {
     /// Refuse to start if anything, optional hooks included, cannot be enforced here.
     #[arg(long, env = "MCP_SENSOR_STRICT")]
     pub strict: bool,
-}
-
-/// Certificates of this end. Files that change are taken up by new connections; what cannot be
-/// used changes nothing.
-#[derive(Args, Debug, Clone, Default)]
-pub struct TlsArgs {
-    /// CA certificates that the other end's must be from (PEM; `mcp-sensor certs` makes them).
-    #[arg(long, env = "MCP_SENSOR_TLS_CA", value_name = "FILE", requires_all = ["tls_cert", "tls_key"])]
-    pub tls_ca: Option<PathBuf>,
-
-    /// Certificate of this end, for TLS 1.3 (PEM).
-    #[arg(long, env = "MCP_SENSOR_TLS_CERT", value_name = "FILE", requires_all = ["tls_ca", "tls_key"])]
-    pub tls_cert: Option<PathBuf>,
-
-    /// Its private key (PEM).
-    #[arg(long, env = "MCP_SENSOR_TLS_KEY", value_name = "FILE", requires_all = ["tls_ca", "tls_cert"])]
-    pub tls_key: Option<PathBuf>,
-
-    /// Allow TCP beyond this host without TLS: whoever is on the way can read and change events.
-    #[arg(long, env = "MCP_SENSOR_INSECURE_PLAINTEXT")]
-    pub insecure_plaintext: bool,
-}
-
-impl TlsArgs {
-    /// Reads the files, if there are any.
-    pub(crate) fn open(&self) -> anyhow::Result<Option<std::sync::Arc<crate::tls::Tls>>> {
-        let (Some(ca), Some(certificate), Some(key)) = (&self.tls_ca, &self.tls_cert, &self.tls_key) else {
-            return Ok(None);
-        };
-        let files = crate::tls::Files { ca: ca.clone(), certificate: certificate.clone(), key: key.clone() };
-        let tls = crate::tls::Tls::open(files).map_err(|error| {
-            Failure::new(Exit::Failure, format!("--tls-…: {error}"))
-                .hint("`mcp-sensor certs --help` says how to make certificates")
-        })?;
-        Ok(Some(tls))
-    }
 }
 
 /// Receive events from sensors and keep them.

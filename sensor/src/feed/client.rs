@@ -48,11 +48,13 @@ impl Default for Settings {
 #[derive(Clone)]
 pub struct Feed {
     state: Arc<Mutex<pb::FeedState>>,
+    tls: Option<Arc<Tls>>,
 }
 
 impl Feed {
     pub fn state(&self) -> pb::FeedState {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        pb::FeedState { tls: self.tls.as_deref().map(shown), ..state }
     }
 
     fn update(&self, change: impl FnOnce(&mut pb::FeedState)) {
@@ -107,7 +109,7 @@ pub fn spawn(
     }
     let watching = target.tls().map(|tls| tokio::spawn(tls.clone().watch()));
     let state = pb::FeedState { address: target.address().to_owned(), ..Default::default() };
-    let feed = Feed { state: Arc::new(Mutex::new(state)) };
+    let feed = Feed { state: Arc::new(Mutex::new(state)), tls: target.tls().cloned() };
     let task = Task {
         bus,
         target,
@@ -277,11 +279,9 @@ impl Task {
 
     fn show(&self) {
         let spool = self.store.shown();
-        let tls = self.target.tls().map(|tls| shown(tls));
         self.feed.update(|s| {
             s.unacked_batches = self.window.len() as u64;
             s.spool = Some(spool);
-            s.tls = tls;
         });
     }
 
