@@ -346,7 +346,7 @@ const _: () = {
     assert!(size_of::<UnixVerdict>() == 48 + 8 + 108 + 4 + 16);
     assert!(size_of::<Exec>() == 48 + 32 + 16 + 256 + 512);
     assert!(size_of::<Exit>() == 56);
-    assert!(size_of::<Released>() == 48 + 16 + 88 + 8);
+    assert!(size_of::<Released>() == 48 + 16 + 96 + 8);
     assert!(size_of::<Instance>() == 88);
     assert!(size_of::<Addr>() == 16);
 };

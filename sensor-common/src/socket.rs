@@ -29,8 +29,8 @@ pub struct Peer {
 }
 
 /// What a labelled socket has sent and received, in packets as the packet hooks
-/// see them: IP headers included, before segmentation and after reassembly by
-/// offloads. Value of a socket storage of its own, which accept() does not copy.
+/// let them pass: IP headers included, before segmentation and after reassembly
+/// by offloads. Value of a socket storage of its own, which accept() does not copy.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct Traffic {
@@ -43,6 +43,8 @@ pub struct Traffic {
     /// Both ends of the first packet; of a datagram socket's others, nothing.
     pub local: Peer,
     pub remote: Peer,
+    /// Packets that were dropped, either way.
+    pub denied: u64,
     /// 1: a TCP RST was sent or received.
     pub reset: u64,
 }

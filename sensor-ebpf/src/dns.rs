@@ -6,7 +6,7 @@ use crate::handover::{Note, handed};
 use crate::packet;
 use crate::record;
 use crate::scratch::{self, Scratch};
-use crate::{name, policy};
+use crate::{name, policy, traffic};
 use aya_ebpf::EbpfContext as _;
 use aya_ebpf::bindings::{__sk_buff, bpf_sock};
 use aya_ebpf::helpers::generated::{bpf_loop, bpf_sk_storage_get};
@@ -76,6 +76,15 @@ const QUERY_STEPS: u32 = 2 * QUERY_BYTES;
 #[cgroup_skb(egress)]
 pub fn dns_query(ctx: SkBuffContext) -> i32 {
     let skb: *mut __sk_buff = ctx.as_ptr().cast();
+    let verdict = read_query(skb);
+    if verdict == 0 {
+        traffic::denied(skb, true);
+    }
+    verdict
+}
+
+#[inline(always)]
+fn read_query(skb: *mut __sk_buff) -> i32 {
     let note = Note::read(skb);
     let mut packet = packet::EMPTY;
     let Some((sk, stored)) = handed(skb, &mut packet) else { return 0 };

@@ -345,7 +345,11 @@ fn conclude(skb: *mut __sk_buff, s: &Socket, packet: &Packet, judged: &Judged, f
         facts.other_port = if own_side { peer_port } else { own_port };
         facts.family = if packet.v6 { 10 } else { 2 };
     }
-    verdict::conclude_packet(&mut facts, judged)
+    let verdict = verdict::conclude_packet(&mut facts, judged);
+    if verdict != ALLOW && flags & OUTSIDE == 0 {
+        traffic::denied(skb, flags & OUTBOUND != 0);
+    }
+    verdict
 }
 
 /// The label of a connection that waited in an accept queue when its listener

@@ -4,7 +4,7 @@
 use crate::handover::{Note, handed};
 use crate::packet;
 use crate::scratch::{self, Scratch};
-use crate::{name, record};
+use crate::{name, record, traffic};
 use aya_ebpf::EbpfContext as _;
 use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::helpers::generated::{bpf_loop, bpf_skb_load_bytes};
@@ -39,6 +39,15 @@ const ENCRYPTED: u8 = 2;
 #[cgroup_skb(egress)]
 pub fn tls_hello(ctx: SkBuffContext) -> i32 {
     let skb: *mut __sk_buff = ctx.as_ptr().cast();
+    let verdict = read_hello(skb);
+    if verdict == 0 {
+        traffic::denied(skb, true);
+    }
+    verdict
+}
+
+#[inline(always)]
+fn read_hello(skb: *mut __sk_buff) -> i32 {
     let note = Note::read(skb);
     let mut packet = packet::EMPTY;
     let Some((_, stored)) = handed(skb, &mut packet) else { return 0 };

@@ -8,7 +8,9 @@ use crate::verdict::take_token;
 use crate::{atomic, stdio};
 use aya_ebpf::EbpfContext as _;
 use aya_ebpf::bindings::{__sk_buff, bpf_sock};
-use aya_ebpf::helpers::generated::{bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_ktime_get_boot_ns};
+use aya_ebpf::helpers::generated::{
+    bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_ktime_get_boot_ns, bpf_sk_fullsock,
+};
 use aya_ebpf::macros::cgroup_sock;
 use aya_ebpf::programs::SockContext;
 use sensor_common::record::{KIND_RELEASED, RING_TELEMETRY, Released};
@@ -19,7 +21,7 @@ use sensor_common::socket::{Peer, Traffic};
 #[unsafe(export_name = "TRAFFIC")]
 static TRAFFIC: Storage<Traffic, 1> = Storage::new();
 
-/// A packet, whether or not it is dropped afterwards.
+/// A packet, before its verdict: where names are read, another program says that.
 #[inline(always)]
 pub(crate) fn count(skb: *mut __sk_buff, sk: *mut bpf_sock, packet: &Packet, outbound: bool) {
     // SAFETY: a field of the context.
@@ -53,6 +55,35 @@ pub(crate) fn count(skb: *mut __sk_buff, sk: *mut bpf_sock, packet: &Packet, out
     if packet.resets {
         traffic.reset = 1;
     }
+}
+
+/// A packet that was counted is dropped.
+#[inline(always)]
+pub(crate) fn denied(skb: *mut __sk_buff, outbound: bool) {
+    // SAFETY: fields of the context.
+    let (bytes, sk) = unsafe { ((*skb).len as u64, (*skb).__bindgen_anon_2.sk) };
+    if sk.is_null() {
+        return;
+    }
+    // SAFETY: `sk` is not null.
+    let sk = unsafe { bpf_sk_fullsock(sk) };
+    if sk.is_null() {
+        return;
+    }
+    let traffic = TRAFFIC.get(sk);
+    if traffic.is_null() {
+        return;
+    }
+    // SAFETY: not null; the value lives as long as the socket.
+    let traffic = unsafe { &mut *traffic };
+    if outbound {
+        atomic::add(&raw mut traffic.sent_bytes, bytes.wrapping_neg());
+        atomic::add(&raw mut traffic.sent_packets, u64::MAX);
+    } else {
+        atomic::add(&raw mut traffic.received_bytes, bytes.wrapping_neg());
+        atomic::add(&raw mut traffic.received_packets, u64::MAX);
+    }
+    atomic::add(&raw mut traffic.denied, 1);
 }
 
 /// cgroup/sock_release: the last descriptor is gone (net/ipv4/af_inet.c,

@@ -6,6 +6,7 @@ pub mod collect;
 pub mod control;
 pub mod event;
 pub mod feed;
+pub mod format;
 pub mod grpc;
 pub mod inspect;
 pub mod kernel;

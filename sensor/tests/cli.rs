@@ -65,6 +65,23 @@ async fn reading_commands_print_json_and_tables() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn events_have_the_format_that_is_asked_for() {
+    let control = Control::start(Limits::default());
+    control.agent.bus_publish(denial("time", 1));
+    let ocsf = json(&run(&control.path, &["events", "--format", "ocsf"]).await);
+    assert_eq!((&ocsf["class_uid"], &ocsf["action"]), (&Value::from(4001), &Value::from("Denied")));
+    assert_eq!(ocsf["metadata"]["uid"], "host/boot-1/1");
+    // Whatever form people read by default.
+    let ecs = json(&run(&control.path, &["events", "--format", "ecs", "-o", "table"]).await);
+    assert_eq!((&ecs["event"]["id"], &ecs["service"]["name"]), (&ocsf["metadata"]["uid"], &"time".into()));
+    let native = run(&control.path, &["events", "-o", "json"]).await.stdout;
+    assert_eq!(run(&control.path, &["events", "--format", "ndjson"]).await.stdout, native);
+    let unknown = run(&control.path, &["events", "--format", "cef"]).await;
+    assert_eq!(unknown.status.code(), Some(2), "{}", text(&unknown.stderr));
+    control.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn exit_codes_are_those_of_the_table() {
     let control = Control::start(Limits::default());
     let dir = tempfile::tempdir().unwrap();

@@ -2,8 +2,8 @@
 //
 //   node_client.cjs SESSION      SESSION: a JSON file, see tests/src/mcp/session.rs
 //
-// The log is what python_client.py keeps: lengths of the lines on the server's
-// stdio, what was in them, and what the SDK told its caller.
+// The log is what python_client.py keeps: lengths of the messages on the server's
+// stdio or its HTTP connections, what was in them, and what the SDK told its caller.
 "use strict";
 const fs = require("node:fs");
 const path = require("node:path");
@@ -16,9 +16,13 @@ const log = (record) => fs.writeSync(out, JSON.stringify(record) + "\n");
 function described(message) {
   if (Array.isArray(message)) return {};
   const { id, method, params = {}, result, error } = message;
-  const kept = { id, method, name: params.name, uri: params.uri, requestId: params.requestId };
+  const version = params._meta?.["io.modelcontextprotocol/protocolVersion"];
+  const kept = { version, id, method, name: params.name, uri: params.uri, requestId: params.requestId };
   if (error) kept.error = error.code;
-  else if (result) kept.result = { isError: result.isError, resultType: result.resultType };
+  else if (result) {
+    const { isError, resultType, protocolVersion } = result;
+    kept.result = { isError, resultType, protocolVersion };
+  }
   return kept;
 }
 
@@ -51,11 +55,20 @@ children.spawn = (...args) => {
 
 const here = require("node:module").createRequire(path.join(session.modules, "x.cjs"));
 
-function connectable() {
+// To a server that is started, or to one that listens already.
+function transport({ StdioClientTransport, StreamableHTTPClientTransport, SSEClientTransport }) {
+  if (session.url) {
+    const Transport = session.transport === "sse" ? SSEClientTransport : StreamableHTTPClientTransport;
+    const fetch = require("./http_log.cjs").tapped(log, described);
+    return new Transport(new URL(session.url), { fetch });
+  }
   const [command, ...args] = session.command;
   const env = { ...process.env, ...session.env };
   // The SDKs' own limit is 10 MiB for a message.
-  const server = { command, args, env, cwd: session.cwd, maxBufferSize: 1 << 28 };
+  return new StdioClientTransport({ command, args, env, cwd: session.cwd, maxBufferSize: 1 << 28 });
+}
+
+function connectable() {
   const info = { name: `driver-node-v${session.sdk}`, version: "1.0.0" };
   const capabilities = { sampling: {}, elicitation: {}, roots: {} };
   const answers = {
@@ -65,19 +78,23 @@ function connectable() {
   };
   if (session.sdk === 1) {
     const { Client } = here("@modelcontextprotocol/sdk/client/index.js");
-    const { StdioClientTransport } = here("@modelcontextprotocol/sdk/client/stdio.js");
+    const transports = {
+      ...here("@modelcontextprotocol/sdk/client/stdio.js"),
+      ...here("@modelcontextprotocol/sdk/client/streamableHttp.js"),
+      ...here("@modelcontextprotocol/sdk/client/sse.js"),
+    };
     const types = here("@modelcontextprotocol/sdk/types.js");
     const client = new Client(info, { capabilities });
     client.setRequestHandler(types.CreateMessageRequestSchema, () => answers["sampling/createMessage"]);
     client.setRequestHandler(types.ElicitRequestSchema, () => answers["elicitation/create"]);
     client.setRequestHandler(types.ListRootsRequestSchema, () => answers["roots/list"]);
-    return [client, new StdioClientTransport(server)];
+    return [client, transport(transports)];
   }
-  const { Client } = here("@modelcontextprotocol/client");
+  const { Client, StreamableHTTPClientTransport, SSEClientTransport } = here("@modelcontextprotocol/client");
   const { StdioClientTransport } = here("@modelcontextprotocol/client/stdio");
   const client = new Client(info, { capabilities, versionNegotiation: { mode: session.mode } });
   for (const [method, answer] of Object.entries(answers)) client.setRequestHandler(method, () => answer);
-  return [client, new StdioClientTransport(server)];
+  return [client, transport({ StdioClientTransport, StreamableHTTPClientTransport, SSEClientTransport })];
 }
 
 // In the sensor's words.

@@ -2,9 +2,9 @@
 
     python_client.py SESSION      SESSION: a JSON file, see tests/src/mcp/session.rs
 
-The log is what this client itself put on and took off the server's stdio: for each line its length
-without the newline, and the ids, names and outcomes it held. Beside it stands what the SDK told its
-caller of each call.
+The log is what this client itself put on and took off the server's stdio, or its HTTP connections:
+for each message its length without what frames it, and the ids, names and outcomes it held. Beside it
+stands what the SDK told its caller of each call.
 """
 
 import asyncio
@@ -40,10 +40,13 @@ def described(message):
     kept = {k: message[k] for k in ("id", "method") if k in message}
     params, result, error = (message.get(k) or {} for k in ("params", "result", "error"))
     kept.update({k: params[k] for k in ("name", "uri", "requestId") if k in params})
+    version = (params.get("_meta") or {}).get("io.modelcontextprotocol/protocolVersion")
+    if version:
+        kept["version"] = version
     if error:
         kept["error"] = error["code"]
     elif "result" in message:
-        kept["result"] = {k: result[k] for k in ("isError", "resultType") if k in result}
+        kept["result"] = {k: result[k] for k in ("isError", "resultType", "protocolVersion") if k in result}
     return kept
 
 
@@ -91,6 +94,11 @@ async def tapped_process(*args, **kwargs):
 
 
 anyio.open_process = tapped_process
+
+if SESSION.get("url"):
+    import http_log
+
+    http_log.prepare(MODERN_SDK, log, described)
 
 
 async def sampling(context, params):
@@ -177,20 +185,36 @@ async def all_phases(session):
         await phase(session, step["calls"], step.get("concurrency", 1))
 
 
-async def main():
+def over_http():
+    """The transport to a server that listens already."""
+    if SESSION["transport"] == "sse":
+        from mcp.client.sse import sse_client
+
+        return sse_client(SESSION["url"], httpx_client_factory=http_log.client)
+    from mcp.client.streamable_http import streamable_http_client
+
+    return streamable_http_client(SESSION["url"], http_client=http_log.client())
+
+
+def started():
     command, *args = SESSION["command"]
     env = {**os.environ, **SESSION.get("env", {})}
-    server = StdioServerParameters(command=command, args=args, env=env, cwd=SESSION.get("cwd"))
+    return StdioServerParameters(command=command, args=args, env=env, cwd=SESSION.get("cwd"))
+
+
+async def main():
     handlers = {
         "sampling_callback": sampling,
         "elicitation_callback": elicitation,
         "list_roots_callback": roots,
     }
+    listens = SESSION.get("url")
     if MODERN_SDK:
-        async with Client(server, mode=SESSION["mode"], **handlers) as client:
+        async with Client(over_http() if listens else started(), mode=SESSION["mode"], **handlers) as client:
             await all_phases(client)
     else:
-        async with stdio_client(server) as (read, write), ClientSession(read, write, **handlers) as session:
+        transport = over_http() if listens else stdio_client(started())
+        async with transport as (read, write, *_), ClientSession(read, write, **handlers) as session:
             await session.initialize()
             await all_phases(session)
 

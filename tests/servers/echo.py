@@ -11,6 +11,7 @@ Tools:
   die     {"bytes": N}           N bytes of a response that never ends, then the process is gone
   change  {"text": T}            echo's description becomes T; list_changed
   connect {"to": IP, "port": N}  a TCP connection of its own; says what came of it
+  pour    {"to": IP, "port": N}  one by TCP and one by UDP, over which bytes go without end
 
 `--shuffle`: lists its tools backwards and with their keys in another order.
 """
@@ -67,6 +68,7 @@ def tools():
         "die": "Dies.",
         "change": "Changes a description.",
         "connect": "Connects.",
+        "pour": "Connects and goes on.",
     }
     listed = [{"name": n, "description": d, "inputSchema": ANY} for n, d in described.items()]
     return backwards_all(listed) if options.shuffle else listed
@@ -144,6 +146,26 @@ def connect(arguments):
         return text(f"errno {error.errno}", error=True)
 
 
+def pour(arguments):
+    to = (arguments["to"], arguments["port"])
+    stream = socket.create_connection(to, timeout=2)
+    datagrams = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    datagrams.connect(to)
+    for way in (stream, datagrams):
+        way.setblocking(False)
+        threading.Thread(target=go_on, args=(way,), daemon=True).start()
+    return text("poured")
+
+
+def go_on(way):
+    while True:
+        try:
+            way.send(b"mcp-sensor-attempt")
+        except OSError:
+            pass
+        time.sleep(0.005)
+
+
 def call(params, modern):
     name, arguments = params.get("name"), params.get("arguments") or {}
     time.sleep(arguments.get("delay", 0))
@@ -161,6 +183,8 @@ def call(params, modern):
         die(arguments)
     if name == "connect":
         return connect(arguments)
+    if name == "pour":
+        return pour(arguments)
     if name == "change":
         state["description"] = arguments.get("text", "Changed.")
         send({"jsonrpc": "2.0", "method": "notifications/tools/list_changed"})

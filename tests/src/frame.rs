@@ -6,6 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 pub const MARKER_ETHERTYPE: u16 = 0x88b5;
 
 const ETH_HEADER: usize = 14;
+const FIN: u8 = 0x01;
 const RST: u8 = 0x04;
 const SYN: u8 = 0x02;
 const ACK: u8 = 0x10;
@@ -17,6 +18,8 @@ pub enum Frame {
         dst: IpAddr,
         routed: bool,
         options: bool,
+        /// Of the packet, IP header included.
+        len: usize,
         l4: L4,
     },
     Arp,
@@ -86,6 +89,10 @@ impl Frame {
         matches!(self, Frame::Ip { l4: L4::Tcp { flags, .. }, .. } if flags & (SYN | ACK) == SYN)
     }
 
+    pub fn is_fin(&self) -> bool {
+        matches!(self, Frame::Ip { l4: L4::Tcp { flags, .. }, .. } if flags & FIN != 0)
+    }
+
     pub fn destination(&self) -> Option<IpAddr> {
         match self {
             Frame::Ip { dst, .. } => Some(*dst),
@@ -120,11 +127,19 @@ fn ipv4(packet: &[u8]) -> Option<Frame> {
     let rest = packet.get(header..)?;
     let l4 =
         if fragment != 0 { L4::Fragment(protocol) } else { l4(protocol, rest, end.saturating_sub(header)) };
-    Some(Frame::Ip { src: address(12)?, dst: address(16)?, routed: false, options: header > 20, l4 })
+    Some(Frame::Ip {
+        src: address(12)?,
+        dst: address(16)?,
+        routed: false,
+        options: header > 20,
+        len: end,
+        l4,
+    })
 }
 
 fn ipv6(packet: &[u8]) -> Option<Frame> {
     let mut left = usize::from(be16(packet, 4)?);
+    let len = 40 + left;
     let mut next = *packet.get(6)?;
     let address = |at: usize| -> Option<IpAddr> {
         let octets: [u8; 16] = packet.get(at..at + 16)?.try_into().ok()?;
@@ -140,14 +155,14 @@ fn ipv6(packet: &[u8]) -> Option<Frame> {
         let size = if next == 44 { 8 } else { 8 + 8 * usize::from(*packet.get(at + 1)?) };
         if next == 44 && be16(packet, at + 2)? & 0xfff8 != 0 {
             let l4 = L4::Fragment(*packet.get(at)?);
-            return Some(Frame::Ip { src, dst, routed, options, l4 });
+            return Some(Frame::Ip { src, dst, routed, options, len, l4 });
         }
         next = *packet.get(at)?;
         at += size;
         left = left.checked_sub(size)?;
     }
     let l4 = l4(next, packet.get(at..)?, left);
-    Some(Frame::Ip { src, dst, routed, options, l4 })
+    Some(Frame::Ip { src, dst, routed, options, len, l4 })
 }
 
 /// `len`: of the whole segment, of which `bytes` may be only the start.

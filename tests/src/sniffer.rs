@@ -38,6 +38,18 @@ impl Sniffer {
         Ok(Sniffer { receive, mark, nonce: AtomicU64::new(1), seen: Mutex::new(Vec::new()) })
     }
 
+    /// On the server's end, both ways: what leaves after the server's own hooks,
+    /// what comes before them.
+    pub fn both_ways(network: &Network) -> Result<Sniffer> {
+        let receive = network.server.within(|| {
+            let fd = packet_socket(libc::ETH_P_ALL as u16)?;
+            set(&fd, libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, BUFFER_BYTES)?;
+            Ok(fd)
+        })?;
+        let mark = network.peer.within(|| packet_socket(0))?;
+        Ok(Sniffer { receive, mark, nonce: AtomicU64::new(1), seen: Mutex::new(Vec::new()) })
+    }
+
     /// Every frame since the last call. A marker sent from each CPU and seen on
     /// arrival proves that what was sent before it has arrived as well.
     pub fn frames(&self) -> Result<Vec<Frame>> {

@@ -6,7 +6,7 @@ use mcp_sensor_tests::bed::Bed;
 use mcp_sensor_tests::events::Event;
 use mcp_sensor_tests::mcp::events::{Mark, shown};
 use mcp_sensor_tests::mcp::log::Log;
-use mcp_sensor_tests::mcp::servers;
+use mcp_sensor_tests::mcp::servers::{self, Server};
 use mcp_sensor_tests::mcp::session::{NODE_1, PYTHON_1, PYTHON_2};
 use mcp_sensor_tests::mcp::speaker::Speaker;
 use mcp_sensor_tests::mcp::wire::{Link, Wire};
@@ -203,18 +203,8 @@ fn a_forbidden_tool_in_enforce_cuts_the_instance_off() {
     must(|| {
         let bed = Bed::new()?;
         let server = servers::echo_python(&bed, json!([]), &[])?;
-        let script = server.session.command[1].rsplit('/').next().unwrap_or_default().to_owned();
-        let rule =
-            format!("match: [{{script: {script}}}]\ntools: {{deny: [{TOOL}]}}\non_violation: quarantine");
-        let policy = Policy::default().server(server.name, "unrestricted", "enforce", &rule);
-        let sensor = Sensor::start(&bed, &policy)?;
-        let start = || -> Result<Wire> {
-            let mut command = bed.command(&server.session.command[0])?;
-            command.args(&server.session.command[1..]);
-            let mut wire = Wire::start(command, Link::Pipes)?;
-            wire.initialize()?;
-            Ok(wire)
-        };
+        let sensor = Sensor::start(&bed, &cuts_off(&server))?;
+        let start = || start(&bed, &server);
         let connect = |wire: &mut Wire| -> Result<bool> {
             wire.call("connect", json!({"to": Family::V4.allowed(), "port": PORT}))?;
             Ok(wire.last_outcome().as_deref() == Some("ok"))
@@ -231,5 +221,55 @@ fn a_forbidden_tool_in_enforce_cuts_the_instance_off() {
         ensure!(connect(&mut other)?, "another instance is cut off as well");
         wire.call("echo", json!({}))?;
         wire.end().map(drop)
+    });
+}
+
+/// [`TOOL`] is forbidden to a Python server of its own that may do all else.
+fn cuts_off(server: &Server) -> Policy {
+    let script = server.session.command[1].rsplit('/').next().unwrap_or_default();
+    let rule = format!("match: [{{script: {script}}}]\ntools: {{deny: [{TOOL}]}}\non_violation: quarantine");
+    Policy::default().server(server.name, "unrestricted", "enforce", &rule)
+}
+
+fn start(bed: &Bed, server: &Server) -> Result<Wire> {
+    let mut command = bed.command(&server.session.command[0])?;
+    command.args(&server.session.command[1..]);
+    let mut wire = Wire::start(command, Link::Pipes)?;
+    wire.initialize()?;
+    Ok(wire)
+}
+
+/// Connections over which bytes go already carry none any more.
+#[test]
+fn a_forbidden_tool_in_enforce_closes_connections_that_are_open() {
+    must(|| {
+        let bed = Bed::new()?;
+        let server = servers::echo_python(&bed, json!([]), &[])?;
+        let sensor = Sensor::start(&bed, &cuts_off(&server))?;
+        let mut wire = start(&bed, &server)?;
+        wire.call("pour", json!({"to": Family::V4.allowed(), "port": PORT}))?;
+        let deadline = Instant::now() + SOON;
+        while bed.peer.stream_bytes() < 1000 || bed.peer.datagrams() < 10 {
+            ensure!(Instant::now() < deadline, "proves nothing: {} bytes flow", bed.peer.stream_bytes());
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        wire.call(TOOL, json!({}))?;
+        let event = the_finding(&sensor, server.name)?;
+        ensure!(event.text("action") == "contained", "{}", event.0);
+        bed.frames()?;
+        // It goes on trying, as does the kernel for it.
+        std::thread::sleep(Duration::from_secs(2));
+        let frames = bed.frames()?;
+        ensure!(frames.is_empty(), "{} frames: {:?}", frames.len(), frames.first());
+        wire.call("echo", json!({}))?;
+        wire.end()?;
+        for protocol in ["tcp", "udp"] {
+            sensor.events().wait_for("the end of a connection that was cut off", SOON, |e| {
+                e.text("type") == "connection_end"
+                    && e.text("server") == server.name
+                    && (e.text("protocol"), e.text("outcome")) == (protocol, "denied")
+            })?;
+        }
+        Ok(())
     });
 }

@@ -1,7 +1,7 @@
 //! What was said itself, where the policy asks for it: the strings of a message,
 //! redacted value by value, a line each.
 
-use crate::inspect::redact_named;
+use crate::inspect::{redact_named, redact_place};
 use std::collections::{HashMap, VecDeque};
 
 /// Of one value; what is beyond is not looked at, so it is not kept.
@@ -11,7 +11,7 @@ const MARGIN: usize = 8 << 10;
 /// Messages that wait for what they belong to.
 const WAITING: usize = 256;
 
-/// Collects from both sides of a conversation.
+/// Collects from both sides of a wire.
 #[derive(Default)]
 pub struct Content {
     /// Of one message, bytes; 0: nothing is kept.
@@ -21,8 +21,25 @@ pub struct Content {
     lines: String,
     /// Whole messages by side, method and name, in order.
     ended: VecDeque<(usize, String, String, String)>,
-    /// Requests by the hash of their id.
-    asked: HashMap<u64, String>,
+}
+
+/// Requests of a server, which may be answered over another connection.
+#[derive(Default)]
+pub struct Asked {
+    /// By conversation and the hash of their id.
+    requests: HashMap<(u64, u64), String>,
+}
+
+impl Asked {
+    pub fn add(&mut self, conversation: u64, id: u64, lines: String) {
+        if !lines.is_empty() && self.requests.len() < WAITING {
+            self.requests.insert((conversation, id), lines);
+        }
+    }
+
+    pub fn take(&mut self, conversation: u64, id: u64) -> Option<String> {
+        self.requests.remove(&(conversation, id))
+    }
 }
 
 impl Content {
@@ -48,7 +65,7 @@ impl Content {
         let name = place.rsplit('/').next().unwrap_or_default();
         let text = redact_named(name, &self.value);
         self.value = String::new();
-        self.lines.push_str(place);
+        self.lines.push_str(&redact_place(place));
         self.lines.push_str(" = ");
         self.lines.push_str(&text);
         self.lines.push('\n');
@@ -68,35 +85,15 @@ impl Content {
         self.ended.push_back((side, method.to_owned(), name.to_owned(), lines));
     }
 
-    fn take(&mut self, side: usize, method: &str, name: &str) -> String {
+    /// A message that was read whole.
+    pub fn take(&mut self, side: usize, method: &str, name: &str) -> String {
         let at = self.ended.iter().position(|(s, m, n, _)| *s == side && m == method && n == name);
         at.and_then(|at| self.ended.remove(at)).map(|(.., lines)| lines).unwrap_or_default()
     }
 
-    /// A request was read whole.
-    pub fn asked(&mut self, side: usize, method: &str, name: &str, id: u64) {
-        if self.max > 0 && self.asked.len() < WAITING {
-            let lines = self.take(side, method, name);
-            self.asked.insert(id, lines);
-        }
-    }
-
-    /// It was answered by the other side, or not (`answered` false): both
-    /// contents.
-    pub fn ended(
-        &mut self,
-        side: usize,
-        method: &str,
-        name: &str,
-        id: u64,
-        answered: bool,
-    ) -> (String, String) {
-        if self.max == 0 {
-            return Default::default();
-        }
-        let request = self.asked.remove(&id).unwrap_or_default();
-        let response = if answered { self.take(1 - side, method, name) } else { String::new() };
-        (request, response)
+    /// What came of the bytes at hand was told: what is left belongs to nothing.
+    pub fn settle(&mut self) {
+        self.ended.clear();
     }
 }
 
@@ -111,18 +108,29 @@ mod tests {
         content.message(0, "tools/call", "echo");
         content.set(60);
         let token = format!("ghp_{}", "a1B2c3D4e5F6".repeat(3));
+        let mut asked = Asked::default();
         for (id, text) in [(1, "one"), (2, token.as_str())] {
             content.piece("/params/arguments/text", text, true);
             content.message(0, "tools/call", "echo");
-            content.asked(0, "tools/call", "echo", id);
+            asked.add(7, id, content.take(0, "tools/call", "echo"));
         }
         content.piece("/result/content/0/text", &"long ".repeat(100), true);
         content.message(1, "tools/call", "echo");
-        let (request, response) = content.ended(0, "tools/call", "echo", 2, true);
+        let (request, response) = (asked.take(7, 2).unwrap(), content.take(1, "tools/call", "echo"));
         assert!(request.contains("[REDACTED") && !request.contains("ghp_a1"), "{request}");
         assert_eq!(response.len(), 60);
-        let (request, response) = content.ended(0, "tools/call", "echo", 1, false);
-        assert_eq!((request.as_str(), response.as_str()), ("/params/arguments/text = one\n", ""));
-        assert!(content.ended.is_empty() && content.asked.is_empty());
+        assert_eq!(asked.take(8, 1), None, "another conversation's");
+        assert_eq!(asked.take(7, 1).as_deref(), Some("/params/arguments/text = one\n"));
+        assert!(content.ended.is_empty() && asked.requests.is_empty());
+    }
+
+    #[test]
+    fn what_nobody_waits_for_is_taken_for_nothing_else() {
+        let mut content = Content::default();
+        content.set(60);
+        content.piece("/result/content/0/text", "late", true);
+        content.message(1, "tools/call", "echo");
+        content.settle();
+        assert_eq!(content.take(1, "tools/call", "echo"), "");
     }
 }

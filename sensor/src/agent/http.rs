@@ -2,12 +2,12 @@
 
 use super::core::Core;
 use super::places::Places;
-use super::session::{Ears, Keys, Speaker};
+use super::session::{Ears, Keys, Memory, Speaker};
 use crate::event::{Body, now, pb};
 use crate::mcp::http::{HttpConnection, HttpExchange, HttpOutput, HttpServer, Transport};
 use crate::mcp::{Limits, Output, Sender};
 use sensor_common::label::Label;
-use sensor_common::stdio::{Chunk, FROM_CLIENT, HOW_DATA, Met, how_name};
+use sensor_common::stdio::{Chunk, FROM_CLIENT, HOW_DATA, Met, TCP_WIRE, WireKey, how_name};
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -34,8 +34,9 @@ pub struct Http {
 
 /// What the connections of one instance share.
 struct Host {
+    label: Label,
     server: HttpServer,
-    ears: Ears,
+    memory: Memory,
     failures: HashMap<IpAddr, Failures>,
 }
 
@@ -54,7 +55,27 @@ struct Open {
     pid: u32,
     uid: u32,
     connection: HttpConnection,
+    /// Messages of several connections pass by interleaved.
+    ears: Ears,
     places: Places,
+    /// Nothing was read yet.
+    fresh: bool,
+}
+
+impl Open {
+    fn new(keys: &Keys, label: Label) -> Open {
+        Open {
+            label,
+            cookie: 0,
+            peer: None,
+            pid: 0,
+            uid: u32::MAX,
+            connection: HttpConnection::new(),
+            ears: Ears::new(keys),
+            places: Places::default(),
+            fresh: true,
+        }
+    }
 }
 
 impl Http {
@@ -64,6 +85,11 @@ impl Http {
 
     pub fn is_open(&self, cookie: u64) -> bool {
         self.numbers.contains_key(&cookie)
+    }
+
+    /// Whether an instance is spoken to over HTTP.
+    pub fn speaks(&self, instance: u32) -> bool {
+        self.hosts.get(&instance).is_some_and(|host| host.server.recognised())
     }
 
     /// A connection shows itself.
@@ -76,8 +102,7 @@ impl Http {
         if self.open.len() >= CONNECTIONS {
             return; // its records are counted as unread
         }
-        let connection = HttpConnection::new();
-        self.open.insert(id, Open { label, cookie, peer, pid, uid, connection, places: Places::default() });
+        self.open.insert(id, Open { cookie, peer, pid, uid, ..Open::new(&self.keys, label) });
         self.numbers.insert(cookie, id);
     }
 
@@ -93,6 +118,9 @@ impl Http {
             self.begin(id, chunk.inode, h.label, h.tgid, h.uid, None);
         }
         let Some(open) = self.open.get_mut(&id) else { return };
+        if std::mem::take(&mut open.fresh) {
+            open.ears.ask_policy(core, open.label);
+        }
         (open.pid, open.uid) = (chunk.header.tgid, chunk.header.uid);
         let Some(lost) = open.places.take(chunk) else { return };
         let host = host(&mut self.hosts, &self.keys, open.label);
@@ -103,12 +131,12 @@ impl Http {
         for (bytes, how) in [(lost, "lost"), (unread, how_name(chunk.how))] {
             if bytes > 0 {
                 out.push(mcp(Output::Uninspected { sender, bytes, how }));
-                let values = &mut host.ears.looking(sender);
+                let values = &mut open.ears.looking(sender);
                 open.connection.gap(sender, time, bytes, &mut host.server, values, &mut out);
             }
         }
         if unread == 0 {
-            let values = &mut host.ears.looking(sender);
+            let values = &mut open.ears.looking(sender);
             open.connection.bytes(sender, time, data, &mut host.server, values, &mut out);
         }
         say(core, id, open, host, time, out);
@@ -116,13 +144,28 @@ impl Http {
 
     /// The socket is closed, and all its records were read.
     pub fn close(&mut self, core: &Arc<Core>, cookie: u64) {
-        let Some(id) = self.numbers.remove(&cookie) else { return };
-        let Some(mut open) = self.open.remove(&id) else { return };
+        let Some((id, mut open)) = self.remove(cookie) else { return };
         let host = host(&mut self.hosts, &self.keys, open.label);
         let (time, mut out) = (now(), Vec::new());
-        let values = &mut host.ears.looking(Sender::Server);
+        let values = &mut open.ears.looking(Sender::Server);
         open.connection.close(time, &mut host.server, values, &mut out);
-        say(core, id, &open, host, time, out);
+        say(core, id, &mut open, host, time, out);
+    }
+
+    fn remove(&mut self, cookie: u64) -> Option<(u64, Open)> {
+        let id = self.numbers.remove(&cookie)?;
+        let open = self.open.remove(&id)?;
+        if let Some(host) = self.hosts.get_mut(&open.label.instance()) {
+            host.memory.forget(id);
+        }
+        Some((id, open))
+    }
+
+    /// Connections whose wire the kernel has forgotten, which it does at their
+    /// end.
+    pub fn gone(&self, is_gone: impl Fn(&WireKey) -> bool) -> Vec<u64> {
+        let wire = |cookie: u64| WireKey { inode: cookie, dev: TCP_WIRE, direction: FROM_CLIENT };
+        self.numbers.keys().filter(|cookie| is_gone(&wire(**cookie))).copied().collect()
     }
 
     pub fn ended(&mut self, core: &Arc<Core>, instance: u32) {
@@ -135,16 +178,8 @@ impl Http {
         if let Some(mut host) = self.hosts.remove(&instance) {
             let (time, mut out) = (now(), Vec::new());
             host.server.close(time, &mut out);
-            let open = Open {
-                label: Label::new(0, 0, instance),
-                cookie: 0,
-                peer: None,
-                pid: 0,
-                uid: u32::MAX,
-                connection: HttpConnection::new(),
-                places: Places::default(),
-            };
-            say(core, last.unwrap_or(0), &open, &mut host, time, out);
+            let mut open = Open::new(&self.keys, host.label);
+            say(core, last.unwrap_or(0), &mut open, &mut host, time, out);
         }
     }
 }
@@ -152,7 +187,8 @@ impl Http {
 fn host<'a>(hosts: &'a mut HashMap<u32, Host>, keys: &Keys, label: Label) -> &'a mut Host {
     hosts.entry(label.instance()).or_insert_with(|| Host {
         server: HttpServer::new(keys.ids, Limits::default()),
-        ears: Ears::new(keys),
+        label,
+        memory: Memory::new(keys),
         failures: HashMap::new(),
     })
 }
@@ -161,8 +197,9 @@ fn mcp(output: Output) -> HttpOutput {
     HttpOutput::Mcp { transport: Transport::Http, session: None, output }
 }
 
-fn say(core: &Arc<Core>, id: u64, open: &Open, host: &mut Host, time: i64, out: Vec<HttpOutput>) {
-    for output in out {
+fn say(core: &Arc<Core>, id: u64, open: &mut Open, host: &mut Host, time: i64, out: Vec<HttpOutput>) {
+    let mut out = out.into_iter().peekable();
+    while let Some(output) = out.next() {
         match output {
             HttpOutput::NotHttp => {}
             HttpOutput::Exchange(exchange) => {
@@ -176,6 +213,14 @@ fn say(core: &Arc<Core>, id: u64, open: &Open, host: &mut Host, time: i64, out: 
                 core.bus.publish(time, Body::Http(event(actor, open, &exchange)));
             }
             HttpOutput::Mcp { transport, session, output } => {
+                let mut outputs = vec![output];
+                let alike = |o: &HttpOutput| match o {
+                    HttpOutput::Mcp { transport: t, session: s, .. } => (*t, *s) == (transport, session),
+                    _ => false,
+                };
+                while let Some(HttpOutput::Mcp { output, .. }) = out.next_if(alike) {
+                    outputs.push(output);
+                }
                 let speaker = Speaker {
                     label: open.label,
                     connection: id,
@@ -187,7 +232,7 @@ fn say(core: &Arc<Core>, id: u64, open: &Open, host: &mut Host, time: i64, out: 
                     uid: open.uid,
                     session,
                 };
-                let heard = host.ears.heard(core, &speaker, time, std::iter::once(output));
+                let heard = open.ears.heard(core, &mut host.memory, &speaker, time, outputs.into_iter());
                 for violation in heard.violations {
                     core.contain(open.label, violation);
                 }
@@ -197,6 +242,7 @@ fn say(core: &Arc<Core>, id: u64, open: &Open, host: &mut Host, time: i64, out: 
             }
         }
     }
+    open.ears.settle();
 }
 
 impl Host {
@@ -255,4 +301,55 @@ fn event(actor: pb::Actor, open: &Open, e: &HttpExchange) -> pb::HttpExchange {
     };
     event.set_direction(pb::Direction::Inbound);
     event
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use sensor_common::record::Header;
+
+    fn met(number: u64) -> Met {
+        let header = Header { label: Label::new(1, 0, 1), ..Header::default() };
+        Met { header, connection: number, cookie: number + 7, ..Met::default() }
+    }
+
+    fn sizes(http: &Http) -> (usize, usize) {
+        (http.open.len(), http.numbers.len())
+    }
+
+    #[test]
+    fn nothing_stays_of_connections_that_end() {
+        let mut http = Http::new(&Keys::new(&[7; 32]));
+        for number in 0..3 * CONNECTIONS as u64 {
+            http.met(&met(number));
+            assert!(http.remove(number + 7).is_some());
+        }
+        assert_eq!(sizes(&http), (0, 0));
+    }
+
+    #[test]
+    fn connections_whose_end_was_not_told_are_found() {
+        let mut http = Http::new(&Keys::new(&[7; 32]));
+        for number in 0..2 * CONNECTIONS as u64 {
+            http.met(&met(number));
+        }
+        assert_eq!(sizes(&http), (CONNECTIONS, CONNECTIONS));
+        for cookie in http.gone(|key| key.inode != 9) {
+            http.remove(cookie);
+        }
+        assert!(http.is_open(9));
+        assert_eq!(sizes(&http), (1, 1));
+    }
+
+    #[test]
+    fn refusals_are_told_once_a_window_for_each_peer() {
+        let mut hosts = HashMap::new();
+        let host = host(&mut hosts, &Keys::new(&[7; 32]), Label::new(1, 0, 1));
+        let (one, other) = (IpAddr::from([127, 0, 0, 1]), IpAddr::from([127, 0, 0, 2]));
+        let told: Vec<_> = (0..2 * FAILURES).filter_map(|n| host.refused(one, n.into())).collect();
+        assert_eq!(told, [FAILURES]);
+        assert_eq!(host.refused(other, 1), None);
+        let told: Vec<_> = (0..FAILURES).filter_map(|n| host.refused(one, WINDOW + i64::from(n))).collect();
+        assert_eq!(told, [FAILURES]);
+    }
 }

@@ -1,7 +1,7 @@
 //! One conversation between a client and a server: what was said, what was found
 //! in it, and what the policy says of it, as events.
 
-use super::content::Content;
+use super::content::{Asked, Content};
 use super::core::{Core, lock};
 use super::exchange;
 use crate::event::{Body, pb};
@@ -12,6 +12,10 @@ use crate::mcp::{
 };
 use crate::policy::{Capture, OnViolation, ToolVerdict};
 use sensor_common::label::Label;
+use std::collections::HashMap;
+
+/// Lists of tools that are not whole; of one server.
+const LISTS: usize = 256;
 
 /// What hashes are made with; from one secret of this sensor.
 #[derive(Clone)]
@@ -59,21 +63,28 @@ pub struct Heard {
     pub violations: Vec<Violation>,
 }
 
-/// What is remembered of a conversation beside its messages.
+/// What is looked for in the messages of one wire.
 pub struct Ears {
-    keys: Keys,
     scanners: [Scanner; 2],
-    pages: Pages,
-    said: Implementation,
     /// Findings that wait for the outputs of the same bytes.
     notes: Vec<Note>,
     content: Content,
+}
+
+/// What is remembered of a server beside its messages.
+pub struct Memory {
+    keys: Keys,
+    /// Lists of tools whose last page has not come, by conversation.
+    pages: HashMap<u64, Pages>,
+    said: Implementation,
+    asked: Asked,
 }
 
 /// One server's stdio.
 pub struct Session {
     connection: Connection,
     ears: Ears,
+    memory: Memory,
     /// Answers that belong to no request, as far as they were told.
     unpaired: u64,
 }
@@ -119,7 +130,12 @@ fn side(sender: Sender) -> usize {
 impl Session {
     pub fn new(keys: &Keys, candidate: bool) -> Session {
         let limits = Limits { candidate, ..Limits::default() };
-        Session { connection: Connection::new(keys.ids, limits), ears: Ears::new(keys), unpaired: 0 }
+        Session {
+            connection: Connection::new(keys.ids, limits),
+            ears: Ears::new(keys),
+            memory: Memory::new(keys),
+            unpaired: 0,
+        }
     }
 
     /// Bytes of one side. A candidate's are not looked into.
@@ -133,6 +149,11 @@ impl Session {
 
     pub fn gap(&mut self, sender: Sender, at: i64, lost: u64, out: &mut Vec<Output>) {
         self.connection.gap(sender, at, lost, &mut self.ears.looking(sender), out);
+    }
+
+    /// MCP was spoken here.
+    pub fn recognised(&self) -> bool {
+        self.connection.recognised()
     }
 
     /// Answers since the last call that belong to no request.
@@ -152,21 +173,70 @@ impl Session {
         time: i64,
         outputs: impl Iterator<Item = Output>,
     ) -> Heard {
-        self.ears.heard(core, speaker, time, outputs)
+        let heard = self.ears.heard(core, &mut self.memory, speaker, time, outputs);
+        self.ears.settle();
+        heard
+    }
+
+    pub fn ask_policy(&mut self, core: &Core, label: Label) {
+        self.ears.ask_policy(core, label);
+    }
+}
+
+impl Speaker {
+    /// One client's talk with the server, as far as that is known.
+    fn conversation(&self) -> u64 {
+        self.session.unwrap_or(self.connection)
+    }
+}
+
+impl Memory {
+    pub fn new(keys: &Keys) -> Memory {
+        Memory {
+            keys: keys.clone(),
+            pages: HashMap::new(),
+            said: Implementation::default(),
+            asked: Asked::default(),
+        }
+    }
+
+    /// Nothing more is said in a conversation.
+    pub fn forget(&mut self, conversation: u64) {
+        self.pages.remove(&conversation);
+    }
+
+    /// The lists that end with a page.
+    fn page(&mut self, conversation: u64, page: &ToolsPage) -> Vec<ListHashes> {
+        if self.pages.len() >= LISTS && !self.pages.contains_key(&conversation) {
+            let any = self.pages.keys().next().copied();
+            any.and_then(|any| self.pages.remove(&any));
+        }
+        let pages = self.pages.entry(conversation).or_default();
+        let lists = pages.add(page);
+        if page.last {
+            self.pages.remove(&conversation);
+        }
+        lists
     }
 }
 
 impl Ears {
     pub fn new(keys: &Keys) -> Ears {
         let scanner = || Scanner::new(keys.values.clone(), inspect::Limits::default());
-        Ears {
-            keys: keys.clone(),
-            scanners: [scanner(), scanner()],
-            pages: Pages::default(),
-            said: Implementation::default(),
-            notes: Vec::new(),
-            content: Content::default(),
-        }
+        Ears { scanners: [scanner(), scanner()], notes: Vec::new(), content: Content::default() }
+    }
+
+    /// Whether content is wanted.
+    pub fn ask_policy(&mut self, core: &Core, label: Label) {
+        self.content.set(match core.in_force().map(|p| p.compiled().capture(label.server())) {
+            Some(Capture::Redacted { max_bytes }) => max_bytes as usize,
+            Some(Capture::None) | None => 0,
+        });
+    }
+
+    /// All that came of the bytes at hand was heard.
+    pub fn settle(&mut self) {
+        self.content.settle();
     }
 
     pub fn looking(&mut self, sender: Sender) -> Looking<'_> {
@@ -181,15 +251,18 @@ impl Ears {
     pub fn heard(
         &mut self,
         core: &Core,
+        memory: &mut Memory,
         speaker: &Speaker,
         time: i64,
         outputs: impl Iterator<Item = Output>,
     ) -> Heard {
+        let conversation = speaker.conversation();
         let actor = core.actor(speaker.label, speaker.pid, speaker.uid);
         let mut heard = Heard::default();
         for output in outputs {
             if let Output::Asked { method, sender, name, id_hash, .. } = &output {
-                self.content.asked(side(*sender), method, name, *id_hash);
+                let lines = self.content.take(side(*sender), method, name);
+                memory.asked.add(conversation, *id_hash, lines);
             }
             if let Output::Asked { method, sender: Sender::Client, name, at, .. } = &output
                 && method == "tools/call"
@@ -198,17 +271,21 @@ impl Ears {
             }
             match output {
                 Output::Tools(exchange, page) => {
-                    self.listed(core, speaker, &actor, time, &exchange, &page, &mut heard.bodies);
+                    memory.listed(core, speaker, &actor, time, &exchange, &page, &mut heard.bodies);
                 }
                 output => {
                     let mut contents = Default::default();
                     if let Output::Ended(e) = &output {
-                        self.introduced(core, &actor, time, &e.parties, &mut heard.bodies);
+                        memory.introduced(core, &actor, time, &e.parties, &mut heard.bodies);
+                        let request = memory.asked.take(conversation, e.id_hash);
+                        // Asked before its session had a name.
+                        let request = request.or_else(|| memory.asked.take(speaker.connection, e.id_hash));
                         let answered = !matches!(e.outcome, Outcome::NoResponse | Outcome::Cancelled);
-                        contents =
-                            self.content.ended(side(e.sender), &e.method, &e.name, e.id_hash, answered);
+                        let response =
+                            answered.then(|| self.content.take(1 - side(e.sender), &e.method, &e.name));
+                        contents = (request.unwrap_or_default(), response.unwrap_or_default());
                     }
-                    let mut body = exchange::body(actor.clone(), speaker, &self.keys.ids, output);
+                    let mut body = exchange::body(actor.clone(), speaker, &memory.keys.ids, output);
                     if let Some(exchange) = body.as_mut().and_then(exchange_mut) {
                         (exchange.request_content, exchange.response_content) = contents;
                     }
@@ -217,10 +294,7 @@ impl Ears {
             }
         }
         // The policy may have changed.
-        self.content.set(match core.in_force().map(|p| p.compiled().capture(speaker.label.server())) {
-            Some(Capture::Redacted { max_bytes }) => max_bytes as usize,
-            Some(Capture::None) | None => 0,
-        });
+        self.ask_policy(core, speaker.label);
         for note in self.notes.drain(..) {
             for found in &note.found {
                 let side = match note.sender {
@@ -232,7 +306,9 @@ impl Ears {
         }
         heard
     }
+}
 
+impl Memory {
     /// The server said who it is.
     fn introduced(
         &mut self,
@@ -270,7 +346,7 @@ impl Ears {
     ) {
         self.introduced(core, actor, time, &e.parties, bodies);
         let which = which(actor);
-        let lists = self.pages.add(page);
+        let lists = self.page(speaker.conversation(), page);
         let exchange = exchange::exchange(actor.clone(), speaker, e);
         if lists.is_empty() {
             bodies.push(Body::McpMessage(Box::new(pb::McpMessage {
@@ -345,7 +421,7 @@ fn finding(actor: &pb::Actor, found: &Found, side: &str, method: &str, name: &st
             found.rule,
             if name.is_empty() { String::new() } else { format!(" {name}") }
         ),
-        place: found.place.clone(),
+        place: inspect::redact_place(&found.place),
         method: method.to_owned(),
         length: found.length,
         value_hash: hex::encode(found.value_hash),

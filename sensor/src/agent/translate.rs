@@ -132,7 +132,9 @@ impl Context<'_> {
         let (dst, src) = if inbound { (local, remote) } else { (remote, local) };
         let t = &r.traffic;
         let duration = r.header.boottime.saturating_sub(t.started);
-        let outcome = if t.reset != 0 {
+        let outcome = if t.denied != 0 {
+            "denied"
+        } else if t.reset != 0 {
             "reset"
         } else if t.received_packets == 0 {
             "no_answer"

@@ -3,6 +3,7 @@
 use super::{EventsArgs, Exit, Failure, VerdictArg, client, output};
 use crate::collect::{write_event, write_headings};
 use crate::event::{Event, now, pb};
+use crate::format::write_line;
 use std::io::{self, Write};
 use std::process::ExitCode;
 use time::OffsetDateTime;
@@ -10,8 +11,12 @@ use time::format_description::well_known::Rfc3339;
 
 pub(super) fn run(args: &EventsArgs) -> anyhow::Result<ExitCode> {
     let request = request(args)?;
-    let style = output::style(args.output.output);
     let mut out = io::stdout().lock();
+    if let Some(format) = args.format {
+        client::block_on(each(&args.control, request, |event| Ok(write_line(format, event, &mut out)?)))?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let style = output::style(args.output.output);
     write_headings(style, &mut out)?;
     client::block_on(each(&args.control, request, |event| Ok(write_event(style, event, &mut out)?)))?;
     Ok(ExitCode::SUCCESS)

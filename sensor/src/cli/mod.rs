@@ -347,12 +347,17 @@ pub enum VerdictArg {
 #[command(after_help = "Examples:
   mcp-sensor events --verdict deny
   mcp-sensor events --follow --server github -o json
-  mcp-sensor events --since 10m")]
+  mcp-sensor events --since 10m
+  mcp-sensor events --follow --format ocsf >> /var/log/mcp-sensor.ocsf.json
+  mcp-sensor events --type finding,drift --format ecs")]
 pub struct EventsArgs {
     #[command(flatten)]
     pub control: ControlArgs,
     #[command(flatten)]
     pub output: OutputArgs,
+    /// Form for another system, one JSON object a line; takes precedence over --output.
+    #[arg(long, value_enum)]
+    pub format: Option<crate::format::Format>,
     /// Then those to come, until interrupted.
     #[arg(short, long)]
     pub follow: bool,

@@ -67,7 +67,8 @@ pub fn type_name(body: &Body) -> &'static str {
     }
 }
 
-fn kind_name(body: &Body) -> &'static str {
+/// As [`type_name`], but a repeat is of the type that it repeats.
+pub fn kind_name(body: &Body) -> &'static str {
     match body {
         Body::Connection(_) => "connection",
         Body::Socket(_) => "socket",

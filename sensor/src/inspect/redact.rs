@@ -5,12 +5,14 @@ use std::borrow::Cow;
 use aho_corasick::{AhoCorasick, MatchKind};
 use serde_json::Value;
 
-use super::{personal, spans};
+use super::{PLACE_BYTES, personal, spans};
 
 /// Taking a secret out may bring to light what it stood beside; content that
 /// needs more passes than these is left out whole.
 const PASSES: usize = 8;
 const EVERYTHING: &str = "[REDACTED]";
+/// Nothing that is shorter is found in a name.
+const SHORTEST: usize = 6;
 /// Text beyond this is not kept.
 pub const MAX_BYTES: usize = 1 << 20;
 
@@ -33,6 +35,27 @@ pub fn redact_named(name: &str, text: &str) -> String {
         }
     }
     EVERYTHING.to_owned()
+}
+
+/// A JSON pointer (RFC 6901), whose tokens are names that a program chose. One
+/// that was cut loses its last token: half a secret is not found.
+pub fn redact_place(place: &str) -> String {
+    // An escape or a character more would have been beyond it.
+    const CUT: usize = PLACE_BYTES - 4;
+    let is_cut = place.len() > CUT;
+    let mut tokens: Vec<Cow<'_, str>> =
+        super::cut(place, PLACE_BYTES).split('/').map(Cow::Borrowed).collect();
+    if is_cut && let Some(last) = tokens.last_mut() {
+        *last = Cow::Borrowed("…");
+    }
+    for token in tokens.iter_mut().filter(|t| t.len() >= SHORTEST) {
+        let name = token.replace("~1", "/").replace("~0", "~");
+        let redacted = redact(&name);
+        if redacted != name {
+            *token = Cow::Owned(redacted.replace('~', "~0").replace('/', "~1"));
+        }
+    }
+    tokens.join("/")
 }
 
 /// The strings of a value redacted in place, names of members too. A JSON text

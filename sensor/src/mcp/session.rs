@@ -92,6 +92,13 @@ impl Session {
         &self.parties
     }
 
+    /// What an HTTP header says of the version, where no message did.
+    pub(super) fn assume_version(&mut self, version: &str) {
+        if self.parties.protocol_version.is_empty() {
+            version.clone_into(&mut self.parties.protocol_version);
+        }
+    }
+
     pub const fn recognised(&self) -> bool {
         self.recognised
     }

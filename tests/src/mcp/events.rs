@@ -1,6 +1,6 @@
 //! What the sensor says was called, held against what a client knows of itself.
 
-use super::log::{Call, Log};
+use super::log::{Asked, Call, Log};
 use crate::events::Event;
 use crate::sensor::{SOON, Sensor};
 use anyhow::{Result, bail, ensure};
@@ -115,7 +115,12 @@ impl Sensor {
 
     /// Every request of either side is in the events of its kind.
     pub fn requests_are<'a>(&self, mark: Mark, of: impl Into<Of<'a>>, log: &Log) -> Result<()> {
-        let of = of.into();
+        let seen = self.requests(mark, of.into())?;
+        ensure!(seen == log.requests, "requests: the sensor {seen:?}, the client {:?}", log.requests);
+        Ok(())
+    }
+
+    fn requests(&self, mark: Mark, of: Of<'_>) -> Result<BTreeMap<Asked, usize>> {
         let mut seen = BTreeMap::new();
         for kind in ["tool_call", "tools_listed", "prompt", "resource", "mcp_message"] {
             // A notification has no outcome.
@@ -125,12 +130,27 @@ impl Sensor {
                 *seen.entry((sender, event.text("method").to_owned())).or_insert(0) += 1;
             }
         }
+        Ok(seen)
+    }
+
+    /// The same over HTTP, where what a server asks may be under way when the
+    /// client leaves, and over several connections at once nobody knows the order.
+    pub fn knows_over_http(&self, mark: Mark, server: &str, log: &Log, in_order: bool) -> Result<Vec<Event>> {
+        let events = self.compare(mark, server.into(), &log.calls, in_order)?;
+        let mut seen = self.requests(mark, server.into())?;
+        for (asked, count) in seen.iter_mut().filter(|(asked, _)| asked.0 == "server") {
+            *count = (*count).min(log.asked("server", &asked.1));
+        }
+        seen.retain(|_, count| *count > 0);
         ensure!(seen == log.requests, "requests: the sensor {seen:?}, the client {:?}", log.requests);
-        Ok(())
+        Ok(events)
     }
 
     pub fn calls_are<'a>(&self, mark: Mark, of: impl Into<Of<'a>>, calls: &[Call]) -> Result<Vec<Event>> {
-        let of = of.into();
+        self.compare(mark, of.into(), calls, true)
+    }
+
+    fn compare(&self, mark: Mark, of: Of<'_>, calls: &[Call], in_order: bool) -> Result<Vec<Event>> {
         let deadline = Instant::now() + SOON;
         while self.since(mark, "tool_call", of)?.len() < calls.len() && Instant::now() < deadline {
             std::thread::sleep(Duration::from_millis(5));
@@ -138,8 +158,12 @@ impl Sensor {
         std::thread::sleep(QUIET);
         let events = self.since(mark, "tool_call", of)?;
         let unread = self.since(mark, "uninspected", of)?;
-        let (answered, others) = split(calls.iter().cloned());
-        let (seen, other_seen) = split(events.iter().map(Call::of_event));
+        let (mut answered, others) = split(calls.iter().cloned());
+        let (mut seen, other_seen) = split(events.iter().map(Call::of_event));
+        if !in_order {
+            answered.sort();
+            seen.sort();
+        }
         let also = format!("; all: {}; unread: {}", self.summary(mark)?, shown(&unread));
         same("answered calls", &answered, &seen).map_err(|e| anyhow::anyhow!("{e:#}{also}"))?;
         same("calls without an answer", &others, &other_seen).map_err(|e| anyhow::anyhow!("{e:#}{also}"))?;

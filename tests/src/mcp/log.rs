@@ -44,6 +44,26 @@ pub struct Log {
     pub progress: usize,
     /// Processes that the client started: more than one if it tried first.
     pub processes: usize,
+    /// HTTP requests, without what came of them.
+    pub exchanges: Vec<Exchanged>,
+    /// Those whose response began, without `received`.
+    pub begun: Vec<Exchanged>,
+    /// The server named a session.
+    pub named: bool,
+    /// Those whose response was read to its end.
+    pub whole: Vec<Exchanged>,
+    /// What is spoken.
+    pub protocol_version: String,
+}
+
+/// An HTTP request and its response, in bytes of their bodies.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
+#[serde(default)]
+pub struct Exchanged {
+    pub method: String,
+    pub status: u64,
+    pub sent: u64,
+    pub received: u64,
 }
 
 /// One JSON-RPC message on a wire, or what an SDK told its caller of a call.
@@ -53,6 +73,12 @@ pub struct Record {
     /// Set: this is what the caller was told of this tool.
     pub call: Option<String>,
     pub outcome: String,
+    /// Set: this is an HTTP request, one whose response begins, or has ended.
+    pub asked: Option<Exchanged>,
+    pub began: Option<Exchanged>,
+    /// Of an HTTP response: it names a session.
+    pub named: bool,
+    pub ended: Option<Exchanged>,
     pub process: u64,
     /// `sent` by the client, or `received`.
     pub way: String,
@@ -61,6 +87,8 @@ pub struct Record {
     pub method: String,
     pub name: Value,
     pub request_id: Value,
+    /// As a request of the modern era says with every message.
+    pub version: String,
     pub error: Option<i64>,
     pub result: Option<ResultFields>,
 }
@@ -71,6 +99,7 @@ pub struct Record {
 pub struct ResultFields {
     pub is_error: bool,
     pub result_type: String,
+    pub protocol_version: String,
 }
 
 struct Pending {
@@ -96,13 +125,31 @@ impl Log {
         let mut log = Log::default();
         let mut pending: BTreeMap<(u64, bool, String), Pending> = BTreeMap::new();
         let (mut processes, mut unanswered) = (BTreeSet::new(), Vec::new());
-        for record in records.iter().filter(|r| r.call.is_none()) {
+        log.exchanges = records.iter().filter_map(|r| r.asked.clone()).collect();
+        log.begun = records.iter().filter_map(|r| r.began.clone()).collect();
+        log.named = records.iter().any(|r| r.named);
+        log.whole = records.iter().filter_map(|r| r.ended.clone()).collect();
+        let is_message =
+            |r: &&Record| r.call.is_none() && r.asked.is_none() && r.began.is_none() && r.ended.is_none();
+        for record in records.iter().filter(is_message) {
+            if !record.version.is_empty() {
+                log.protocol_version.clone_from(&record.version);
+            }
+            if let Some(result) = &record.result
+                && !result.protocol_version.is_empty()
+            {
+                log.protocol_version.clone_from(&result.protocol_version);
+            }
             processes.insert(record.process);
             let by_client = record.way == "sent";
             match (record.method.as_str(), &record.id) {
                 ("", None) => {}
                 ("", Some(id)) => {
                     let asked = pending.remove(&(record.process, !by_client, id.to_string()));
+                    // A refusal over HTTP need not know what it refuses.
+                    if asked.is_none() && record.error.is_some() && !log.exchanges.is_empty() {
+                        continue;
+                    }
                     let asked =
                         asked.with_context(|| format!("an answer that nobody asked for: {record:?}"))?;
                     if asked.method == "tools/call" {

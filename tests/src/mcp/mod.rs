@@ -3,6 +3,7 @@
 //! that clients keep of their own wires, to hold the sensor's record against.
 
 pub mod events;
+pub mod listening;
 pub mod log;
 pub mod model;
 pub mod servers;

@@ -50,6 +50,11 @@ fn node(bin: &str) -> Result<String> {
     Ok(text(&installed("mcp-node")?.join("node_modules/.bin").join(bin)))
 }
 
+/// The folder of an npm package.
+pub fn node_package(name: &str) -> Result<PathBuf> {
+    Ok(installed("mcp-node")?.join("node_modules").join(name))
+}
+
 fn python(venv: &str, bin: &str) -> Result<String> {
     Ok(text(&installed(venv)?.join("bin").join(bin)))
 }

@@ -46,11 +46,31 @@ pub const ALL: [Driver; 7] = [
     NODE_2,
 ];
 
+/// Over HTTP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Transport {
+    Streamable,
+    /// HTTP+SSE, of 2024-11-05.
+    Sse,
+}
+
+impl Transport {
+    /// In the sensor's words.
+    pub fn name(self) -> &'static str {
+        match self {
+            Transport::Streamable => "http",
+            Transport::Sse => "sse",
+        }
+    }
+}
+
 /// What a driver is to do with a server.
 #[derive(Clone, Debug)]
 pub struct Session {
     pub command: Vec<String>,
     pub env: Vec<(String, String)>,
+    /// In place of the command: where a server listens, and how it is spoken to.
+    pub url: Option<(Transport, String)>,
     /// `[{"concurrency": N, "calls": [CALL…]}…]`, one phase after the other. A
     /// CALL is `{"tool", "arguments", "times", "cancel_after": seconds, "progress": true}`
     /// or `{"do": "tools"}`, `{"do": "prompt", "name", "arguments"}`,
@@ -60,7 +80,11 @@ pub struct Session {
 
 impl Session {
     pub fn new(command: Vec<String>, phases: Value) -> Session {
-        Session { command, env: Vec::new(), phases }
+        Session { command, env: Vec::new(), url: None, phases }
+    }
+
+    pub fn at(transport: Transport, url: String, phases: Value) -> Session {
+        Session { command: Vec::new(), env: Vec::new(), url: Some((transport, url)), phases }
     }
 }
 
@@ -88,6 +112,10 @@ impl Driver {
             "command": session.command, "env": env, "phases": session.phases, "log": log, "sdk": sdk,
             "mode": if self.auto { "auto" } else { "legacy" }, "uvloop": self.sockets,
         });
+        if let Some((transport, url)) = &session.url {
+            spec_json["transport"] = json!(transport.name());
+            spec_json["url"] = json!(url);
+        }
         let command = match python {
             Some(venv) => {
                 let mut command = bed.command(installed(venv)?.join("bin/python"))?;
@@ -105,7 +133,7 @@ impl Driver {
         std::fs::write(&spec, spec_json.to_string())?;
         command.arg(&spec);
         let running = Running::start(command)?;
-        Ok(Driven { running, log, what: format!("{self:?} with {:?}", session.command) })
+        Ok(Driven { running, log, what: format!("{self:?} with {:?} {:?}", session.command, session.url) })
     }
 
     pub fn drive(&self, bed: &Bed, session: &Session, within: Duration) -> Result<Log> {

@@ -49,18 +49,38 @@ ask() {
     sleep 3
 }
 events() { grep -c "$1" /run/events; }
-# Whether one more such event comes of a server that makes these calls.
-makes() {
+# Whether one more such event comes of what is run.
+tells() {
     kind=$1
     shift
     before=$(events "$kind")
-    ask | speak "$@" 2>/run/speak | cat >/dev/null
+    "$@"
     for _ in 1 2 3 4 5 6 7 8 9 10; do
         [ "$(events "$kind")" -gt "$before" ] && return
         sleep 1
     done
     return 1
 }
+# The same of a server that makes these calls.
+makes() {
+    kind=$1
+    shift
+    tells "$kind" over_pipes "$@"
+}
+over_pipes() { ask | speak "$@" 2>/run/speak | cat >/dev/null; }
+over_http() {
+    call='{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"echo","arguments":{}}}'
+    printf 'POST /mcp HTTP/1.1\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s' ${#call} "$call" |
+        nc 127.0.0.1 7002 >/dev/null
+}
+# Answers any request as a server does that was asked to call a tool.
+cat >/bin/answer <<'END'
+#!/bin/sh
+dd bs=65536 count=1 2>/dev/null >/dev/null
+result='{"jsonrpc":"2.0","id":1,"result":{"content":[]}}'
+printf 'HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s' ${#result} "$result"
+END
+chmod +x /bin/answer
 
 echo "VM kernel $(uname -r)"
 mcp-sensor doctor
@@ -106,6 +126,15 @@ if grep -qx ready /run/said; then
         claim "a_call_answered_by_${write}_is_recorded" makes "$call" --write $write
     done
     claim a_call_read_by_io_uring_is_recorded makes "$call" --read uring-read
+    claim a_call_over_socketpairs_is_recorded tells "$call" \
+        attempt mcp-over-sockets --to 127.0.0.1 --program /bin/speak
+    $as open -- nc -ll -p 7002 -e /bin/answer >/dev/null 2>&1 &
+    for _ in 1 2 3 4 5 6 7 8 9 10; do
+        netstat -ltn | grep -q ":7002 " && break
+        sleep 1
+    done
+    claim a_call_over_http_is_recorded \
+        tells '"type":"tool_call".*"tool":"echo".*"transport":"http".*"outcome":"ok"' over_http
     claim spliced_bytes_are_counted makes '"type":"uninspected".*"how":"splice"' --write splice
     sleep 1
     claim denial_is_an_event grep -q '"verdict":"deny"' /run/events

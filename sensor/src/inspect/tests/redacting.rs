@@ -2,7 +2,7 @@ use proptest::prelude::*;
 use serde_json::json;
 
 use crate::{
-    inspect::{Key, Limits, Scanner, redact, redact_json},
+    inspect::{Key, Limits, PLACE_BYTES, Scanner, redact, redact_json, redact_place},
     mcp::{Sender, Values as _},
 };
 
@@ -89,4 +89,17 @@ proptest! {
             prop_assert_eq!(redacted, text);
         }
     }
+}
+
+#[test]
+fn names_that_are_secrets_do_not_stand_in_places() {
+    let token = format!("ghp_{}", "a1B2c3D4e5F6".repeat(3));
+    let place = redact_place(&format!("/params/arguments/{token}/a~1b"));
+    assert_eq!(place, "/params/arguments/[REDACTED:github-pat]/a~1b");
+    // Escapes do not hide what they stand in.
+    let place = redact_place("/params/https:~1~1user:aVerySecret42Word@host.example~1x");
+    assert!(!place.contains("aVerySecret42Word"), "{place}");
+    assert_eq!(redact_place("/params/arguments/text"), "/params/arguments/text");
+    let cut = redact_place(&format!("/params/{}{token}", "x".repeat(PLACE_BYTES - 20)));
+    assert_eq!(cut, "/params/…");
 }

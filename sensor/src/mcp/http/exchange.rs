@@ -197,6 +197,7 @@ impl Open {
         let (transport, hash) = match &mut self.place {
             None => return,
             Some(Place::Own(session)) => {
+                session.assume_version(&self.exchange.protocol_version);
                 run(&mut Around { session, values: &mut **values, out: &mut outputs, at: *at });
                 self.mcp |= session.recognised();
                 (Transport::Http, None)
@@ -206,6 +207,7 @@ impl Open {
                     server.make_room(*at, out);
                 }
                 let session = server.session(*hash);
+                session.assume_version(&self.exchange.protocol_version);
                 run(&mut Around { session, values: &mut **values, out: &mut outputs, at: *at });
                 (server.transport(*hash).unwrap_or(Transport::Http), Some(*hash))
             }

@@ -2,8 +2,10 @@
 
 use crate::Target;
 use crate::wire::*;
+use mcp_sensor_tests::mcp::wire::{Link, Wire};
 use mcp_sensor_tests::report::PAYLOAD;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::process::Command;
 
 pub(crate) const ALL: &[(&str, Attempt)] = &[
     ("unix-serve", serve),
@@ -12,7 +14,21 @@ pub(crate) const ALL: &[(&str, Attempt)] = &[
     ("unix-seqpacket", connect_seqpacket),
     ("unix-own", own),
     ("unix-unterminated", unterminated),
+    ("mcp-over-sockets", mcp_over_sockets),
 ];
+
+/// Starts the MCP server `--program` with socket pairs as its stdio, as node
+/// does, and calls a tool of it.
+fn mcp_over_sockets(t: &Target) -> Tried {
+    let program = t.program.as_deref().ok_or(Stop { step: "no --program", errno: libc::EINVAL })?;
+    let talk = || -> anyhow::Result<()> {
+        let mut wire = Wire::start(Command::new(program), Link::Sockets)?;
+        wire.initialize()?;
+        wire.call("echo", serde_json::json!({"bytes": 70_000}))?;
+        wire.end().map(drop)
+    };
+    talk().map(|()| true).map_err(|_| stop("talk"))
+}
 
 fn named(name: &str) -> (libc::sockaddr_un, u32) {
     // SAFETY: all-zero is a valid sockaddr_un.
