@@ -33,7 +33,6 @@ pub enum CertsCommand {
     Show(ShowArgs),
 }
 
-/// Where the CA is.
 #[derive(Args, Debug, Clone)]
 pub struct DirArgs {
     /// Folder of the CA (ca.pem, ca-key.pem) and of what it issues.
@@ -69,6 +68,7 @@ pub enum IssueCommand {
 /// For the sensor of this name, as `run --sensor` gives it. Again: a new one in its place.
 #[derive(Args, Debug, Clone)]
 pub struct IssueSensorArgs {
+    /// As in `run --sensor NAME`.
     #[arg(value_name = "NAME")]
     pub name: String,
     #[command(flatten)]
@@ -80,6 +80,7 @@ pub struct IssueSensorArgs {
 /// For a collector, with every name and address that sensors reach it at.
 #[derive(Args, Debug, Clone)]
 pub struct IssueCollectorArgs {
+    /// DNS names and IP addresses, the first of them in the file's name.
     #[arg(value_name = "HOST", required = true)]
     pub hosts: Vec<String>,
     #[command(flatten)]
@@ -101,6 +102,7 @@ pub struct DaysArgs {
   mcp-sensor certs show certs/sensor-web-1.pem
   mcp-sensor certs show certs/ca.pem -o json")]
 pub struct ShowArgs {
+    /// Certificates, PEM.
     #[arg(value_name = "FILE")]
     pub file: PathBuf,
     #[command(flatten)]

@@ -87,11 +87,6 @@ pub enum Command {
     Man(ManArgs),
 }
 
-/// Run the sensor on this host.
-///
-/// Prints one line `ready` on stdout (and notifies systemd) once every verdict is
-/// enforced. The policy is read again when its file changes and on SIGHUP; a bad
-/// file changes nothing.
 /// A number of MiB that the kernel makes a ring of.
 fn ring_size(text: &str) -> Result<u32, String> {
     match text.parse::<u32>() {
@@ -100,6 +95,11 @@ fn ring_size(text: &str) -> Result<u32, String> {
     }
 }
 
+/// Run the sensor on this host.
+///
+/// Prints one line `ready` on stdout (and notifies systemd) once every verdict is
+/// enforced. The policy is read again when its file changes and on SIGHUP; a bad
+/// file changes nothing.
 #[derive(Args, Debug, Clone)]
 #[command(after_help = "Examples:
   mcp-sensor run
@@ -557,6 +557,16 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_command_says_what_it_does_in_words_of_its_own() {
+        fn walk(command: &clap::Command, said: &mut std::collections::HashSet<String>) {
+            let about = command.get_about().map(ToString::to_string).unwrap_or_default();
+            assert!(!about.is_empty() && said.insert(about.clone()), "{}: {about:?}", command.get_name());
+            command.get_subcommands().for_each(|c| walk(c, said));
+        }
+        walk(&Cli::command(), &mut std::collections::HashSet::new());
     }
 
     #[test]

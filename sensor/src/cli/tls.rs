@@ -6,15 +6,15 @@ use clap::Args;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-/// Certificates of this end. Files that change are taken up by new connections; what cannot be
-/// used changes nothing.
+// No doc comment: clap would take it for what the command does.
 #[derive(Args, Debug, Clone, Default)]
 pub struct TlsArgs {
     /// CA certificates that the other end's must be from (PEM; `mcp-sensor certs` makes them).
     #[arg(long, env = "MCP_SENSOR_TLS_CA", value_name = "FILE", requires_all = ["tls_cert", "tls_key"])]
     pub tls_ca: Option<PathBuf>,
 
-    /// Certificate of this end, for TLS 1.3 (PEM).
+    /// Certificate of this end, for TLS 1.3 (PEM). Files that change are taken up by new
+    /// connections; what cannot be used changes nothing.
     #[arg(long, env = "MCP_SENSOR_TLS_CERT", value_name = "FILE", requires_all = ["tls_ca", "tls_key"])]
     pub tls_cert: Option<PathBuf>,
 
