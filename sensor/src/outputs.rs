@@ -38,6 +38,7 @@ pub struct Outputs {
 
 /// The tasks behind `--metrics` and `--otlp`.
 struct Measuring {
+    metrics: Arc<Metrics>,
     following: tokio::task::JoinHandle<()>,
     serving: Option<tokio::task::JoinHandle<()>>,
     exporting: Option<(watch::Sender<bool>, tokio::task::JoinHandle<()>)>,
@@ -68,8 +69,8 @@ impl Measuring {
             (end, tokio::spawn(metrics::export(metrics.clone(), identity, endpoint, ending)))
         });
         let subscriber = bus.subscribe("metrics", METRICS_BACKLOG)?;
-        let following = tokio::spawn(metrics.follow(subscriber));
-        Ok(Some(Measuring { following, serving, exporting }))
+        let following = tokio::spawn(metrics.clone().follow(subscriber));
+        Ok(Some(Measuring { metrics, following, serving, exporting }))
     }
 
     /// After the bus is closed: the last sums are sent.
@@ -106,8 +107,12 @@ impl Outputs {
                 limits: feed::spool::Limits { bytes: args.spool_bytes },
             };
             let settings = feed::Settings::default();
+            let target = feed::Target::new(address, args.tls.open()?, args.tls.insecure_plaintext)?;
+            if let (Some(measuring), Some(tls)) = (&outputs.metrics, target.tls()) {
+                measuring.metrics.certificate(tls.clone());
+            }
             outputs.feed =
-                Some(feed::spawn(bus.clone(), subscriber, address, &spool, settings, left.as_ref())?);
+                Some(feed::spawn(bus.clone(), subscriber, target, &spool, settings, left.as_ref())?);
             return Ok(outputs);
         }
         let dir = args.state_dir.join("events");

@@ -6,7 +6,7 @@ mod support;
 use mcp_sensor::collect::{Collector, Listen, Store};
 use mcp_sensor::event::file::Rotation;
 use mcp_sensor::event::{Body, Bus, Identity, Limits, pb};
-use mcp_sensor::feed::{self, Feed, Settings, SpoolSettings};
+use mcp_sensor::feed::{self, Feed, Settings, SpoolSettings, Target};
 use pb::collector_client::CollectorClient;
 use pb::{feed_request, feed_response};
 use std::path::{Path, PathBuf};
@@ -102,9 +102,13 @@ fn spool(dir: &Path, bytes: u64) -> SpoolSettings {
     SpoolSettings { dir: dir.join("spool"), limits: feed::spool::Limits { bytes } }
 }
 
+fn target(address: &str) -> Target {
+    Target::new(address, None, false).unwrap()
+}
+
 fn start_feed(bus: &Arc<Bus>, capacity: usize, address: &str, dir: &Path) -> (Feed, JoinHandle<()>) {
     let subscriber = bus.subscribe("collector", capacity).unwrap();
-    feed::spawn(bus.clone(), subscriber, address, &spool(dir, 64 << 20), settings(), None).unwrap()
+    feed::spawn(bus.clone(), subscriber, target(address), &spool(dir, 64 << 20), settings(), None).unwrap()
 }
 
 #[tokio::test]
@@ -232,9 +236,15 @@ async fn without_a_collector_telemetry_goes_first_and_the_loss_is_told() {
     let (store, listen) = (dir.path().join("events"), format!("unix:{}/c.sock", dir.path().display()));
     let bus = bus();
     let subscriber = bus.subscribe("collector", 100_000).unwrap();
-    let (feed, task) =
-        feed::spawn(bus.clone(), subscriber, &listen, &spool(dir.path(), 256 << 10), settings(), None)
-            .unwrap();
+    let (feed, task) = feed::spawn(
+        bus.clone(),
+        subscriber,
+        target(&listen),
+        &spool(dir.path(), 256 << 10),
+        settings(),
+        None,
+    )
+    .unwrap();
     until("the feed has tried", || feed.state().reconnects > 0).await;
     for _ in 0..50 {
         bus.publish_now(denial("time", 10));
@@ -270,7 +280,8 @@ async fn what_one_run_could_not_deliver_the_next_one_does() {
         let subscriber = bus.subscribe("collector", 100_000).unwrap();
         let short = Settings { drain: Duration::from_millis(50), ..settings() };
         let (_, task) =
-            feed::spawn(bus.clone(), subscriber, &listen, &spool(dir.path(), 64 << 20), short, None).unwrap();
+            feed::spawn(bus.clone(), subscriber, target(&listen), &spool(dir.path(), 64 << 20), short, None)
+                .unwrap();
         for _ in 0..2000 {
             bus.publish_now(telemetry());
         }
@@ -308,7 +319,8 @@ async fn a_sensor_that_ends_without_a_collector_gives_up_after_the_drain_time() 
     let address = format!("unix:{}/nobody.sock", dir.path().display());
     let short = Settings { drain: Duration::from_millis(100), ..settings() };
     let (feed, task) =
-        feed::spawn(bus.clone(), subscriber, &address, &spool(dir.path(), 1 << 20), short, None).unwrap();
+        feed::spawn(bus.clone(), subscriber, target(&address), &spool(dir.path(), 1 << 20), short, None)
+            .unwrap();
     bus.publish_now(telemetry());
     bus.close();
     timeout(DEADLINE, task).await.expect("it ends").unwrap();

@@ -1,6 +1,7 @@
 //! The collector: takes events from sensors, keeps them, shows them. Needs no
 //! privilege and nothing of the kernel.
 
+mod accept;
 mod local;
 mod service;
 mod store;

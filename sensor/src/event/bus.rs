@@ -242,6 +242,11 @@ impl Subscriber {
         }
     }
 
+    /// Whether the bus is closed; there may be more in the buffer.
+    pub fn is_closed(&self) -> bool {
+        lock(&self.shared.buffer).closed
+    }
+
     /// Waits until the bus is closed, whatever is left in the buffer.
     pub async fn closed(&self) {
         while !lock(&self.shared.buffer).closed {

@@ -7,6 +7,7 @@ use opentelemetry_proto::tonic::collector::metrics::v1::{
     ExportMetricsServiceRequest, ExportMetricsServiceResponse,
 };
 use opentelemetry_proto::tonic::metrics::v1::metric::Data;
+use opentelemetry_proto::tonic::metrics::v1::number_data_point;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::sync::{mpsc, watch};
@@ -291,13 +292,30 @@ async fn an_opentelemetry_collector_gets_the_same_sums_at_the_end() {
 }
 
 #[test]
+fn the_end_of_the_certificate_is_a_gauge_under_both_names() {
+    let (metrics, tls) = (Metrics::new(1), crate::tls::tests::sensor("s"));
+    assert!(!metrics.text().contains("certificate"), "without TLS there is none");
+    metrics.certificate(tls.clone());
+    let end = tls.state().certificate.not_after;
+    let text = metrics.text();
+    let shown = value(&text, "mcp_sensor_certificate_expiry_timestamp_seconds");
+    assert_eq!(shown, Some(end as f64), "{text}");
+    let request = metrics.request(&identity(), 1);
+    let sent = &request.resource_metrics[0].scope_metrics[0].metrics;
+    let gauge = sent.iter().find(|m| m.name == CERTIFICATE.0).unwrap();
+    let Some(Data::Gauge(gauge)) = &gauge.data else { panic!("{gauge:?}") };
+    assert_eq!(gauge.data_points[0].value, Some(number_data_point::Value::AsInt(end)));
+}
+
+#[test]
 fn every_metric_is_documented_under_both_names() {
     let text = include_str!("../../../docs/events.md");
     let metrics = Metrics::new(1);
+    metrics.certificate(crate::tls::tests::sensor("s"));
     let exposed = metrics.text();
     let sums = metrics.sums();
     let names = sums.counters().map(|c| c.name);
-    for name in names.iter().chain([&sums.duration.name]) {
+    for name in names.iter().chain([&sums.duration.name, &CERTIFICATE.0]) {
         assert!(text.contains(&format!("`{name}`")), "{name}");
     }
     for line in exposed.lines().filter_map(|l| l.strip_prefix("# TYPE ")) {

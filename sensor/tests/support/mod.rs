@@ -3,6 +3,7 @@
 // Each test crate uses its part of this.
 #![allow(dead_code, unreachable_pub)]
 
+pub mod log;
 pub mod reflection;
 
 use mcp_sensor::control::{self, Agent, ControlError, ControlSocket, Limits, Peer};

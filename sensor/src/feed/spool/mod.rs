@@ -350,14 +350,15 @@ impl Spool {
             mended = Some(self.cursor);
             // The disk does not give back what it took.
             self.reading = None;
-            let last = position + 1 == self.segments.len();
+            // One of an earlier run is not written on.
+            let written = position + 1 == self.segments.len() && self.writing.is_some();
             let segment = &mut self.segments[position];
             let before =
                 if at <= segment.start { segment.first_seq.saturating_sub(1) } else { self.given_seq };
             let lost = segment.mend(&self.dir, at, before)?;
             tracing::error!(segment = %segment::name(number), lost, "a segment of the spool is damaged");
             self.given.damaged += lost;
-            if last {
+            if written {
                 self.writing = Some(segment::reopen(&self.dir, number)?);
             }
         }
