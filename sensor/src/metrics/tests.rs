@@ -327,3 +327,38 @@ fn every_metric_is_documented_under_both_names() {
         assert!(text.contains(&name), "{name}");
     }
 }
+
+/// What the dashboard and the alerts ask for is there.
+#[test]
+fn what_is_deployed_names_metrics_and_events_that_exist() {
+    let metrics = Metrics::new(1);
+    metrics.certificate(crate::tls::tests::sensor("s"));
+    let exposed: std::collections::BTreeSet<String> = metrics
+        .text()
+        .lines()
+        .filter_map(|l| l.strip_prefix("# TYPE ")?.split_once(' '))
+        .flat_map(|(name, kind)| match kind {
+            "counter" => vec![format!("{name}_total")],
+            "histogram" => ["bucket", "sum", "count"].map(|part| format!("{name}_{part}")).to_vec(),
+            _ => vec![name.to_owned()],
+        })
+        .collect();
+    let listed: Vec<&str> = include_str!("../../../deploy/prometheus/metrics.txt").lines().collect();
+    assert!(listed.is_sorted_by(|a, b| a < b));
+    for name in &listed {
+        assert!(exposed.contains(*name), "{name} is not exposed");
+    }
+    let name = regex::Regex::new("mcp_(?:sensor|server)_[a-z_]+").unwrap();
+    let kind = regex::Regex::new("type=\\\\?\"([a-z_]+)\\\\?\"").unwrap();
+    for text in [
+        include_str!("../../../deploy/prometheus/alerts.yaml"),
+        include_str!("../../../deploy/grafana/mcp-sensor.json"),
+    ] {
+        for found in name.find_iter(text) {
+            assert!(listed.contains(&found.as_str()), "{} is not listed", found.as_str());
+        }
+        for found in kind.captures_iter(text) {
+            assert!(crate::event::json::TYPES.contains(&&found[1]), "no event has the type {}", &found[1]);
+        }
+    }
+}
