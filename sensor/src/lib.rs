@@ -14,3 +14,4 @@ pub mod mcp;
 pub mod metrics;
 pub mod outputs;
 pub mod policy;
+pub mod tls;

@@ -4,10 +4,13 @@
 use crate::cli::RunArgs;
 use crate::collect::{Printer, Store, Style, View, spawn_local};
 use crate::event::file::{LineFile, Rotation};
+use crate::event::ledger::{Ledger, Unsafe};
 use crate::event::{Bus, ndjson, now, pb};
 use crate::feed::{self, Feed};
 use crate::metrics::{self, Metrics};
 use anyhow::Context;
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::Path;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -35,6 +38,7 @@ pub struct Outputs {
 
 /// The tasks behind `--metrics` and `--otlp`.
 struct Measuring {
+    metrics: Arc<Metrics>,
     following: tokio::task::JoinHandle<()>,
     serving: Option<tokio::task::JoinHandle<()>>,
     exporting: Option<(watch::Sender<bool>, tokio::task::JoinHandle<()>)>,
@@ -65,8 +69,8 @@ impl Measuring {
             (end, tokio::spawn(metrics::export(metrics.clone(), identity, endpoint, ending)))
         });
         let subscriber = bus.subscribe("metrics", METRICS_BACKLOG)?;
-        let following = tokio::spawn(metrics.follow(subscriber));
-        Ok(Some(Measuring { following, serving, exporting }))
+        let following = tokio::spawn(metrics.clone().follow(subscriber));
+        Ok(Some(Measuring { metrics, following, serving, exporting }))
     }
 
     /// After the bus is closed: the last sums are sent.
@@ -96,13 +100,19 @@ impl Outputs {
             outputs.threads.push(ndjson::spawn(subscriber, file, Handle::current())?);
         }
         let subscriber = bus.subscribe("collector", feed::BACKLOG)?;
+        let left = keep_ledger(bus, &args.state_dir)?;
         if let Some(address) = &args.collector {
             let spool = feed::SpoolSettings {
                 dir: args.spool.clone().unwrap_or_else(|| args.state_dir.join("spool")),
                 limits: feed::spool::Limits { bytes: args.spool_bytes },
             };
             let settings = feed::Settings::default();
-            outputs.feed = Some(feed::spawn(bus.clone(), subscriber, address, &spool, settings)?);
+            let target = feed::Target::new(address, args.tls.open()?, args.tls.insecure_plaintext)?;
+            if let (Some(measuring), Some(tls)) = (&outputs.metrics, target.tls()) {
+                measuring.metrics.certificate(tls.clone());
+            }
+            outputs.feed =
+                Some(feed::spawn(bus.clone(), subscriber, target, &spool, settings, left.as_ref())?);
             return Ok(outputs);
         }
         let dir = args.state_dir.join("events");
@@ -115,7 +125,14 @@ impl Outputs {
                 Some(view)
             }
         };
-        outputs.threads.push(spawn_local(subscriber, store, view, Handle::current())?);
+        outputs.threads.push(spawn_local(
+            bus.clone(),
+            subscriber,
+            store,
+            view,
+            left.as_ref(),
+            Handle::current(),
+        )?);
         Ok(outputs)
     }
 
@@ -146,6 +163,21 @@ impl Outputs {
             tracing::error!("events were not written: the disk or the terminal does not take them");
         }
     }
+}
+
+/// From here on a `kill -9` leaves behind how many events went with it. What the
+/// last run left.
+fn keep_ledger(bus: &Arc<Bus>, state_dir: &Path) -> anyhow::Result<Option<Unsafe>> {
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(state_dir)?;
+    let path = state_dir.join("ledger");
+    let (ledger, left) =
+        Ledger::begin(&path, bus.identity()).with_context(|| format!("cannot write {}", path.display()))?;
+    bus.keep(Arc::new(ledger));
+    if let Some(left) = &left {
+        let events = left.last_seq - left.first_seq + 1;
+        tracing::warn!(boot = %left.identity.boot, events, "the last run was killed before these were on disk");
+    }
+    Ok(left)
 }
 
 /// Waits for threads that end by themselves; true: all of them have. No task of

@@ -90,6 +90,7 @@ async fn exit_codes_are_those_of_the_table() {
     std::fs::write(&bad_policy, "version: 1\nbogus: true\n").unwrap();
     let bad_policy = bad_policy.to_str().unwrap();
     let path = &*control.path;
+    let dir_text = dir.path().join("new").to_str().unwrap().to_owned();
     for (control, args, expected, says) in [
         (path, &["status", "--bogus"][..], 2, "--bogus"),
         (path, &["events", "--since", "yesterday"], 2, "--since"),
@@ -109,6 +110,16 @@ async fn exit_codes_are_those_of_the_table() {
         (path, &["exec", "--server", "x", "--", "true"], 7, "no server x"),
         (path, &["collect", "--dir", "/dev/null/x"], 1, "/dev/null/x"),
         (path, &["collect", "--listen", "nowhere", "--dir", "/tmp"], 2, "nowhere"),
+        (path, &["collect", "--dir", &dir_text, "--listen", "0.0.0.0:0"], 2, "--insecure-plaintext"),
+        (path, &["collect", "--dir", "/tmp", "--tls-ca", "x"], 2, "--tls-cert"),
+        (
+            path,
+            &["collect", "--dir", "/tmp", "--tls-ca", "x", "--tls-cert", "x", "--tls-key", "x"],
+            1,
+            "certs",
+        ),
+        (path, &["certs", "issue", "sensor", "x", "--dir", &dir_text], 7, "certs init"),
+        (path, &["certs", "show", "/nonexistent.pem"], 7, ""),
         (path, &["--log", "mcp_sensor=loud", "status"], 2, "--log"),
     ] {
         let output = run(control, args).await;
@@ -121,6 +132,42 @@ async fn exit_codes_are_those_of_the_table() {
     let refused = run(path, &["exec", "--server", "time", "--", "true"]).await;
     assert_eq!(refused.status.code(), Some(5));
     control.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn certs_makes_a_ca_once_issues_from_it_and_shows_what_it_issued() {
+    use std::os::unix::fs::PermissionsExt;
+    let dir = tempfile::tempdir().unwrap();
+    let file = |name: &str| dir.path().join(name);
+    let certs = async |args: &[&str]| {
+        let mut command = command(Path::new("/nonexistent"), &[&["certs"], args].concat());
+        command.env("MCP_SENSOR_CERTS_DIR", dir.path()).output().await.unwrap()
+    };
+    assert!(certs(&["init"]).await.status.success());
+    let ca = std::fs::read(file("ca.pem")).unwrap();
+    let again = certs(&["init"]).await;
+    assert_eq!(again.status.code(), Some(1), "{}", text(&again.stderr));
+    assert!(std::fs::read(file("ca.pem")).unwrap() == ca, "it stays as it is");
+    assert!(certs(&["issue", "sensor", "web-1"]).await.status.success());
+    assert!(certs(&["issue", "collector", "c.example", "10.0.0.1", "--days", "5"]).await.status.success());
+    for key in ["ca-key.pem", "sensor-web-1-key.pem", "collector-c.example-key.pem"] {
+        assert_eq!(std::fs::metadata(file(key)).unwrap().permissions().mode() & 0o777, 0o600, "{key}");
+    }
+    let shown = async |name: &str| json(&certs(&["show", file(name).to_str().unwrap(), "-o", "json"]).await);
+    let sensor = shown("sensor-web-1.pem").await;
+    assert_eq!(sensor[0]["sans"], serde_json::json!(["URI:spiffe://mcp-sensor/sensor/web-1"]));
+    assert_eq!(sensor[0]["ca"], false);
+    assert!(matches!(sensor[0]["days_left"].as_i64(), Some(89 | 90)), "{sensor}");
+    let collector = shown("collector-c.example.pem").await;
+    let sans = ["URI:spiffe://mcp-sensor/collector/c.example", "DNS:c.example", "IP:10.0.0.1"];
+    assert_eq!(collector[0]["sans"], serde_json::json!(sans));
+    assert_eq!(collector[0]["issuer"], shown("ca.pem").await[0]["subject"]);
+    let before = std::fs::read(file("sensor-web-1.pem")).unwrap();
+    assert!(certs(&["issue", "sensor", "web-1"]).await.status.success(), "another in its place");
+    assert!(std::fs::read(file("sensor-web-1.pem")).unwrap() != before);
+    for bad in ["a/b", "..", "a b"] {
+        assert_eq!(certs(&["issue", "sensor", bad]).await.status.code(), Some(2), "{bad}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -345,7 +392,7 @@ async fn help_completions_and_man_pages_are_whole() {
     let nobody = Path::new("/nonexistent");
     let help = run(nobody, &["--help"]).await;
     assert!(text(&help.stdout).contains("Exit codes:"));
-    for name in ["run", "collect", "fleet", "exec", "status", "servers", "events", "calls", "tools", "top"] {
+    for name in ["run", "collect", "fleet", "exec", "status", "servers", "events", "calls", "tools", "top", "certs"] {
         let help = text(&run(nobody, &[name, "--help"]).await.stdout);
         assert!(help.contains("Examples:"), "{name}");
         assert!(help.contains("MCP_SENSOR_"), "{name}");

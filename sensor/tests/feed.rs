@@ -7,7 +7,7 @@ use mcp_sensor::collect::log::Settings as Keep;
 use mcp_sensor::collect::{Archive, Collector, Listen};
 use mcp_sensor::event::file::Rotation;
 use mcp_sensor::event::{Body, Bus, Identity, Limits, pb};
-use mcp_sensor::feed::{self, Feed, Settings, SpoolSettings};
+use mcp_sensor::feed::{self, Feed, Settings, SpoolSettings, Target};
 use pb::collector_client::CollectorClient;
 use pb::{feed_request, feed_response};
 use std::path::{Path, PathBuf};
@@ -116,9 +116,13 @@ fn spool(dir: &Path, bytes: u64) -> SpoolSettings {
     SpoolSettings { dir: dir.join("spool"), limits: feed::spool::Limits { bytes } }
 }
 
+fn target(address: &str) -> Target {
+    Target::new(address, None, false).unwrap()
+}
+
 fn start_feed(bus: &Arc<Bus>, capacity: usize, address: &str, dir: &Path) -> (Feed, JoinHandle<()>) {
     let subscriber = bus.subscribe("collector", capacity).unwrap();
-    feed::spawn(bus.clone(), subscriber, address, &spool(dir, 64 << 20), settings()).unwrap()
+    feed::spawn(bus.clone(), subscriber, target(address), &spool(dir, 64 << 20), settings(), None).unwrap()
 }
 
 #[tokio::test]
@@ -248,8 +252,15 @@ async fn without_a_collector_telemetry_goes_first_and_the_loss_is_told() {
     let (store, listen) = (dir.path().join("events"), format!("unix:{}/c.sock", dir.path().display()));
     let bus = bus();
     let subscriber = bus.subscribe("collector", 100_000).unwrap();
-    let (feed, task) =
-        feed::spawn(bus.clone(), subscriber, &listen, &spool(dir.path(), 256 << 10), settings()).unwrap();
+    let (feed, task) = feed::spawn(
+        bus.clone(),
+        subscriber,
+        target(&listen),
+        &spool(dir.path(), 256 << 10),
+        settings(),
+        None,
+    )
+    .unwrap();
     until("the feed has tried", || feed.state().reconnects > 0).await;
     for _ in 0..50 {
         bus.publish_now(denial("time", 10));
@@ -285,7 +296,8 @@ async fn what_one_run_could_not_deliver_the_next_one_does() {
         let subscriber = bus.subscribe("collector", 100_000).unwrap();
         let short = Settings { drain: Duration::from_millis(50), ..settings() };
         let (_, task) =
-            feed::spawn(bus.clone(), subscriber, &listen, &spool(dir.path(), 64 << 20), short).unwrap();
+            feed::spawn(bus.clone(), subscriber, target(&listen), &spool(dir.path(), 64 << 20), short, None)
+                .unwrap();
         for _ in 0..2000 {
             bus.publish_now(telemetry());
         }
@@ -323,7 +335,8 @@ async fn a_sensor_that_ends_without_a_collector_gives_up_after_the_drain_time() 
     let address = format!("unix:{}/nobody.sock", dir.path().display());
     let short = Settings { drain: Duration::from_millis(100), ..settings() };
     let (feed, task) =
-        feed::spawn(bus.clone(), subscriber, &address, &spool(dir.path(), 1 << 20), short).unwrap();
+        feed::spawn(bus.clone(), subscriber, target(&address), &spool(dir.path(), 1 << 20), short, None)
+            .unwrap();
     bus.publish_now(telemetry());
     bus.close();
     timeout(DEADLINE, task).await.expect("it ends").unwrap();

@@ -15,7 +15,7 @@ fn args(state: &Path, more: &[&str]) -> RunArgs {
     let state = state.to_str().unwrap();
     let all = [&["mcp-sensor", "run", "--state-dir", state], more].concat();
     match Cli::try_parse_from(all).unwrap().command {
-        Command::Run(args) => args,
+        Command::Run(args) => *args,
         other => panic!("{other:?}"),
     }
 }
@@ -67,5 +67,5 @@ async fn what_cannot_be_opened_is_an_error_at_the_start_that_names_it() {
     assert!(format!("{error:#}").contains("/nonexistent/x.ndjson"), "{error:#}");
     let args_address = args(dir.path(), &["--collector", "nowhere"]);
     let error = Outputs::start(&bus(), &args_address).err().unwrap();
-    assert!(format!("{error:#}").contains("http://HOST:PORT"), "{error:#}");
+    assert!(format!("{error:#}").contains("https://HOST:PORT"), "{error:#}");
 }

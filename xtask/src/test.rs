@@ -101,7 +101,7 @@ fn unit(options: &Options) -> Result<Tally> {
         }
         command.args(&options.filter);
     }
-    run(&mut command)
+    run(&mut command, options.full)
 }
 
 fn end_to_end(options: &Options) -> Result<Tally> {
@@ -125,14 +125,16 @@ fn end_to_end(options: &Options) -> Result<Tally> {
         command.arg("--include-ignored");
     }
     command.args(&options.filter).env("MCP_SENSOR_BIN", workspace::sensor_binary(false));
-    run(&mut command)
+    run(&mut command, options.full)
 }
 
 /// A runner that takes longer hangs; without this, so would whoever waits.
 const LIMIT: Duration = Duration::from_secs(40 * 60);
+const FULL_LIMIT: Duration = Duration::from_secs(90 * 60);
 
 /// Runs a test runner, shows its output and counts what it reports.
-fn run(command: &mut Command) -> Result<Tally> {
+fn run(command: &mut Command, full: bool) -> Result<Tally> {
+    let limit = if full { FULL_LIMIT } else { LIMIT };
     // nextest reports on stderr, libtest on stdout: one pipe for both.
     let (reader, writer) = std::io::pipe()?;
     let mut child = command
@@ -145,7 +147,7 @@ fn run(command: &mut Command) -> Result<Tally> {
     let group = Pid::from_raw(child.id() as i32);
     let (done, waits) = mpsc::channel::<()>();
     let watchdog = thread::spawn(move || {
-        let expired = waits.recv_timeout(LIMIT) == Err(mpsc::RecvTimeoutError::Timeout);
+        let expired = waits.recv_timeout(limit) == Err(mpsc::RecvTimeoutError::Timeout);
         if expired {
             let _ = killpg(group, Signal::SIGKILL);
         }
@@ -162,7 +164,7 @@ fn run(command: &mut Command) -> Result<Tally> {
     let status = child.wait()?;
     drop(done);
     if watchdog.join().unwrap_or(false) {
-        bail!("no end within {}: killed; so far {tally}", step::seconds(LIMIT));
+        bail!("no end within {}: killed; so far {tally}", step::seconds(limit));
     }
     if !status.success() && tally.failed == 0 {
         bail!("the test runner ended with {status} before it could report");

@@ -1,6 +1,7 @@
 //! What the parts of the agent share: maps, policies, instances, the bus.
 
 use super::adopt;
+use super::discovery;
 use super::identity::Identities;
 use super::instances::{Instance, Instances, instance_id};
 use super::names::Names;
@@ -8,7 +9,7 @@ use super::process;
 use super::program::{self};
 use super::reset::Resets;
 use super::state::{InForce, Policies};
-use super::stdio::{self, Command, Stdio};
+use super::stdio::{Command, Stdio};
 use super::translate::{self, Context};
 use crate::event::{Body, Bus, now, pb};
 use crate::kernel::maps::{Labels, LearnedNames, Maps, Shared};
@@ -375,7 +376,7 @@ impl Core {
         let user = process::within(PATIENCE, move || user_name(uid)).unwrap_or_default();
         let policies = lock(&self.policies);
         let server = policies.server_name(label.server()).to_owned();
-        let id = if stdio::is_unknown(label) {
+        let id = if discovery::is_unknown(label) {
             instance_id(&program_name(exe, &argv), label.instance())
         } else {
             instance_id(&server, label.instance())

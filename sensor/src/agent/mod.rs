@@ -11,6 +11,7 @@ mod http;
 pub mod identity;
 pub mod instances;
 mod listener;
+mod live;
 mod names;
 mod places;
 pub mod printed;
@@ -252,7 +253,7 @@ async fn serve(args: RunArgs) -> anyhow::Result<ExitCode> {
     };
     {
         let (core, cgroup) = (core.clone(), cgroup.clone());
-        tokio::task::spawn_blocking(move || stdio::find_running(&core, &cgroup)).await?;
+        tokio::task::spawn_blocking(move || discovery::find_running(&core, &cgroup)).await?;
     }
     {
         // Ends with the process: it may wait for a socket.

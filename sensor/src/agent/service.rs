@@ -50,6 +50,9 @@ pub fn stdio_hook(shown: &Shown) -> pb::Hook {
         "{} back end, {now}; {} connections, {} candidates",
         shown.backend, shown.connections, shown.candidates
     );
+    if shown.looks_missed > 0 {
+        hook.detail = format!("{}; {} requests over HTTP not looked at", hook.detail, shown.looks_missed);
+    }
     if !shown.notes.is_empty() {
         hook.detail = format!("{} ({})", hook.detail, shown.notes.join("; "));
     }

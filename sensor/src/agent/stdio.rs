@@ -6,23 +6,23 @@ use super::core::{Core, lock};
 use super::exchange;
 use super::http::Http;
 use super::listener::Listeners;
+use super::live::Live;
 use super::places::Places;
 use super::printed::Printed;
 use super::session::{Keys, Session, Speaker};
 use super::wires::{self, Pair};
-use crate::event::{Body, now, pb};
+use crate::event::now;
 use crate::kernel::capture::{Capture, CaptureError};
 use crate::kernel::maps::Wires;
 use crate::kernel::record::{self, WireRecord};
-use crate::mcp::{Output, Sender};
+use crate::mcp::Output;
 use aya::maps::{MapData, RingBuf};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use sensor_common::label::Label;
-use sensor_common::policy::SERVER_UNKNOWN;
 use sensor_common::stdio::{
     CANDIDATE_BYTES, CONNECTION_BY_AGENT, CONNECTION_OVER_TCP, Candidate, Chunk, FROM_CLIENT, FROM_SERVER,
-    HOW_DATA, WIRE_JOINED, Wire, WireKey, how_name, may_begin,
+    WIRE_JOINED, Wire, WireKey,
 };
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet, VecDeque};
@@ -31,7 +31,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 use std::time::{Duration, Instant};
-use tracing::{debug, info, warn};
+use tracing::{debug, warn};
 
 /// Longest wait of a server's messages, milliseconds (see `stdio::waking` in the
 /// kernel programs).
@@ -71,6 +71,9 @@ pub struct Shown {
     pub attached: bool,
     pub connections: usize,
     pub candidates: usize,
+    /// Requests to undeclared listeners that nobody looked at: there were more
+    /// than the limits allow.
+    pub looks_missed: u64,
 }
 
 /// The way to the thread.
@@ -160,21 +163,6 @@ pub fn prepare(
         forgotten: VecDeque::new(),
     };
     Ok((Stdio { commands: send, wake, shown }, reader))
-}
-
-/// One server's stdio, or a candidate's.
-struct Live {
-    /// [`Label::NONE`]: a candidate's.
-    label: Label,
-    keys: Vec<WireKey>,
-    places: Places,
-    session: Session,
-    printed: Printed,
-    processes: Vec<u32>,
-    /// Bytes of a candidate that were looked at, each way.
-    seen: [u64; 2],
-    /// Met in the middle: the first bytes, each way, may be the end of a line.
-    joined: [bool; 2],
 }
 
 impl Reader {
@@ -620,6 +608,7 @@ impl Reader {
             self.needed = Instant::now();
         }
         let mut shown = lock(&self.shown);
+        shown.looks_missed = core.looks_missed();
         shown.attached = self.capture.as_ref().is_some_and(Capture::attached);
         shown.candidates = self.live.values().filter(|l| !l.label.is_some()).count();
         shown.connections = self.live.len() - shown.candidates;
@@ -632,112 +621,4 @@ struct Told {
     ended: Vec<u32>,
     /// Cookies of sockets.
     closed: Vec<u64>,
-}
-
-fn sender(direction: u32) -> Sender {
-    if direction == FROM_CLIENT { Sender::Client } else { Sender::Server }
-}
-
-impl Live {
-    /// The next bytes of a wire, as the kernel recorded them.
-    fn take(&mut self, chunk: &Chunk, data: &[u8], time: i64, out: &mut Vec<Output>) {
-        let sender = sender(chunk.direction);
-        let moved = u64::from(chunk.moved);
-        if let Some(seen) = self.seen.get_mut(chunk.direction as usize) {
-            *seen += moved;
-        }
-        let Some(lost) = self.places.take(chunk) else { return };
-        if lost > 0 {
-            self.lost(chunk.direction, time, lost, out);
-        }
-        let joined = self.joined.get_mut(chunk.direction as usize).is_some_and(std::mem::take);
-        if joined && !data.first().is_some_and(|b| may_begin(*b)) {
-            // No message begins like this. One that seems to begin and does not
-            // is no whole JSON either.
-            self.session.gap(sender, time, 0, out);
-        }
-        if chunk.how == HOW_DATA {
-            self.session.bytes(sender, time, data, self.label.is_some(), out);
-        } else {
-            out.push(Output::Uninspected { sender, bytes: moved, how: how_name(chunk.how) });
-            self.session.gap(sender, time, moved, out);
-        }
-    }
-
-    fn lost(&mut self, direction: u32, time: i64, bytes: u64, out: &mut Vec<Output>) {
-        let sender = sender(direction);
-        out.push(Output::Uninspected { sender, bytes, how: "lost" });
-        self.session.gap(sender, time, bytes, out);
-    }
-}
-
-/// Looks for servers that ran before the sensor: those that a policy labelled,
-/// and programs that nobody declared.
-pub fn find_running(core: &Core, cgroup: &Path) {
-    let processes = super::process::all();
-    let holders = wires::pipe_holders(&processes);
-    let peers = wires::peers();
-    let this = std::process::id();
-    let mut unnamed: HashMap<std::path::PathBuf, HashSet<u64>> = HashMap::new();
-    let mut seen: HashSet<(u64, u64)> = HashSet::new();
-    let mut found = 0;
-    for pid in processes {
-        if pid == this {
-            continue;
-        }
-        let ends = wires::ends(pid);
-        if ends.len() < 2 {
-            continue;
-        }
-        let own: HashSet<u64> = ends.iter().map(|e| e.inode).collect();
-        let Ok(netns) = std::fs::read_link(format!("/proc/{pid}/ns/net")) else { continue };
-        let sockets = unnamed.entry(netns).or_insert_with(|| wires::unnamed_sockets(pid));
-        let shared = |inode: u64| holders.get(&inode).is_some_and(|n| *n > 1);
-        // Not what a program speaks to itself through.
-        let outside = |inode: u64| match peers.get(&inode) {
-            Some(peer) => !own.contains(peer),
-            // Of another network namespace nobody tells: the two ends of a pair
-            // are numbered one after the other.
-            None => sockets.contains(&inode) && !own.contains(&(inode + 1)) && !own.contains(&(inode - 1)),
-        };
-        let Some(pair) = wires::pair(&ends, shared, outside) else { continue };
-        if !seen.insert((pair.input.inode, pair.output.inode)) {
-            continue;
-        }
-        let label = core.labels.of(pid).unwrap_or(Label::NONE);
-        let looked_at = || core.looks_for_candidates() && crate::kernel::cgroup::holds(cgroup, pid);
-        if label.is_some() || looked_at() {
-            found += 1;
-            core.stdio.tell(Command::Running { label, processes: vec![pid], pair });
-        }
-    }
-    let (done, waiting) = mpsc::sync_channel(1);
-    core.stdio.tell(Command::Answer(done));
-    // Ends when the other half is dropped.
-    let _ = waiting.recv_timeout(Duration::from_secs(5));
-    info!(found, "programs that may be servers ran already");
-}
-
-/// The finding for a server that nobody declared.
-pub fn unknown_server(actor: &pb::Actor, argv: &[String], era: &str) -> Body {
-    let client = actor.client.as_ref().map_or("", |c| c.name.as_str());
-    let mut finding = pb::Finding {
-        kind: "unknown_server".to_owned(),
-        server: actor.server.clone(),
-        instance: actor.instance.clone(),
-        detail: format!(
-            "speaks MCP ({era}) and no rule of the policy declares it; started by {}: {}",
-            if client.is_empty() { "nobody known" } else { client },
-            argv.join(" ")
-        ),
-        transport: "stdio".to_owned(),
-        ..Default::default()
-    };
-    finding.set_severity(pb::Severity::Medium);
-    Body::Finding(finding)
-}
-
-/// Whether a label is of a server that nobody declared.
-pub fn is_unknown(label: Label) -> bool {
-    label.server() == SERVER_UNKNOWN
 }

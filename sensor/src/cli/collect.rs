@@ -11,6 +11,8 @@ use tokio::signal::unix::{SignalKind, signal};
 pub(super) fn run(args: &CollectArgs) -> anyhow::Result<ExitCode> {
     let listen: Listen =
         args.listen.parse().map_err(|e: ListenError| Failure::new(Exit::Usage, e.to_string()))?;
+    let tls = args.tls.open()?;
+    raise_file_limit();
     let settings = Settings {
         keep_bytes: args.keep_bytes,
         keep: Duration::from_secs(u64::from(args.keep_days) * 24 * 60 * 60),
@@ -30,10 +32,18 @@ pub(super) fn run(args: &CollectArgs) -> anyhow::Result<ExitCode> {
         let collector = Collector::bind(&listen, archive, view).await.map_err(|error| {
             Failure::new(Exit::NoAgent, format!("{error:#}")).hint("choose another address with --listen")
         })?;
+        let collector = match tls {
+            Some(tls) => collector.secured(tls),
+            None => collector,
+        };
         if collector.is_exposed() {
-            tracing::warn!(
-                "anyone who reaches this address can send and read events: there is no TLS yet; listen on loopback or a unix socket"
-            );
+            if !args.tls.insecure_plaintext {
+                let message = format!("{}: without TLS only this host may send events", args.listen);
+                return Err(Failure::new(Exit::Usage, message)
+                    .hint("give --tls-ca, --tls-cert and --tls-key, or, where the network is trusted, --insecure-plaintext")
+                    .into());
+            }
+            tracing::warn!("there is no TLS: whoever reaches this address can send events as any sensor, and read what others send");
         }
         // On stderr: stdout is for events.
         eprintln!("listening on {}", collector.address()?);
@@ -50,4 +60,15 @@ pub(super) fn run(args: &CollectArgs) -> anyhow::Result<ExitCode> {
         printer.finish(Duration::from_secs(2));
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// A descriptor for each sensor: the usual soft limit of 1024 is for programs
+/// that use select(2).
+fn raise_file_limit() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(soft, hard)| setrlimit(Resource::RLIMIT_NOFILE, soft.max(hard.min(1 << 16)), hard));
+    if let Err(error) = raised {
+        tracing::debug!(%error, "the limit of open files stays as it is");
+    }
 }

@@ -1,9 +1,9 @@
 //! The way to a collector, and `mcp-sensor events --collector`.
 
 use super::events::{since, verdicts};
-use super::{EventsArgs, Exit, Failure};
+use super::{EventsArgs, Exit, Failure, TlsArgs};
 use crate::event::{Event, pb};
-use crate::feed::parse_address;
+use crate::feed::Target;
 use pb::events_client::EventsClient;
 use std::fs;
 use std::io::{self, Write as _};
@@ -15,16 +15,10 @@ use tonic::{Code, Status};
 /// Of one response; a fleet of 20,000 fits.
 const MAX_ANSWER: usize = 64 << 20;
 
-pub(super) async fn connect(address: &str) -> anyhow::Result<EventsClient<Channel>> {
-    let endpoint = parse_address(address).map_err(|error| Failure::new(Exit::Usage, error.to_string()))?;
-    let endpoint = endpoint.connect_timeout(Duration::from_secs(5));
-    // A collector that is gone without a word is noticed.
-    let endpoint = endpoint.http2_keep_alive_interval(Duration::from_secs(30)).keep_alive_while_idle(true);
-    let channel = endpoint.connect().await.map_err(|error| {
-        let mut cause: &dyn std::error::Error = &error;
-        while let Some(source) = cause.source() {
-            cause = source;
-        }
+pub(super) async fn connect(address: &str, tls: &TlsArgs) -> anyhow::Result<EventsClient<Channel>> {
+    let target = Target::new(address, tls.open()?, tls.insecure_plaintext)
+        .map_err(|error| Failure::new(Exit::Usage, error.to_string()))?;
+    let channel = target.open(Duration::from_secs(5)).await.map_err(|cause| {
         Failure::new(Exit::NoAgent, format!("no collector answers on {address}: {cause}"))
             .hint("start it (`mcp-sensor collect`), or give its address with --collector")
     })?;
@@ -36,6 +30,7 @@ pub(super) fn failed(status: &Status) -> Failure {
     let (exit, hint) = match status.code() {
         Code::InvalidArgument | Code::FailedPrecondition => (Exit::Usage, ""),
         Code::Unavailable => (Exit::NoAgent, "the connection to the collector broke; try again"),
+        Code::PermissionDenied => (Exit::Failure, "`mcp-sensor certs issue reader NAME` makes a certificate for readers"),
         Code::Unimplemented => (Exit::Failure, "the collector is older than this program"),
         _ => (Exit::Failure, ""),
     };
@@ -67,7 +62,7 @@ pub(super) async fn each(
 ) -> anyhow::Result<()> {
     let filter = filter(args)?;
     let mut request = start(args)?;
-    let mut client = connect(address).await?;
+    let mut client = connect(address, &args.tls).await?;
     if args.from.is_none() && args.cursor_file.is_none() {
         let query = pb::QueryRequest { filter: Some(filter.clone()), limit: args.limit.unwrap_or(0) };
         let mut stream = client.query(query).await.map_err(|s| failed(&s))?.into_inner();

@@ -2,7 +2,7 @@
 
 use super::output::{self, Table};
 use super::status::age;
-use super::{DEFAULT_LISTEN, Output, OutputArgs, client, collector};
+use super::{DEFAULT_LISTEN, Output, OutputArgs, TlsArgs, client, collector};
 use crate::event::json::Time;
 use crate::event::pb;
 use crate::event::text::escape;
@@ -21,9 +21,11 @@ use std::process::ExitCode;
   mcp-sensor fleet --collector unix:/run/mcp-sensor/collect.sock
   mcp-sensor fleet --sensor web-1 -o json")]
 pub struct FleetArgs {
-    /// The collector: http://HOST:PORT or unix:/PATH.
+    /// The collector: https://HOST:PORT, http://127.0.0.1:PORT or unix:/PATH.
     #[arg(long, env = "MCP_SENSOR_COLLECTOR", value_name = "ADDR", default_value = DEFAULT_LISTEN)]
     pub collector: String,
+    #[command(flatten)]
+    pub tls: TlsArgs,
     #[command(flatten)]
     pub output: OutputArgs,
     /// Only these (several with commas).
@@ -36,7 +38,7 @@ const SHORT_HASH: usize = 12;
 
 pub(super) fn run(args: &FleetArgs) -> anyhow::Result<ExitCode> {
     let fleet = client::block_on(async {
-        let mut collector = collector::connect(&args.collector).await?;
+        let mut collector = collector::connect(&args.collector, &args.tls).await?;
         let request = pb::FleetRequest { sensors: args.sensor.clone() };
         Ok(collector.fleet(request).await.map_err(|s| collector::failed(&s))?.into_inner())
     })?;

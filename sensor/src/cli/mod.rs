@@ -1,6 +1,7 @@
 //! The command line. Each subcommand is a file of its name.
 
 mod calls;
+mod certs;
 mod client;
 mod collect;
 mod collector;
@@ -16,12 +17,15 @@ mod output;
 mod policy;
 mod servers;
 mod status;
+mod tls;
 mod tools;
 mod top;
 
 pub use calls::CallsArgs;
+pub use certs::CertsCommand;
 pub use exit::{Exit, Failure};
 pub use fleet::FleetArgs;
+pub use tls::TlsArgs;
 pub use tools::ToolsArgs;
 pub use top::TopArgs;
 
@@ -66,7 +70,7 @@ pub enum Output {
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    Run(RunArgs),
+    Run(Box<RunArgs>),
     Collect(CollectArgs),
     Fleet(FleetArgs),
     Exec(ExecArgs),
@@ -81,15 +85,12 @@ pub enum Command {
     Policy(PolicyCommand),
     Mode(ModeArgs),
     Doctor(DoctorArgs),
+    #[command(subcommand)]
+    Certs(CertsCommand),
     Completions(CompletionsArgs),
     Man(ManArgs),
 }
 
-/// Run the sensor on this host.
-///
-/// Prints one line `ready` on stdout (and notifies systemd) once every verdict is
-/// enforced. The policy is read again when its file changes and on SIGHUP; a bad
-/// file changes nothing.
 /// A number of MiB that the kernel makes a ring of.
 fn ring_size(text: &str) -> Result<u32, String> {
     match text.parse::<u32>() {
@@ -98,11 +99,17 @@ fn ring_size(text: &str) -> Result<u32, String> {
     }
 }
 
+/// Run the sensor on this host.
+///
+/// Prints one line `ready` on stdout (and notifies systemd) once every verdict is
+/// enforced. The policy is read again when its file changes and on SIGHUP; a bad
+/// file changes nothing.
 #[derive(Args, Debug, Clone)]
 #[command(after_help = "Examples:
   mcp-sensor run
   mcp-sensor run --policy policy.yaml --control /tmp/s.sock --state-dir /tmp/s --events events.ndjson
-  mcp-sensor run --collector http://127.0.0.1:7117
+  mcp-sensor run --collector https://collector.example:7117 --tls-ca ca.pem \\
+    --tls-cert sensor-web-1.pem --tls-key sensor-web-1-key.pem --sensor web-1
   mcp-sensor run --metrics 9464 --otlp http://127.0.0.1:4317")]
 pub struct RunArgs {
     /// Policy file (YAML).
@@ -133,10 +140,13 @@ pub struct RunArgs {
     #[arg(long, env = "MCP_SENSOR_EVENTS_KEEP", value_name = "N", default_value_t = 4)]
     pub events_keep: u32,
 
-    /// Send events to this collector: http://HOST:PORT or unix:/PATH. Without it they are
-    /// collected in this process, below the state directory.
+    /// Send events to this collector: https://HOST:PORT, on this host also http://127.0.0.1:PORT or
+    /// unix:/PATH. Without it they are collected in this process, below the state directory.
     #[arg(long, env = "MCP_SENSOR_COLLECTOR", value_name = "ADDR")]
     pub collector: Option<String>,
+
+    #[command(flatten)]
+    pub tls: TlsArgs,
 
     /// Where events wait that the collector has not acknowledged; default: `spool` below the state
     /// directory. They outlive the sensor.
@@ -211,11 +221,16 @@ pub struct RunArgs {
 #[derive(Args, Debug, Clone)]
 #[command(after_help = "Examples:
   mcp-sensor collect --dir ./events
+  mcp-sensor collect --dir ./events --listen 0.0.0.0:7117 --tls-ca ca.pem \\
+    --tls-cert collector-c.example.pem --tls-key collector-c.example-key.pem
   mcp-sensor collect --listen unix:/run/mcp-sensor/collect.sock --dir /var/lib/mcp-sensor/events -o json")]
 pub struct CollectArgs {
-    /// Where to listen: HOST:PORT, or unix:/PATH.
+    /// Where to listen: HOST:PORT, or unix:/PATH. Beyond this host only with TLS.
     #[arg(long, env = "MCP_SENSOR_LISTEN", value_name = "ADDR", default_value = DEFAULT_LISTEN)]
     pub listen: String,
+
+    #[command(flatten)]
+    pub tls: TlsArgs,
 
     /// Where the events are kept: a log that `events --collector` and subscribers read, and files of
     /// lines beside it (events.ndjson, events.ndjson.1, …).
@@ -358,9 +373,12 @@ pub enum VerdictArg {
 pub struct EventsArgs {
     #[command(flatten)]
     pub control: ControlArgs,
-    /// Read from this collector, not from the agent: http://HOST:PORT or unix:/PATH.
+    /// Read from this collector, not from the agent: https://HOST:PORT, http://127.0.0.1:PORT or
+    /// unix:/PATH.
     #[arg(long, value_name = "ADDR")]
     pub collector: Option<String>,
+    #[command(flatten)]
+    pub tls: TlsArgs,
     /// Follow a collector from here: `begin`, `now`, or a cursor in hex.
     #[arg(long, value_name = "begin|now|CURSOR", requires = "collector", requires = "follow",
           conflicts_with_all = ["since", "limit"])]
@@ -549,7 +567,7 @@ pub fn main() -> ExitCode {
         return exit::report(&error);
     }
     let done = match &cli.command {
-        Command::Run(args) => crate::agent::run(args.clone()),
+        Command::Run(args) => crate::agent::run((**args).clone()),
         Command::Collect(args) => collect::run(args),
         Command::Fleet(args) => fleet::run(args),
         Command::Exec(args) => exec::run(args),
@@ -563,6 +581,7 @@ pub fn main() -> ExitCode {
         Command::Policy(command) => policy::run(command),
         Command::Mode(args) => servers::mode(args),
         Command::Doctor(args) => doctor::run(args),
+        Command::Certs(command) => certs::run(command),
         Command::Completions(args) => generate::completions(args),
         Command::Man(args) => generate::man(args),
     };
@@ -577,6 +596,16 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_command_says_what_it_does_in_words_of_its_own() {
+        fn walk(command: &clap::Command, said: &mut std::collections::HashSet<String>) {
+            let about = command.get_about().map(ToString::to_string).unwrap_or_default();
+            assert!(!about.is_empty() && said.insert(about.clone()), "{}: {about:?}", command.get_name());
+            command.get_subcommands().for_each(|c| walk(c, said));
+        }
+        walk(&Cli::command(), &mut std::collections::HashSet::new());
     }
 
     #[test]

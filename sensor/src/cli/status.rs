@@ -39,6 +39,10 @@ fn to_json(s: &pb::StatusResponse) -> Value {
             "address": f.address, "connected": f.connected, "acked_seq": f.acked_seq,
             "unacked_batches": f.unacked_batches, "reconnects": f.reconnects, "rejected": f.rejected,
             "error": f.error,
+            "tls": f.tls.as_ref().map(|t| json!({
+                "certificate": t.certificate, "id": t.id, "error": t.error,
+                "not_after": Time(t.not_after_unix_ns).to_string(),
+            })),
             "spool": f.spool.as_ref().map(|s| json!({
                 "bytes": s.bytes, "oldest": (s.oldest_unix_ns != 0).then(|| Time(s.oldest_unix_ns).to_string()),
                 "evicted": s.evicted, "damaged": s.damaged, "error": s.error,
@@ -68,6 +72,18 @@ pub(super) fn age(since_unix_ns: i64) -> String {
         (0, 0, minutes) => format!("{minutes}m"),
         (0, hours, minutes) => format!("{hours}h {minutes}m"),
         (days, hours, _) => format!("{days}d {hours}h"),
+    }
+}
+
+fn certificate(tls: &pb::TlsState) -> String {
+    let who = if tls.id.is_empty() { &tls.certificate } else { &tls.id };
+    let left = tls.not_after_unix_ns.saturating_sub(now());
+    let until = Time(tls.not_after_unix_ns);
+    let soon = i64::try_from(crate::tls::WARN_BEFORE.as_nanos()).unwrap_or(i64::MAX);
+    match left {
+        ..0 => format!("{}: EXPIRED {until}", escape(who)),
+        left if left < soon => format!("{}: ENDS SOON, {until}", escape(who)),
+        _ => format!("{}, until {until}", escape(who)),
     }
 }
 
@@ -118,6 +134,12 @@ fn print(s: &pb::StatusResponse) -> anyhow::Result<()> {
             ),
         ),
         Some(f) => line("collector", format!("{}: NOT CONNECTED: {}", escape(&f.address), escape(&f.error))),
+    }
+    if let Some(tls) = s.feed.as_ref().and_then(|f| f.tls.as_ref()) {
+        line("certificate", certificate(tls));
+        if !tls.error.is_empty() {
+            line("", format!("the files as they are now CANNOT BE USED: {}", escape(&tls.error)));
+        }
     }
     if let Some(spool) = s.feed.as_ref().and_then(|f| f.spool.as_ref()) {
         if spool.oldest_unix_ns != 0 {

@@ -4,7 +4,8 @@
 use super::positions::Origin;
 use super::store::Store;
 use super::view::View;
-use crate::event::{Body, Event, Subscriber, is_denial, now, pb};
+use crate::event::ledger::Unsafe;
+use crate::event::{Body, Bus, Event, Subscriber, is_denial, now, pb};
 use std::io;
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -17,12 +18,19 @@ const LINGER: Duration = Duration::from_millis(20);
 
 /// Stores and shows what `subscriber` gets, until the bus closes. Events that
 /// could not be stored are counted, and told by a loss once it works again.
+/// `left`: what went with the run before.
 pub fn spawn(
+    bus: Arc<Bus>,
     mut subscriber: Subscriber,
     mut store: Store,
     view: Option<View>,
+    left: Option<&Unsafe>,
     runtime: Handle,
 ) -> io::Result<JoinHandle<()>> {
+    if let Some(left) = left {
+        let origin = Origin { sensor: left.identity.sensor.clone(), boot: left.identity.boot.clone() };
+        store.append(&Arc::new(origin), &[left.told()]).and_then(|_| store.commit())?;
+    }
     let identity = subscriber.identity().clone();
     let origin = Arc::new(Origin { sensor: identity.sensor.clone(), boot: identity.boot.clone() });
     std::thread::Builder::new().name("collect".to_owned()).spawn(move || {
@@ -46,7 +54,10 @@ pub fn spawn(
             }));
             batch.extend(events.iter().cloned());
             match store.append(&origin, &batch).and_then(|_| store.commit()) {
-                Ok(()) => unstored = None,
+                Ok(()) => {
+                    unstored = None;
+                    bus.safe(events.last().map_or(0, |e| e.seq));
+                }
                 Err(error) => {
                     if unstored.is_none() {
                         tracing::error!(%error, "events cannot be stored");

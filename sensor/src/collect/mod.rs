@@ -5,6 +5,7 @@
 //! there `query` answers those who ask and each `output` goes its way. The
 //! collector inside the sensor (`local`) keeps NDJSON files only (`store`).
 
+mod accept;
 mod archive;
 mod filter;
 mod fleet;

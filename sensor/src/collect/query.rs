@@ -1,5 +1,6 @@
 //! What a collector gives back: the service `Events`.
 
+use super::accept::Remote;
 use super::filter::Filter;
 use super::fleet::SharedFleet;
 use super::log::{Cursor, Next, Reader, Source};
@@ -233,6 +234,12 @@ impl Search {
     }
 }
 
+/// A sensor may send, it may not read what others sent.
+fn may_read<T>(request: &Request<T>) -> Result<(), Status> {
+    let from = request.extensions().get::<Remote>().unwrap_or(&Remote::UNIX);
+    from.may_read().map_err(Status::permission_denied)
+}
+
 async fn subscribe(
     source: Source,
     mut search: Search,
@@ -337,6 +344,7 @@ impl Events for Service {
         &self,
         request: Request<pb::SubscribeRequest>,
     ) -> Result<Response<Self::SubscribeStream>, Status> {
+        may_read(&request)?;
         let request = request.into_inner();
         let start = request.start();
         let filter = filter(request.filter)?;
@@ -384,6 +392,7 @@ impl Events for Service {
     type QueryStream = Responses<pb::QueryResponse>;
 
     async fn query(&self, request: Request<pb::QueryRequest>) -> Result<Response<Self::QueryStream>, Status> {
+        may_read(&request)?;
         let request = request.into_inner();
         let filter = filter(request.filter)?;
         let place = self.queries.clone().try_acquire_owned().map_err(|_| {
@@ -396,6 +405,7 @@ impl Events for Service {
     }
 
     async fn fleet(&self, request: Request<pb::FleetRequest>) -> Result<Response<pb::FleetResponse>, Status> {
+        may_read(&request)?;
         let used = self.limits.subscribers - self.subscribers.available_permits();
         let log = pb::LogState { subscribers: used as u64, ..self.source.describe() };
         Ok(Response::new(pb::FleetResponse {

@@ -1,5 +1,6 @@
 //! The collector's gRPC service.
 
+use super::accept::{Bound, Remote, accept};
 use super::archive::Archive;
 use super::fleet::SharedFleet;
 use super::positions::Origin;
@@ -9,32 +10,29 @@ use super::writer::{self, Ask, Command, Job};
 use crate::control::{BindError, ControlSocket};
 use crate::event::pb;
 use crate::feed::{MAX_BATCH_BYTES, MAX_BATCH_EVENTS};
-use crate::grpc::{Connection, Deadlines, reflection_v1, reflection_v1alpha};
+use crate::grpc::{reflection_v1, reflection_v1alpha};
+use crate::tls::Tls;
 use pb::collector_server::{Collector as Service, CollectorServer};
 use pb::{feed_request, feed_response};
-use std::fmt;
 use std::future::Future;
 use std::io;
-use std::net::SocketAddr;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::task::{Context, Poll};
 use std::time::Duration;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
+use tokio::net::{TcpListener, TcpSocket, UnixListener};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::codec::CompressionEncoding;
 use tonic::transport::Server;
 use tonic::{Request, Response, Status, Streaming};
 
-/// Sensors that may be connected at one time.
-const CONNECTIONS: usize = 4096;
 /// Batches that a sensor may have under way.
 const CREDIT: u32 = 16;
 /// For a stream's Hello.
 const HELLO: Duration = Duration::from_secs(10);
+/// Connections that wait to be accepted. One more loses its first packet, and
+/// a second by that; a fleet may come back in one instant.
+const BACKLOG: u32 = 4096;
 /// Longest name of a sensor or a boot.
 const MAX_NAME: usize = 128;
 /// How long open streams may go on after the signal to end.
@@ -78,14 +76,10 @@ impl std::str::FromStr for Listen {
     }
 }
 
-enum Bound {
-    Tcp(TcpListener),
-    Unix(UnixListener, ControlSocket),
-}
-
 /// A collector that listens already.
 pub struct Collector {
     bound: Bound,
+    tls: Option<Arc<Tls>>,
     commands: mpsc::Sender<Command>,
     writer: std::thread::JoinHandle<()>,
     outputs: Vec<std::thread::JoinHandle<()>>,
@@ -98,7 +92,7 @@ impl Collector {
         let bound = match listen {
             Listen::Tcp(address) => {
                 let tcp = |source| ListenError::Tcp { address: address.clone(), source };
-                Bound::Tcp(TcpListener::bind(address).await.map_err(tcp)?)
+                Bound::Tcp(listen_tcp(address).await.map_err(tcp)?)
             }
             Listen::Unix(path) => {
                 let socket = ControlSocket::bind(path, None).map_err(ListenError::from)?;
@@ -109,20 +103,29 @@ impl Collector {
         let (log, events, outputs) = archive.start()?;
         let (commands, writer) = writer::spawn(log, view)?;
         writer::tidy(&commands);
-        Ok(Collector { bound, commands, writer, outputs, fleet, events })
+        Ok(Collector { bound, tls: None, commands, writer, outputs, fleet, events })
+    }
+
+    /// TCP connections need TLS from now on, with a sensor's certificate. A unix
+    /// socket stays as it is.
+    #[must_use]
+    pub fn secured(self, tls: Arc<Tls>) -> Collector {
+        Collector { tls: Some(tls), ..self }
     }
 
     /// As `--collector` of a sensor takes it.
     pub fn address(&self) -> io::Result<String> {
+        let scheme = if self.tls.is_some() { "https" } else { "http" };
         Ok(match &self.bound {
-            Bound::Tcp(listener) => format!("http://{}", listener.local_addr()?),
+            Bound::Tcp(listener) => format!("{scheme}://{}", listener.local_addr()?),
             Bound::Unix(_, socket) => format!("unix:{}", socket.path().display()),
         })
     }
 
-    /// Whether others than this host can connect.
+    /// Whether others than this host can connect, and nobody asks who they are.
     pub fn is_exposed(&self) -> bool {
         match &self.bound {
+            Bound::Tcp(_) if self.tls.is_some() => false,
             Bound::Tcp(listener) => listener.local_addr().is_ok_and(|a| !a.ip().is_loopback()),
             Bound::Unix(..) => false,
         }
@@ -156,7 +159,8 @@ impl Collector {
             .add_service(reflection_v1()?)
             .add_service(reflection_v1alpha()?);
         let (connections, incoming) = mpsc::channel(1);
-        let accepting = accept(&self.bound, connections);
+        let watching = self.tls.clone().map(|tls| AbortOnDrop(tokio::spawn(tls.watch())));
+        let accepting = accept(&self.bound, self.tls, connections);
         let mut serving =
             Box::pin(router.serve_with_incoming_shutdown(ReceiverStream::new(incoming), ended(ending)));
         tokio::select! {
@@ -164,6 +168,7 @@ impl Collector {
             () = accepting => (),
             () = shutdown => (),
         }
+        drop(watching);
         // Streams end with UNAVAILABLE; sensors come back and send the rest again.
         let _ = end.send(true);
         let _ = tokio::time::timeout(DRAIN, serving).await;
@@ -178,92 +183,35 @@ impl Collector {
     }
 }
 
+async fn listen_tcp(address: &str) -> io::Result<TcpListener> {
+    let mut last = io::Error::new(io::ErrorKind::InvalidInput, "no address of that name");
+    for address in tokio::net::lookup_host(address).await? {
+        let listen = || {
+            let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+            // As the standard library does: a restart needs the port at once.
+            socket.set_reuseaddr(true)?;
+            socket.bind(address)?;
+            socket.listen(BACKLOG)
+        };
+        match listen() {
+            Ok(listener) => return Ok(listener),
+            Err(error) => last = error,
+        }
+    }
+    Err(last)
+}
+
+struct AbortOnDrop(tokio::task::JoinHandle<()>);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
 async fn ended(mut ending: watch::Receiver<bool>) {
     // An error: the sender is gone, which is the end too.
     let _ = ending.wait_for(|end| *end).await;
-}
-
-async fn accept(bound: &Bound, connections: mpsc::Sender<io::Result<Incoming>>) {
-    let places = Arc::new(Semaphore::new(CONNECTIONS));
-    loop {
-        let accepted = match bound {
-            Bound::Tcp(listener) => listener.accept().await.map(|(stream, from)| {
-                // Acks are small and a sensor waits for them.
-                let _ = stream.set_nodelay(true);
-                (Stream::Tcp(stream), Remote::Tcp(from))
-            }),
-            Bound::Unix(listener, _) => {
-                listener.accept().await.map(|(stream, _)| (Stream::Unix(stream), Remote::Unix))
-            }
-        };
-        let (stream, from) = match accepted {
-            Ok(accepted) => accepted,
-            Err(error) => {
-                tracing::warn!(%error, "a connection could not be accepted");
-                tokio::time::sleep(Duration::from_millis(100)).await;
-                continue;
-            }
-        };
-        let Ok(place) = places.clone().try_acquire_owned() else {
-            tracing::warn!(%from, limit = CONNECTIONS, "too many connections: one was closed");
-            continue;
-        };
-        let connection = Connection::new(stream, from, place, Deadlines::default());
-        if connections.send(Ok(connection)).await.is_err() {
-            return;
-        }
-    }
-}
-
-type Incoming = Connection<Stream, Remote, OwnedSemaphorePermit>;
-
-#[derive(Clone, Copy, Debug)]
-enum Remote {
-    Tcp(SocketAddr),
-    Unix,
-}
-
-impl fmt::Display for Remote {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Remote::Tcp(address) => address.fmt(f),
-            Remote::Unix => f.write_str("unix"),
-        }
-    }
-}
-
-enum Stream {
-    Tcp(TcpStream),
-    Unix(UnixStream),
-}
-
-macro_rules! each {
-    ($self:ident, $stream:ident => $call:expr) => {
-        match $self.get_mut() {
-            Stream::Tcp($stream) => $call,
-            Stream::Unix($stream) => $call,
-        }
-    };
-}
-
-impl AsyncRead for Stream {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        each!(self, s => Pin::new(s).poll_read(cx, buf))
-    }
-}
-
-impl AsyncWrite for Stream {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        each!(self, s => Pin::new(s).poll_write(cx, buf))
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        each!(self, s => Pin::new(s).poll_flush(cx))
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        each!(self, s => Pin::new(s).poll_shutdown(cx))
-    }
 }
 
 struct Feeds {
@@ -280,14 +228,14 @@ impl Service for Feeds {
         &self,
         request: Request<Streaming<pb::FeedRequest>>,
     ) -> Result<Response<Self::FeedStream>, Status> {
-        let from = request.extensions().get::<Remote>().copied().unwrap_or(Remote::Unix);
+        let from = request.extensions().get::<Remote>().cloned().unwrap_or(Remote::UNIX);
         let mut requests = request.into_inner();
         let (to_sensor, responses) = mpsc::channel(CREDIT as usize);
         let (commands, ending) = (self.commands.clone(), self.ending.clone());
         let fleet = self.fleet.clone();
         tokio::spawn(async move {
             let ended = tokio::select! {
-                ended = stream(&mut requests, &to_sensor, (&commands, &fleet), from) => ended,
+                ended = stream(&mut requests, &to_sensor, (&commands, &fleet), &from) => ended,
                 () = ended(ending) => Err(Status::unavailable("the collector is ending")),
                 () = to_sensor.closed() => Ok(()),
             };
@@ -319,11 +267,12 @@ async fn stream(
     requests: &mut Streaming<pb::FeedRequest>,
     to_sensor: &ToSensor,
     (commands, fleet): (&mpsc::Sender<Command>, &SharedFleet),
-    from: Remote,
+    from: &Remote,
 ) -> Result<(), Status> {
     let ending = || Status::unavailable("the collector is ending");
     let hello = greet(requests).await?;
     let origin = Arc::new(Origin { sensor: hello.sensor.clone(), boot: hello.boot.clone() });
+    from.may_be(&origin.sensor).map_err(Status::permission_denied)?;
     let (reply, answered) = oneshot::channel();
     let ask = Ask { origin: origin.clone(), answer: reply };
     commands.send(Command::Ask(ask)).await.map_err(|_| ending())?;

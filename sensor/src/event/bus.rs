@@ -6,8 +6,9 @@
 //! history serves readers that come later.
 
 use super::buffer::{Buffer, Item, Lost};
+use super::ledger::Ledger;
 use super::{Body, Event, now, pb, weight};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use tokio::sync::Notify;
 
 /// Who writes these events.
@@ -45,6 +46,7 @@ type Filter = dyn Fn(&Event) -> bool + Send + Sync;
 pub struct Bus {
     identity: Identity,
     limits: Limits,
+    ledger: OnceLock<Arc<Ledger>>,
     state: Mutex<State>,
 }
 
@@ -82,11 +84,23 @@ impl Bus {
             subscribers: Vec::new(),
             closed: false,
         };
-        Arc::new(Bus { identity, limits, state: Mutex::new(state) })
+        Arc::new(Bus { identity, limits, ledger: OnceLock::new(), state: Mutex::new(state) })
     }
 
     pub fn identity(&self) -> &Identity {
         &self.identity
+    }
+
+    /// Notes each number there from now on. The first one stays.
+    pub fn keep(&self, ledger: Arc<Ledger>) {
+        let _ = self.ledger.set(ledger);
+    }
+
+    /// Every event up to this number is on a disk.
+    pub fn safe(&self, seq: u64) {
+        if let Some(ledger) = self.ledger.get() {
+            ledger.safe(seq);
+        }
     }
 
     /// Numbers and distributes an event; the number. Never blocks on a reader,
@@ -104,6 +118,9 @@ impl Bus {
         let seq = state.next_seq;
         state.next_seq += 1;
         event.seq = seq;
+        if let Some(ledger) = self.ledger.get() {
+            ledger.published(seq);
+        }
         let event = Arc::new(event);
         state.subscribers.retain(|subscriber| {
             let Some(shared) = subscriber.upgrade() else { return false };
@@ -223,6 +240,11 @@ impl Subscriber {
             // notify_one() keeps a permit, so a publish since try_recv wakes this.
             self.shared.ready.notified().await;
         }
+    }
+
+    /// Whether the bus is closed; there may be more in the buffer.
+    pub fn is_closed(&self) -> bool {
+        lock(&self.shared.buffer).closed
     }
 
     /// Waits until the bus is closed, whatever is left in the buffer.

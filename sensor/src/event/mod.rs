@@ -5,6 +5,7 @@ mod buffer;
 pub mod bus;
 pub mod file;
 pub mod json;
+pub mod ledger;
 pub mod ndjson;
 pub mod text;
 

@@ -2,11 +2,14 @@
 
 use super::batch::hello;
 use super::codec::SealedCodec;
+use super::connect::{AddressError, Heard, Target};
 use super::spool::{Limits, Owner, Spool, SpoolError};
 use super::store::{Next, Store};
 use super::window::Window;
 use super::writer;
+use crate::event::ledger::Unsafe;
 use crate::event::{Bus, Subscriber, pb};
+use crate::tls::{Certificate, Tls};
 use pb::feed_response::Message;
 use prost::bytes::Bytes;
 use std::path::PathBuf;
@@ -17,8 +20,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::client::Grpc;
 use tonic::codegen::http::uri::PathAndQuery;
-use tonic::transport::Endpoint;
-use tonic::{Request, Status, Streaming};
+use tonic::{Code, Request, Status, Streaming};
 
 #[derive(Clone, Copy, Debug)]
 pub struct Settings {
@@ -43,42 +45,17 @@ impl Default for Settings {
     }
 }
 
-#[derive(Debug, thiserror::Error)]
-#[error("collector address {0:?}: {1}; give http://HOST:PORT or unix:/PATH")]
-pub struct AddressError(String, String);
-
-/// `http://HOST:PORT`, `HOST:PORT` or `unix:/PATH`.
-pub fn parse_address(address: &str) -> Result<Endpoint, AddressError> {
-    let bad = |why: &str| AddressError(address.to_owned(), why.to_owned());
-    if address.starts_with("https://") {
-        return Err(bad("TLS is not supported yet"));
-    }
-    if let Some(path) = address.strip_prefix("unix:") {
-        if !path.trim_start_matches("//").starts_with('/') {
-            return Err(bad("the path must be absolute"));
-        }
-        return Endpoint::from_shared(address.to_owned()).map_err(|e| bad(&e.to_string()));
-    }
-    let authority = address.strip_prefix("http://").unwrap_or(address).trim_end_matches('/');
-    if authority.contains("://") {
-        return Err(bad("unknown scheme"));
-    }
-    let port = authority.rsplit_once(':').and_then(|(host, port)| (!host.is_empty()).then_some(port));
-    if port.is_none_or(|p| p.parse::<u16>().is_err()) {
-        return Err(bad("no port"));
-    }
-    Endpoint::from_shared(format!("http://{authority}")).map_err(|e| bad(&e.to_string()))
-}
-
 /// A running feed.
 #[derive(Clone)]
 pub struct Feed {
     state: Arc<Mutex<pb::FeedState>>,
+    tls: Option<Arc<Tls>>,
 }
 
 impl Feed {
     pub fn state(&self) -> pb::FeedState {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        pb::FeedState { tls: self.tls.as_deref().map(shown), ..state }
     }
 
     fn update(&self, change: impl FnOnce(&mut pb::FeedState)) {
@@ -103,42 +80,69 @@ pub enum FeedError {
     Thread(std::io::Error),
 }
 
-/// Starts spooling what `subscriber` gets and sending it to `address`. The task
+/// Starts spooling what `subscriber` gets and sending it to `target`. The task
 /// ends when the bus is closed and everything is acknowledged, or the drain time
-/// is over; what is left then is sent by the next run.
+/// is over; what is left then is sent by the next run. `left`: what went with the
+/// last one.
 pub fn spawn(
     bus: Arc<Bus>,
     subscriber: Subscriber,
-    address: &str,
+    target: Target,
     spool: &SpoolSettings,
     settings: Settings,
+    left: Option<&Unsafe>,
 ) -> Result<(Feed, tokio::task::JoinHandle<()>), FeedError> {
-    let endpoint = parse_address(address)?
-        .connect_timeout(settings.connect)
-        .tcp_nodelay(true)
-        .http2_keep_alive_interval(Duration::from_secs(30))
-        .keep_alive_timeout(Duration::from_secs(10))
-        .keep_alive_while_idle(true);
+    let target = target.within(settings.connect);
     let identity = bus.identity();
     let owner = Owner { sensor: identity.sensor.clone(), boot: identity.boot.clone() };
-    let (store, report) = Spool::open(&spool.dir, spool.limits, owner.clone())?;
+    let (mut store, report) = Spool::open(&spool.dir, spool.limits, owner.clone())?;
     for file in &report.files {
         tracing::warn!(dir = %spool.dir.display(), %file, "the spool was damaged");
     }
+    if let Some(left) = left {
+        store.append_unsafe(left).map_err(|source| SpoolError::Io { path: spool.dir.clone(), source })?;
+    }
     let store = Arc::new(Store::new(store));
     writer::spawn(store.clone(), bus.clone(), subscriber, settings.linger).map_err(FeedError::Thread)?;
-    let state = pb::FeedState { address: address.to_owned(), ..Default::default() };
-    let feed = Feed { state: Arc::new(Mutex::new(state)) };
+    if target.is_exposed() {
+        tracing::warn!(
+            collector = target.address(),
+            "events are sent in the clear: whoever is on the way can read and change them"
+        );
+    }
+    if let Some(state) = target.tls().map(|tls| tls.state()) {
+        warn_of_other_name(&state.certificate, &identity.sensor);
+    }
+    let watching = target.tls().map(|tls| tokio::spawn(tls.clone().watch()));
+    let state = pb::FeedState { address: target.address().to_owned(), ..Default::default() };
+    let feed = Feed { state: Arc::new(Mutex::new(state)), tls: target.tls().cloned() };
     let task = Task {
         bus,
-        endpoint,
+        target,
         settings,
         feed: feed.clone(),
         store,
         window: Window::new(),
         owner: Arc::new(owner),
     };
-    Ok((feed, tokio::spawn(task.run())))
+    let running = async move {
+        task.run().await;
+        if let Some(watching) = watching {
+            watching.abort();
+        }
+    };
+    Ok((feed, tokio::spawn(running)))
+}
+
+/// The collector will refuse it, but the sensor still enforces.
+fn warn_of_other_name(certificate: &Certificate, sensor: &str) {
+    let id = certificate.spiffe();
+    match id.as_ref().map(|id| id.sensor()) {
+        Ok(Some(name)) if name == sensor => {}
+        Ok(_) => tracing::error!(certificate = %id.map_or(String::new(), |i| i.to_string()), sensor,
+            "the certificate is not of this sensor: the collector will refuse it; issue one for it, or give its name with --sensor"),
+        Err(error) => tracing::error!(%error, "the collector will refuse the certificate"),
+    }
 }
 
 /// Why a stream ended.
@@ -153,13 +157,16 @@ enum End {
 
 impl From<Status> for End {
     fn from(status: Status) -> End {
-        End::Lost(format!("{}: {}", status.code(), status.message()))
+        End::Lost(match status.code() {
+            Code::PermissionDenied => format!("the collector refused this sensor: {}", status.message()),
+            code => format!("{code}: {}", status.message()),
+        })
     }
 }
 
 struct Task {
     bus: Arc<Bus>,
-    endpoint: Endpoint,
+    target: Target,
     settings: Settings,
     feed: Feed,
     store: Arc<Store>,
@@ -285,8 +292,17 @@ impl Task {
     }
 
     async fn connect(&mut self) -> Result<(mpsc::Sender<Bytes>, Streaming<pb::FeedResponse>), End> {
+        let heard = Heard::default();
+        // What TLS said is the cause of whatever came after it.
+        self.greet(&heard).await.map_err(|end| heard.take().map_or(end, End::Lost))
+    }
+
+    async fn greet(
+        &mut self,
+        heard: &Heard,
+    ) -> Result<(mpsc::Sender<Bytes>, Streaming<pb::FeedResponse>), End> {
         let lost = |error: &dyn std::error::Error| End::Lost(chain(error));
-        let channel = self.endpoint.connect().await.map_err(|e| lost(&e))?;
+        let channel = self.target.connect(heard).await.map_err(|e| lost(&e))?;
         let mut grpc = Grpc::new(channel);
         grpc.ready().await.map_err(|e| lost(&e))?;
         let (requests, stream) = mpsc::channel(super::window::MOST + 1);
@@ -335,6 +351,16 @@ impl Task {
     }
 }
 
+fn shown(tls: &Tls) -> pb::TlsState {
+    let state = tls.state();
+    pb::TlsState {
+        certificate: tls.files().certificate.display().to_string(),
+        id: state.certificate.spiffe().map_or(String::new(), |id| id.to_string()),
+        not_after_unix_ns: state.certificate.not_after.saturating_mul(1_000_000_000),
+        error: state.error,
+    }
+}
+
 /// Ends at `when`; never without one.
 async fn at(when: Option<Instant>) {
     match when {
@@ -357,34 +383,4 @@ fn chain(error: &dyn std::error::Error) -> String {
         source = cause.source();
     }
     text
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn addresses_are_taken_or_refused_with_the_reason() {
-        for good in [
-            "http://127.0.0.1:7117",
-            "localhost:7117",
-            "[::1]:7117",
-            "unix:/run/c.sock",
-            "unix:///run/c.sock",
-        ] {
-            assert!(parse_address(good).is_ok(), "{good}");
-        }
-        for (bad, why) in [
-            ("127.0.0.1", "no port"),
-            (":7117", "no port"),
-            ("http://host", "no port"),
-            ("host:70000", "no port"),
-            ("https://host:1", "TLS"),
-            ("ftp://host:1", "scheme"),
-            ("unix:relative", "absolute"),
-        ] {
-            let error = parse_address(bad).unwrap_err().to_string();
-            assert!(error.contains(why), "{bad}: {error}");
-        }
-    }
 }

@@ -3,6 +3,7 @@
 //! gives up telemetry before denials and says how many.
 
 use super::batch::{Full, Open, Sealed};
+use super::spool::Appended;
 use super::store::Store;
 use crate::event::{Bus, Event, Subscriber};
 use std::io;
@@ -24,7 +25,7 @@ pub(super) fn spawn(
 ) -> io::Result<JoinHandle<()>> {
     let runtime = Handle::current();
     std::thread::Builder::new().name("spool".to_owned()).spawn(move || {
-        Writer { store, bus, linger, open: Open::default(), synced: Instant::now() }
+        Writer { store, bus, linger, open: Open::default(), synced: Instant::now(), dirty: false }
             .run(subscriber, &runtime);
     })
 }
@@ -35,36 +36,34 @@ struct Writer {
     linger: Duration,
     open: Open,
     synced: Instant,
+    /// Something was written since.
+    dirty: bool,
 }
 
 impl Writer {
     fn run(mut self, mut subscriber: Subscriber, runtime: &Handle) {
         let mut events = Vec::new();
         loop {
-            let waiting = async {
-                tokio::time::timeout(SYNC, subscriber.recv(&mut events, super::MAX_BATCH_EVENTS)).await
-            };
-            match runtime.block_on(waiting) {
-                Ok(false) => break,
-                Ok(true) => {
-                    if events.len() < super::MAX_BATCH_EVENTS {
-                        std::thread::sleep(self.linger);
-                        let room = super::MAX_BATCH_EVENTS - events.len();
-                        subscriber.try_recv(&mut events, room);
-                    }
-                    for event in events.drain(..) {
-                        self.put(&event);
-                    }
-                    self.seal();
-                }
-                Err(_) => {}
+            if self.dirty {
+                std::thread::sleep(self.linger);
+            } else if runtime.block_on(subscriber.recv(&mut events, super::MAX_BATCH_EVENTS)) {
+                std::thread::sleep(self.linger);
+            } else {
+                break;
             }
-            if self.synced.elapsed() >= SYNC {
+            let room = super::MAX_BATCH_EVENTS - events.len();
+            subscriber.try_recv(&mut events, room);
+            let idle = events.is_empty();
+            for event in events.drain(..) {
+                self.put(&event);
+            }
+            self.seal();
+            self.dirty |= !idle;
+            if self.dirty && (self.synced.elapsed() >= SYNC || idle && subscriber.is_closed()) {
                 self.store.sync();
-                self.synced = Instant::now();
+                (self.synced, self.dirty) = (Instant::now(), false);
             }
         }
-        self.store.sync();
         self.store.drain();
     }
 
@@ -90,9 +89,17 @@ impl Writer {
 
     /// Waits until the batch is taken.
     fn append(&self, mut batch: Sealed) {
-        while let Err(refused) = self.store.append(batch) {
-            batch = refused;
-            std::thread::sleep(RETRY);
+        let last = batch.last_seq;
+        loop {
+            match self.store.append(batch) {
+                Ok(Appended::Stored) => return self.bus.safe(last),
+                // The collector may have it before the disk does.
+                Ok(Appended::Waiting) => return,
+                Err(refused) => {
+                    batch = refused;
+                    std::thread::sleep(RETRY);
+                }
+            }
         }
     }
 }

@@ -17,9 +17,10 @@ pub use prometheus::{Server, parse_address};
 
 use crate::event::json::{is_notification, outcome_name, severity_name, type_name, verdict_name};
 use crate::event::{Body, Event, Subscriber, decision, exchange, is_denial, pb, server};
+use crate::tls::Tls;
 use series::{Counter, Histogram};
 use std::collections::HashSet;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 /// (server, tool) pairs that have a series of their own.
 pub const MAX_TOOLS: usize = 2000;
@@ -70,7 +71,13 @@ pub struct Metrics {
     /// UTC, nanoseconds since 1970: when all sums began.
     started: i64,
     sums: Mutex<Sums>,
+    certificate: OnceLock<Arc<Tls>>,
 }
+
+/// When the certificate ends that this sensor shows to its collector: seconds
+/// since 1970.
+const CERTIFICATE: (&str, &str) =
+    ("mcp_sensor.certificate.expiry_timestamp", "When the sensor's certificate ends");
 
 #[derive(Debug)]
 struct Sums {
@@ -91,7 +98,16 @@ struct Sums {
 impl Metrics {
     /// `started`: UTC, nanoseconds since 1970.
     pub fn new(started: i64) -> Arc<Metrics> {
-        Arc::new(Metrics { started, sums: Mutex::new(Sums::new()) })
+        Arc::new(Metrics { started, sums: Mutex::new(Sums::new()), certificate: OnceLock::new() })
+    }
+
+    /// The end of this one is told from now on. One is enough: sensors have one.
+    pub fn certificate(&self, tls: Arc<Tls>) {
+        let _ = self.certificate.set(tls);
+    }
+
+    fn certificate_end(&self) -> Option<i64> {
+        self.certificate.get().map(|tls| tls.state().certificate.not_after)
     }
 
     /// A poisoned lock only means that a thread panicked between two sums.

@@ -8,7 +8,7 @@ use opentelemetry_proto::tonic::collector::metrics::v1::metrics_service_client::
 use opentelemetry_proto::tonic::common::v1::any_value::Value;
 use opentelemetry_proto::tonic::common::v1::{AnyValue, InstrumentationScope, KeyValue};
 use opentelemetry_proto::tonic::metrics::v1::{
-    AggregationTemporality, Histogram, HistogramDataPoint, Metric, NumberDataPoint, ResourceMetrics,
+    AggregationTemporality, Gauge, Histogram, HistogramDataPoint, Metric, NumberDataPoint, ResourceMetrics,
     ScopeMetrics, Sum, metric, number_data_point,
 };
 use opentelemetry_proto::tonic::resource::v1::Resource;
@@ -118,9 +118,11 @@ impl Metrics {
         let mut metrics: Vec<Metric> = counters(&sums, times);
         metrics.push(duration(&sums, times));
         drop(sums);
+        metrics.extend(self.certificate_end().map(|end| certificate(end, at.unsigned_abs())));
         metrics.retain(|metric| match &metric.data {
             Some(metric::Data::Sum(sum)) => !sum.data_points.is_empty(),
             Some(metric::Data::Histogram(histogram)) => !histogram.data_points.is_empty(),
+            Some(metric::Data::Gauge(_)) => true,
             _ => false,
         });
         let scope = InstrumentationScope {
@@ -163,6 +165,16 @@ fn counters(sums: &Sums, (start, at): (u64, u64)) -> Vec<Metric> {
         described(counter.name, counter.unit, counter.help, metric::Data::Sum(sum))
     };
     sums.counters().into_iter().map(metric).collect()
+}
+
+fn certificate(end: i64, at: u64) -> Metric {
+    let point = NumberDataPoint {
+        time_unix_nano: at,
+        value: Some(number_data_point::Value::AsInt(end)),
+        ..Default::default()
+    };
+    let (name, help) = super::CERTIFICATE;
+    described(name, SECONDS, help, metric::Data::Gauge(Gauge { data_points: vec![point] }))
 }
 
 fn duration(sums: &Sums, (start, at): (u64, u64)) -> Metric {

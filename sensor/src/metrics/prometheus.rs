@@ -53,7 +53,13 @@ impl Metrics {
 struct Scrape(Arc<Metrics>);
 
 impl Collector for Scrape {
-    fn encode(&self, encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        if let Some(end) = self.0.certificate_end() {
+            let (key, help) = super::CERTIFICATE;
+            encoder
+                .encode_descriptor(&name(key), help, Some(&Unit::Seconds), MetricType::Gauge)?
+                .encode_gauge(&end)?;
+        }
         encode(&self.0.sums(), encoder)
     }
 }

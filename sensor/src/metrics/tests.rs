@@ -7,6 +7,7 @@ use opentelemetry_proto::tonic::collector::metrics::v1::{
     ExportMetricsServiceRequest, ExportMetricsServiceResponse,
 };
 use opentelemetry_proto::tonic::metrics::v1::metric::Data;
+use opentelemetry_proto::tonic::metrics::v1::number_data_point;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::sync::{mpsc, watch};
@@ -291,13 +292,30 @@ async fn an_opentelemetry_collector_gets_the_same_sums_at_the_end() {
 }
 
 #[test]
+fn the_end_of_the_certificate_is_a_gauge_under_both_names() {
+    let (metrics, tls) = (Metrics::new(1), crate::tls::tests::sensor("s"));
+    assert!(!metrics.text().contains("certificate"), "without TLS there is none");
+    metrics.certificate(tls.clone());
+    let end = tls.state().certificate.not_after;
+    let text = metrics.text();
+    let shown = value(&text, "mcp_sensor_certificate_expiry_timestamp_seconds");
+    assert_eq!(shown, Some(end as f64), "{text}");
+    let request = metrics.request(&identity(), 1);
+    let sent = &request.resource_metrics[0].scope_metrics[0].metrics;
+    let gauge = sent.iter().find(|m| m.name == CERTIFICATE.0).unwrap();
+    let Some(Data::Gauge(gauge)) = &gauge.data else { panic!("{gauge:?}") };
+    assert_eq!(gauge.data_points[0].value, Some(number_data_point::Value::AsInt(end)));
+}
+
+#[test]
 fn every_metric_is_documented_under_both_names() {
     let text = include_str!("../../../docs/events.md");
     let metrics = Metrics::new(1);
+    metrics.certificate(crate::tls::tests::sensor("s"));
     let exposed = metrics.text();
     let sums = metrics.sums();
     let names = sums.counters().map(|c| c.name);
-    for name in names.iter().chain([&sums.duration.name]) {
+    for name in names.iter().chain([&sums.duration.name, &CERTIFICATE.0]) {
         assert!(text.contains(&format!("`{name}`")), "{name}");
     }
     for line in exposed.lines().filter_map(|l| l.strip_prefix("# TYPE ")) {
@@ -307,5 +325,40 @@ fn every_metric_is_documented_under_both_names() {
             None => panic!("{line}"),
         };
         assert!(text.contains(&name), "{name}");
+    }
+}
+
+/// What the dashboard and the alerts ask for is there.
+#[test]
+fn what_is_deployed_names_metrics_and_events_that_exist() {
+    let metrics = Metrics::new(1);
+    metrics.certificate(crate::tls::tests::sensor("s"));
+    let exposed: std::collections::BTreeSet<String> = metrics
+        .text()
+        .lines()
+        .filter_map(|l| l.strip_prefix("# TYPE ")?.split_once(' '))
+        .flat_map(|(name, kind)| match kind {
+            "counter" => vec![format!("{name}_total")],
+            "histogram" => ["bucket", "sum", "count"].map(|part| format!("{name}_{part}")).to_vec(),
+            _ => vec![name.to_owned()],
+        })
+        .collect();
+    let listed: Vec<&str> = include_str!("../../../deploy/prometheus/metrics.txt").lines().collect();
+    assert!(listed.is_sorted_by(|a, b| a < b));
+    for name in &listed {
+        assert!(exposed.contains(*name), "{name} is not exposed");
+    }
+    let name = regex::Regex::new("mcp_(?:sensor|server)_[a-z_]+").unwrap();
+    let kind = regex::Regex::new("type=\\\\?\"([a-z_]+)\\\\?\"").unwrap();
+    for text in [
+        include_str!("../../../deploy/prometheus/alerts.yaml"),
+        include_str!("../../../deploy/grafana/mcp-sensor.json"),
+    ] {
+        for found in name.find_iter(text) {
+            assert!(listed.contains(&found.as_str()), "{} is not listed", found.as_str());
+        }
+        for found in kind.captures_iter(text) {
+            assert!(crate::event::json::TYPES.contains(&&found[1]), "no event has the type {}", &found[1]);
+        }
     }
 }

@@ -14,6 +14,7 @@ mod thin;
 pub use record::{HeaderError, Item, Owner, Reader, read_header};
 
 use super::batch::Sealed;
+use crate::event::ledger::Unsafe;
 use nix::fcntl::{Flock, FlockArg};
 use record::Meta;
 use segment::{Damaged, Segment};
@@ -179,6 +180,20 @@ impl Spool {
         Ok(Appended::Waiting)
     }
 
+    /// What went with an earlier run is told in its stream, behind what is left
+    /// of it.
+    pub fn append_unsafe(&mut self, left: &Unsafe) -> io::Result<()> {
+        let owner = Owner { sensor: left.identity.sensor.clone(), boot: left.identity.boot.clone() };
+        let current = std::mem::replace(&mut self.owner, Arc::new(owner));
+        let written = thin::seal([left.told()])
+            .iter()
+            .try_for_each(|batch| self.begin().and_then(|()| self.write(batch)));
+        self.owner = current;
+        // What follows is of this run.
+        let synced = self.writing.take().map_or(Ok(()), |file| file.sync_data());
+        written.and(synced)
+    }
+
     /// What waits in memory goes to the disk, in order.
     fn flush(&mut self) -> io::Result<()> {
         while let Some(batch) = self.waiting.front().cloned() {
@@ -335,14 +350,15 @@ impl Spool {
             mended = Some(self.cursor);
             // The disk does not give back what it took.
             self.reading = None;
-            let last = position + 1 == self.segments.len();
+            // One of an earlier run is not written on.
+            let written = position + 1 == self.segments.len() && self.writing.is_some();
             let segment = &mut self.segments[position];
             let before =
                 if at <= segment.start { segment.first_seq.saturating_sub(1) } else { self.given_seq };
             let lost = segment.mend(&self.dir, at, before)?;
             tracing::error!(segment = %segment::name(number), lost, "a segment of the spool is damaged");
             self.given.damaged += lost;
-            if last {
+            if written {
                 self.writing = Some(segment::reopen(&self.dir, number)?);
             }
         }

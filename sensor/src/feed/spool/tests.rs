@@ -218,6 +218,22 @@ fn a_file_of_somebody_else_stays_and_hinders_nobody() {
     assert_eq!(rest(&mut spool).len(), 4);
 }
 
+#[test]
+fn the_last_segment_of_an_earlier_run_is_mended_and_not_written_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut spool, _) = open(dir.path(), "a");
+    spool.append(batch(1, 8)).unwrap();
+    drop(spool);
+    let (mut spool, _) = open(dir.path(), "b");
+    let path = segment::path(dir.path(), 1);
+    let mut bytes = fs::read(&path).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    fs::write(&path, bytes).unwrap();
+    assert_eq!(rest(&mut spool).len(), 1, "the loss");
+    spool.append(batch(1, 8)).unwrap();
+    assert!(rest(&mut spool).iter().all(|(boot, _)| boot == "b"));
+}
+
 #[derive(Clone, Debug)]
 enum Step {
     Append(u64),
