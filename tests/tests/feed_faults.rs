@@ -64,7 +64,7 @@ impl World {
         let sensor = Sensor::start_on(bed.cgroup.path(), &policy, &[])?;
         sensor.stop()?;
         // That run had no collector: nothing of it is to be told to this one.
-        fs::remove_dir_all(sensor.folder().join("state"))?;
+        fs::remove_file(sensor.folder().join("state/ledger"))?;
         let mut world = World { sensor, collector: None, kills: 0, bed };
         fs::create_dir_all(world.spool())?;
         mount(Some("tmpfs"), &world.spool(), Some("tmpfs"), MsFlags::empty(), Some("size=2m"))?;

@@ -44,13 +44,11 @@ impl Writer {
     fn run(mut self, mut subscriber: Subscriber, runtime: &Handle) {
         let mut events = Vec::new();
         loop {
-            if self.dirty {
-                std::thread::sleep(self.linger);
-            } else if runtime.block_on(subscriber.recv(&mut events, super::MAX_BATCH_EVENTS)) {
-                std::thread::sleep(self.linger);
-            } else {
+            // While something is to be synced it does not wait for events.
+            if !self.dirty && !runtime.block_on(subscriber.recv(&mut events, super::MAX_BATCH_EVENTS)) {
                 break;
             }
+            std::thread::sleep(self.linger);
             let room = super::MAX_BATCH_EVENTS - events.len();
             subscriber.try_recv(&mut events, room);
             let idle = events.is_empty();
