@@ -392,7 +392,9 @@ async fn help_completions_and_man_pages_are_whole() {
     let nobody = Path::new("/nonexistent");
     let help = run(nobody, &["--help"]).await;
     assert!(text(&help.stdout).contains("Exit codes:"));
-    for name in ["run", "collect", "fleet", "exec", "status", "servers", "events", "calls", "tools", "top", "certs"] {
+    for name in
+        ["run", "collect", "fleet", "exec", "status", "servers", "events", "calls", "tools", "top", "certs"]
+    {
         let help = text(&run(nobody, &[name, "--help"]).await.stdout);
         assert!(help.contains("Examples:"), "{name}");
         assert!(help.contains("MCP_SENSOR_"), "{name}");

@@ -560,3 +560,25 @@ async fn unfinished_handshakes_are_bounded_and_keep_no_sensor_out() {
     collector.stop().await;
     assert!(seqs(fleet.dir.path()).into_iter().eq(1..=10));
 }
+
+/// A sensor may send; reading what others sent takes another certificate.
+#[tokio::test]
+async fn only_a_readers_certificate_reads() {
+    use pb::events_client::EventsClient;
+    let fleet = Fleet::new();
+    let collector = Running::start(fleet.dir.path(), Some(fleet.collector(&["127.0.0.1"], days(1)))).await;
+    for (subject, code) in [
+        (Subject::Sensor(SENSOR.to_owned()), Some(Code::PermissionDenied)),
+        (Subject::Reader("siem".to_owned()), None),
+    ] {
+        let pair = fleet.ca.issue(&subject, days(1)).unwrap();
+        let tls = Tls::open(fleet.write("client", &pair)).unwrap();
+        let target = Target::new(&collector.address, Some(tls), false).unwrap();
+        let mut client = EventsClient::new(target.open(Duration::from_secs(10)).await.unwrap());
+        let asked = client.fleet(pb::FleetRequest::default()).await.err().map(|s| s.code());
+        let query = client.query(pb::QueryRequest::default()).await.err().map(|s| s.code());
+        let subscribed = client.subscribe(pb::SubscribeRequest::default()).await.err().map(|s| s.code());
+        assert_eq!((asked, query, subscribed), (code, code, code), "{subject:?}");
+    }
+    collector.stop().await;
+}

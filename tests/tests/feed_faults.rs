@@ -165,6 +165,17 @@ impl World {
             std::thread::sleep(Duration::from_millis(50));
         }
         self.sensor.stop()?;
+        // The files of lines follow what is committed.
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let fleet = self.sensor.cli(&["fleet", "--collector", &self.listen(), "-o", "json"])?;
+            let outputs = fleet["outputs"].as_array().context("no outputs")?;
+            if !outputs.is_empty() && outputs.iter().all(|o| o["lag"].as_u64() == Some(0)) {
+                break;
+            }
+            ensure!(Instant::now() < deadline, "lines are missing: {outputs:?}");
+            std::thread::sleep(Duration::from_millis(50));
+        }
         self.end_collector(Signal::SIGTERM)
     }
 }

@@ -30,7 +30,9 @@ pub(super) fn failed(status: &Status) -> Failure {
     let (exit, hint) = match status.code() {
         Code::InvalidArgument | Code::FailedPrecondition => (Exit::Usage, ""),
         Code::Unavailable => (Exit::NoAgent, "the connection to the collector broke; try again"),
-        Code::PermissionDenied => (Exit::Failure, "`mcp-sensor certs issue reader NAME` makes a certificate for readers"),
+        Code::PermissionDenied => {
+            (Exit::Failure, "`mcp-sensor certs issue reader NAME` makes a certificate for readers")
+        }
         Code::Unimplemented => (Exit::Failure, "the collector is older than this program"),
         _ => (Exit::Failure, ""),
     };

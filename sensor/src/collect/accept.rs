@@ -76,7 +76,9 @@ impl Remote {
         match self.identity.as_deref() {
             None => Ok(()),
             Some(Ok(id)) if id.reader().is_some() => Ok(()),
-            Some(Ok(id)) => Err(format!("this certificate is of {id}, not of a reader (spiffe://DOMAIN/reader/NAME)")),
+            Some(Ok(id)) => {
+                Err(format!("this certificate is of {id}, not of a reader (spiffe://DOMAIN/reader/NAME)"))
+            }
             Some(Err(why)) => Err(format!("this certificate is of no reader: {why}")),
         }
     }
