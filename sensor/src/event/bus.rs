@@ -207,6 +207,10 @@ impl Bus {
         state.subscribers.iter().filter_map(Weak::upgrade).map(report).collect()
     }
 
+    pub fn is_closed(&self) -> bool {
+        lock(&self.state).closed
+    }
+
     /// No more events: readers get what is left in their buffers, then the end.
     pub fn close(&self) {
         let mut state = lock(&self.state);
@@ -245,15 +249,6 @@ impl Subscriber {
     /// Whether the bus is closed; there may be more in the buffer.
     pub fn is_closed(&self) -> bool {
         lock(&self.shared.buffer).closed
-    }
-
-    /// Waits until the bus is closed, whatever is left in the buffer.
-    pub async fn closed(&self) {
-        while !lock(&self.shared.buffer).closed {
-            // A permit taken here is not missed: recv() looks before it waits.
-            self.shared.ready.notified().await;
-        }
-        self.shared.ready.notify_one();
     }
 
     /// What is there now; how many.

@@ -99,6 +99,10 @@ pub fn spawn(
     for file in &report.files {
         tracing::warn!(dir = %spool.dir.display(), %file, "the spool was damaged");
     }
+    if report.unreadable > 0 {
+        // How many events, and of which run, nobody knows.
+        super::lost(&bus, "spool_unreadable", 0, 0, 0);
+    }
     if let Some(left) = left {
         store.append_unsafe(left).map_err(|source| SpoolError::Io { path: spool.dir.clone(), source })?;
     }

@@ -95,6 +95,10 @@ impl Writer {
                 Ok(Appended::Waiting) => return,
                 Err(refused) => {
                     batch = refused;
+                    // The end does not wait for a disk.
+                    if self.bus.is_closed() {
+                        self.store.close();
+                    }
                     std::thread::sleep(RETRY);
                 }
             }

@@ -60,13 +60,15 @@ fn io_error(path: &Path) -> impl FnOnce(io::Error) -> SpoolError {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Report {
     pub files: Vec<String>,
+    /// Files of which nothing could be read, not even whose they are.
+    pub unreadable: u64,
 }
 
 /// What became of a batch that was appended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Appended {
     Stored,
-    /// In memory only: the disk does not take it.
+    /// It, or one before it, is in memory only: the disk did not take it.
     Waiting,
 }
 
@@ -91,6 +93,8 @@ pub struct Spool {
     /// Last number that was read.
     given_seq: u64,
     waiting: VecDeque<Sealed>,
+    /// Last number that was given from there and is not acknowledged: no disk has it.
+    in_flight: u64,
     next_number: u64,
     given: Given,
     /// Why the disk does not take batches; empty: it does.
@@ -129,9 +133,10 @@ impl Spool {
             let before = segments.back();
             match segment::open(dir, *number, before).map_err(io_error(&segment::path(dir, *number)))? {
                 Ok(segment) => segments.push_back(segment),
-                Err(Damaged { segment, lost, why }) => {
+                Err(Damaged { segment, lost, unreadable, why }) => {
                     report.files.push(format!("{}: {why}", segment::name(*number)));
                     given.damaged += lost;
+                    report.unreadable += u64::from(unreadable);
                     segments.extend(segment);
                 }
             }
@@ -149,6 +154,7 @@ impl Spool {
             reading: None,
             given_seq: 0,
             waiting: VecDeque::new(),
+            in_flight: 0,
             next_number,
             given,
             trouble: String::new(),
@@ -163,7 +169,7 @@ impl Spool {
         let batch = match self.flush().and_then(|()| self.write(&batch)) {
             Ok(()) => {
                 self.trouble.clear();
-                return Ok(Appended::Stored);
+                return Ok(if self.in_flight == 0 { Appended::Stored } else { Appended::Waiting });
             }
             Err(error) => {
                 if self.trouble.is_empty() {
@@ -333,7 +339,9 @@ impl Spool {
             self.settle();
             let (number, at) = self.cursor;
             let Some(position) = self.segments.iter().position(|s| s.number == number && at < s.bytes) else {
-                return Ok(self.waiting.pop_front());
+                let batch = self.waiting.pop_front();
+                self.in_flight = batch.as_ref().map_or(self.in_flight, |b| b.last_seq);
+                return Ok(batch);
             };
             if self.reading.as_ref().is_none_or(|(open, _)| *open != number) {
                 self.reading = Some((number, File::open(segment::path(&self.dir, number))?));
@@ -366,6 +374,9 @@ impl Spool {
 
     /// Everything of this boot up to `seq` is stored by the collector.
     pub fn acked(&mut self, boot: &str, seq: u64) {
+        if boot == self.owner.boot && seq >= self.in_flight {
+            self.in_flight = 0;
+        }
         while let Some(segment) = self.segments.front()
             && segment.owner.boot == boot
             && segment.last_seq <= seq

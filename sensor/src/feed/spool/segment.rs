@@ -35,6 +35,8 @@ pub(super) struct Segment {
 pub(super) struct Damaged {
     pub segment: Option<Segment>,
     pub lost: u64,
+    /// Not even whose it is could be read.
+    pub unreadable: bool,
     pub why: String,
 }
 
@@ -91,7 +93,7 @@ pub(super) fn open(
 ) -> io::Result<Result<Segment, Damaged>> {
     let path = path(dir, number);
     let length = std::fs::metadata(&path)?.len();
-    let gone = |why: String| Damaged { segment: None, lost: 0, why };
+    let gone = |why: String| Damaged { segment: None, lost: 0, unreadable: true, why };
     if length > MAX_FILE {
         set_aside(&path)?;
         return Ok(Err(gone(format!("{length} bytes are no segment"))));
@@ -117,12 +119,17 @@ pub(super) fn open(
     if damage == 0 {
         if segment.batches == 0 {
             std::fs::remove_file(&path)?;
-            return Ok(Err(Damaged { segment: None, lost: 0, why: "empty".to_owned() }));
+            return Ok(Err(Damaged { segment: None, lost: 0, unreadable: false, why: "empty".to_owned() }));
         }
         return Ok(Ok(segment));
     }
     let lost = segment.rewrite_damaged(dir, &bytes, start, (expected, 0))?;
-    Ok(Err(Damaged { segment: Some(segment), lost, why: format!("{damage} bytes are damaged") }))
+    Ok(Err(Damaged {
+        segment: Some(segment),
+        lost,
+        unreadable: false,
+        why: format!("{damage} bytes are damaged"),
+    }))
 }
 
 /// A file that is no segment is not ours to remove.

@@ -234,6 +234,19 @@ fn the_last_segment_of_an_earlier_run_is_mended_and_not_written_on() {
     assert!(rest(&mut spool).iter().all(|(boot, _)| boot == "b"));
 }
 
+#[test]
+fn what_was_given_from_memory_is_not_safe_until_it_is_acknowledged() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut spool, _) = open(dir.path(), "a");
+    spool.waiting.push_back(batch(1, 4));
+    spool.next_batch().unwrap().unwrap();
+    assert_eq!(spool.append(batch(5, 4)), Ok(Appended::Waiting));
+    spool.acked("a", 3);
+    assert_eq!(spool.append(batch(9, 4)), Ok(Appended::Waiting));
+    spool.acked("a", 4);
+    assert_eq!(spool.append(batch(13, 4)), Ok(Appended::Stored));
+}
+
 #[derive(Clone, Debug)]
 enum Step {
     Append(u64),
