@@ -1,7 +1,7 @@
 //! Reading kernel structures, and the words that switch the programs.
 
 use aya_ebpf::helpers::generated::{
-    bpf_get_current_ancestor_cgroup_id, bpf_get_current_task, bpf_probe_read_kernel,
+    bpf_get_current_ancestor_cgroup_id, bpf_get_current_task, bpf_get_current_task_btf, bpf_probe_read_kernel,
 };
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::Array;
@@ -86,6 +86,35 @@ pub(crate) fn pointer(base: u64, offset: u64) -> Option<u64> {
 pub(crate) fn current() -> u64 {
     // SAFETY: no preconditions.
     unsafe { bpf_get_current_task() }
+}
+
+/// A structure whose type the verifier knows, so that its fields are read by
+/// plain loads: a fault reads as 0, and a read costs a tenth of [`read`]'s.
+/// For tracing programs (`bpf_tracing_func_proto`, kernel/trace/bpf_trace.c).
+#[derive(Clone, Copy)]
+pub(crate) struct Typed(*const u8);
+
+impl Typed {
+    /// `current`.
+    #[inline(always)]
+    pub(crate) fn current() -> Typed {
+        // SAFETY: no preconditions.
+        Typed(unsafe { bpf_get_current_task_btf() }.cast())
+    }
+
+    /// A field that is a number, or a pointer to what is none of C's structures.
+    #[inline(always)]
+    pub(crate) fn field<T: Copy>(self, offset: u64) -> T {
+        // SAFETY: the verifier holds offset and size against the type.
+        unsafe { self.0.byte_add(offset as usize).cast::<T>().read_volatile() }
+    }
+
+    /// A field that points to a structure.
+    #[inline(always)]
+    pub(crate) fn to(self, offset: u64) -> Option<Typed> {
+        let to: *const u8 = self.field(offset);
+        if to.is_null() { None } else { Some(Typed(to)) }
+    }
 }
 
 /// Whether the current task is within the cgroup that the sensor watches.

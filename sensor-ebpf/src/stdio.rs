@@ -7,7 +7,7 @@ mod function;
 mod syscall;
 mod uring;
 
-use crate::kernel::{self, offset, pointer, read};
+use crate::kernel::{self, Typed, offset, pointer, read};
 use crate::record::{self, Task};
 use crate::{atomic, label};
 use aya_ebpf::helpers::generated::{bpf_loop, bpf_probe_read_user};
@@ -65,20 +65,40 @@ impl End {
 /// `struct file *` of a descriptor of the current task.
 #[inline(always)]
 fn file(fd: u32) -> Option<u64> {
-    let table =
-        pointer(kernel::current(), offset!(task_files)).and_then(|f| pointer(f, offset!(files_fdt)))?;
-    if fd >= read::<u32>(table, offset!(fdtable_max_fds))? {
+    let table = Typed::current().to(offset!(task_files))?.to(offset!(files_fdt))?;
+    if fd >= table.field::<u32>(offset!(fdtable_max_fds)) {
         return None;
     }
-    pointer(pointer(table, offset!(fdtable_fd))?, fd as u64 * 8)
+    pointer(table.field::<u64>(offset!(fdtable_fd)), fd as u64 * 8)
+}
+
+/// The first words of a `struct inode`.
+const INODE_WORDS: usize = 9;
+
+/// Mode, superblock and number.
+#[inline(always)]
+fn inode(inode: u64) -> Option<(u16, u64, u64)> {
+    let (mode, sb, ino) = (offset!(inode_mode), offset!(inode_sb), offset!(inode_ino));
+    const LAST: u64 = (INODE_WORDS as u64 - 1) * 8;
+    // As they lie in every kernel that is known: one read costs little more for all
+    // of them. The verifier knows the offsets, and which way is dead.
+    if mode <= LAST && sb <= LAST && ino <= LAST {
+        let words = read::<[u64; INODE_WORDS]>(inode, 0)?;
+        let at = |offset: u64| (&raw const words).cast::<u8>().wrapping_add(offset as usize);
+        // SAFETY: within the words, each at its own alignment.
+        return Some(unsafe {
+            (at(mode).cast::<u16>().read(), at(sb).cast::<u64>().read(), at(ino).cast::<u64>().read())
+        });
+    }
+    Some((read::<u16>(inode, mode)?, read::<u64>(inode, sb)?, read::<u64>(inode, ino)?))
 }
 
 /// Pipes, named ones included, unix sockets, and TCP sockets that have a cookie:
 /// every labelled one has, with its first packet at the latest.
 #[inline(always)]
 fn end(file: u64) -> Option<End> {
-    let inode = pointer(file, offset!(file_inode))?;
-    let kind = read::<u16>(inode, offset!(inode_mode))? & S_IFMT;
+    let (mode, sb, inode) = inode(pointer(file, offset!(file_inode))?)?;
+    let kind = mode & S_IFMT;
     if kind == S_IFSOCK {
         let sk = pointer(file, offset!(file_private_data)).and_then(|s| pointer(s, offset!(socket_sk)))?;
         if read::<u16>(sk, offset!(sock_family))? != AF_UNIX {
@@ -87,13 +107,8 @@ fn end(file: u64) -> Option<End> {
     } else if kind != S_IFIFO {
         return None;
     }
-    let sb = pointer(inode, offset!(inode_sb))?;
-    Some(End {
-        inode: read::<u64>(inode, offset!(inode_ino))?,
-        dev: read::<u32>(sb, offset!(sb_dev))?,
-        socket: kind == S_IFSOCK,
-        tcp: 0,
-    })
+    let dev = read::<u32>(sb, offset!(sb_dev))?;
+    Some(End { inode, dev, socket: kind == S_IFSOCK, tcp: 0 })
 }
 
 #[inline(always)]
@@ -305,7 +320,7 @@ struct Segment {
 
 /// The wire, if these bytes are to be recorded, and their place in its stream.
 #[inline(always)]
-fn admit(key: &WireKey, bytes: u64) -> Option<(&'static mut Moved, *mut Wire)> {
+fn place(key: &WireKey, bytes: u64) -> Option<(Moved, *mut Wire)> {
     let wire = WIRES.get_ptr_mut(key)?;
     // SAFETY: aligned words in a map value.
     let (mut label, connection, flags, position) =
@@ -321,6 +336,28 @@ fn admit(key: &WireKey, bytes: u64) -> Option<(&'static mut Moved, *mut Wire)> {
     }
     // SAFETY: as above.
     let position = atomic::fetch_add(unsafe { &raw mut (*wire).position }, bytes);
+    let moved = Moved {
+        label,
+        key: *key,
+        connection,
+        flags,
+        left: bytes,
+        position,
+        segments: 0,
+        count: 0,
+        in_kernel: 0,
+        base: 0,
+        rest: 0,
+        how: HOW_DATA,
+        number: 0,
+    };
+    Some((moved, wire))
+}
+
+/// The same with an entry of [`MOVES`], which must be given back.
+#[inline(always)]
+fn admit(key: &WireKey, bytes: u64) -> Option<(&'static mut Moved, *mut Wire)> {
+    let (placed, wire) = place(key, bytes)?;
     let busy = MOVES_BUSY.get_ptr_mut(0)?;
     let mut number = 0;
     while number < MOVES_AT_ONCE {
@@ -336,21 +373,7 @@ fn admit(key: &WireKey, bytes: u64) -> Option<(&'static mut Moved, *mut Wire)> {
     };
     // SAFETY: this entry is the program's alone until it is given back.
     let moved = unsafe { &mut *moved };
-    *moved = Moved {
-        label,
-        key: *key,
-        connection,
-        flags,
-        left: bytes,
-        position,
-        segments: 0,
-        count: 0,
-        in_kernel: 0,
-        base: 0,
-        rest: 0,
-        how: HOW_DATA,
-        number,
-    };
+    *moved = Moved { number, ..placed };
     Some((moved, wire))
 }
 
@@ -364,19 +387,30 @@ fn give_back(moved: &Moved) {
 /// A server reads its first request from a TCP connection: from here on this is
 /// a wire of its own.
 #[inline(always)]
-fn meet(end: &End, key: &WireKey, base: u64) {
-    if end.tcp == 0 || key.direction != FROM_CLIENT || connection(key) != 0 {
-        return;
+fn meet(end: &End, direction: u32, base: u64) {
+    if end.tcp != 0 && direction == FROM_CLIENT {
+        // SAFETY: plain integers.
+        unsafe { meet_tcp(end.inode, end.tcp, base) };
+    }
+}
+
+/// A global function, which the verifier looks at once. `sk`: `struct sock`.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub unsafe extern "C" fn meet_tcp(cookie: u64, sk: u64, base: u64) -> u64 {
+    let key = &WireKey { inode: cookie, dev: TCP_WIRE, direction: FROM_CLIENT };
+    if connection(key) != 0 {
+        return 0;
     }
     let mut first = core::mem::MaybeUninit::<[u8; 4]>::uninit();
     // SAFETY: the helper checks the address and writes 4 bytes.
     if unsafe { bpf_probe_read_user(first.as_mut_ptr().cast(), 4, base as *const _) } != 0 {
-        return;
+        return 0;
     }
     let label = label::of_current();
     // SAFETY: written in full.
     if !label.is_some() || !is_request(unsafe { first.assume_init() }) {
-        return;
+        return 0;
     }
     let id = next_connection() | CONNECTION_OVER_TCP;
     let wire = Wire { label, connection: id, position: 0, flags: 0 };
@@ -384,18 +418,19 @@ fn meet(end: &End, key: &WireKey, base: u64) {
     add(&WireKey { direction: FROM_SERVER, ..*key }, &wire);
     let Some(mut entry) = STDIO.reserve::<Met>(0) else {
         record::lost(Loss::StdioRingFull, 1);
-        return;
+        return 0;
     };
-    let family = read::<u16>(end.tcp, offset!(sock_family)).unwrap_or(0);
+    let family = read::<u16>(sk, offset!(sock_family)).unwrap_or(0);
     let peer = if family == AF_INET {
-        Addr::v4(read::<u32>(end.tcp, offset!(sock_daddr)).unwrap_or(0))
+        Addr::v4(read::<u32>(sk, offset!(sock_daddr)).unwrap_or(0))
     } else {
-        Addr(read::<[u32; 4]>(end.tcp, offset!(sock_v6_daddr)).unwrap_or([0; 4]))
+        Addr(read::<[u32; 4]>(sk, offset!(sock_v6_daddr)).unwrap_or([0; 4]))
     };
-    let port = u16::from_be(read::<u16>(end.tcp, offset!(sock_dport)).unwrap_or(0));
+    let port = u16::from_be(read::<u16>(sk, offset!(sock_dport)).unwrap_or(0));
     let header = header(KIND_MET, size_of::<Met>(), label, record::next_seq(RING_STDIO));
-    entry.write(Met { header, connection: id, cookie: key.inode, peer, peer_port: port as u32, _pad: 0 });
+    entry.write(Met { header, connection: id, cookie, peer, peer_port: port as u32, _pad: 0 });
     entry.submit(waking(label, size_of::<Met>() as u64));
+    1
 }
 
 /// The connection is closed: nothing more moves.
@@ -411,10 +446,26 @@ pub(crate) fn closed(cookie: u64) {
 #[inline(always)]
 fn moved(end: &End, direction: u32, base: u64, bytes: u64) {
     let key = &end.key(direction);
-    meet(end, key, base);
+    meet(end, direction, base);
+    if bytes <= CHUNK_BYTES as u64 {
+        // SAFETY: plain integers.
+        unsafe { record_one(key.inode, (key.dev as u64) << 32 | direction as u64, base, bytes) };
+        return;
+    }
     let Some((m, _)) = admit(key, bytes) else { return };
     (m.base, m.rest) = (base, bytes);
     record_all(m);
+}
+
+/// What moves in most calls: bytes at one place that are one record. A global
+/// function, as [`record_moved`] is. `wire`: device, then direction.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub unsafe extern "C" fn record_one(inode: u64, wire: u64, base: u64, bytes: u64) -> u64 {
+    let key = WireKey { inode, dev: (wire >> 32) as u32, direction: wire as u32 };
+    let Some((mut m, wire)) = place(&key, bytes) else { return 0 };
+    put_data(&mut m, wire, bytes, base);
+    1
 }
 
 /// Where bytes lie that are in several places: `struct iovec` at `segments`, the
@@ -445,9 +496,9 @@ fn moved_in_parts(end: &End, direction: u32, parts: Parts, bytes: u64) {
     let key = &end.key(direction);
     let Parts { segments, count, skip, in_kernel } = parts;
     if end.tcp != 0 && !in_kernel {
-        meet(end, key, first_base(segments));
+        meet(end, direction, first_base(segments));
     } else if end.tcp != 0 {
-        meet(end, key, read::<u64>(segments, 0).unwrap_or(0));
+        meet(end, direction, read::<u64>(segments, 0).unwrap_or(0));
     }
     let Some((m, _)) = admit(key, bytes) else { return };
     (m.segments, m.count, m.in_kernel) = (segments, count, in_kernel as u64);
@@ -558,15 +609,7 @@ extern "C" fn step(_index: u32, work: *mut Work) -> i64 {
         n = CHUNK_BYTES as u64;
     }
     let base = m.base;
-    if n <= CHUNK_CLASSES[0] as u64 {
-        put::<{ CHUNK_CLASSES[0] }>(m, wire, n, base);
-    } else if n <= CHUNK_CLASSES[1] as u64 {
-        put::<{ CHUNK_CLASSES[1] }>(m, wire, n, base);
-    } else if n <= CHUNK_CLASSES[2] as u64 {
-        put::<{ CHUNK_CLASSES[2] }>(m, wire, n, base);
-    } else {
-        put::<{ CHUNK_CLASSES[3] }>(m, wire, n, base);
-    }
+    put_data(m, wire, n, base);
     m.left -= n;
     m.rest -= n;
     m.base += n;
@@ -576,6 +619,20 @@ extern "C" fn step(_index: u32, work: *mut Work) -> i64 {
         m.left = 0;
     }
     0
+}
+
+/// One record of up to [`CHUNK_BYTES`].
+#[inline(always)]
+fn put_data(m: &mut Moved, wire: *mut Wire, n: u64, base: u64) {
+    if n <= CHUNK_CLASSES[0] as u64 {
+        put::<{ CHUNK_CLASSES[0] }>(m, wire, n, base);
+    } else if n <= CHUNK_CLASSES[1] as u64 {
+        put::<{ CHUNK_CLASSES[1] }>(m, wire, n, base);
+    } else if n <= CHUNK_CLASSES[2] as u64 {
+        put::<{ CHUNK_CLASSES[2] }>(m, wire, n, base);
+    } else {
+        put::<{ CHUNK_CLASSES[3] }>(m, wire, n, base);
+    }
 }
 
 #[repr(C)]

@@ -19,6 +19,12 @@ fn concerned(ret: i64) -> bool {
     ret > 0 && watched((bpf_get_current_pid_tgid() >> 32) as u32)
 }
 
+/// As a number: a global function takes no pointer whose type the verifier knows.
+#[inline(always)]
+fn untyped(pointer: u64) -> u64 {
+    read::<u64>((&raw const pointer) as u64, 0).unwrap_or(0)
+}
+
 /// `pipe_write(struct kiocb *, struct iov_iter *)`; `anon_pipe_write` since 6.16.
 #[fexit(function = "pipe_write")]
 pub fn pipe_write(ctx: FExitContext) -> i32 {
@@ -89,7 +95,7 @@ pub fn unix_receive(ctx: FExitContext) -> i32 {
 pub fn tcp_send(ctx: FExitContext) -> i32 {
     let ret: i32 = ctx.arg(3);
     if concerned(ret as i64)
-        && let Some(end) = tcp(ctx.arg(0))
+        && let Some(end) = tcp(untyped(ctx.arg(0)))
     {
         iterated(end, FROM_SERVER, ctx.arg::<u64>(1) + offset!(msghdr_iter), ret as u64);
     }
@@ -102,7 +108,7 @@ pub fn tcp_receive(ctx: FExitContext) -> i32 {
     let ret: i32 = ctx.arg(5);
     if concerned(ret as i64)
         && ctx.arg::<u32>(3) & MSG_PEEK == 0
-        && let Some(end) = tcp(ctx.arg(0))
+        && let Some(end) = tcp(untyped(ctx.arg(0)))
     {
         iterated(end, FROM_CLIENT, ctx.arg::<u64>(1) + offset!(msghdr_iter), ret as u64);
     }

@@ -4,7 +4,7 @@
 //! call that was blocked when the program was attached is seen, too.
 
 use super::{End, Parts, end, file, moved, moved_in_parts, moved_unread, watched};
-use crate::kernel::{self, offset, read};
+use crate::kernel::{Typed, offset, read};
 use aya_ebpf::helpers::bpf_get_current_pid_tgid;
 use aya_ebpf::helpers::generated::{bpf_loop, bpf_probe_read_user};
 use aya_ebpf::macros::raw_tracepoint;
@@ -16,12 +16,19 @@ use sensor_common::stdio::{
 };
 
 /// Offsets in `struct pt_regs`, x86-64.
+const RBX: u64 = 40;
 const R10: u64 = 56;
 const RDX: u64 = 96;
-const RSI: u64 = 104;
-const RDI: u64 = 112;
-const ORIG_RAX: u64 = 120;
-const RBX: u64 = 40;
+
+/// What lies in it from there on: reading all of it costs what one word costs.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Registers {
+    rdx: u64,
+    rsi: u64,
+    rdi: u64,
+    orig_rax: u64,
+}
 
 /// arch/x86/entry/syscalls/syscall_64.tbl
 mod nr {
@@ -56,63 +63,79 @@ pub fn syscall(ctx: RawTracePointContext) -> i32 {
         return 0;
     }
     let regs: u64 = ctx.arg(0);
-    let Some(nr) = read::<u64>(regs, ORIG_RAX) else { return 0 };
-    let arg = |at: u64| read::<u64>(regs, at).unwrap_or(0);
+    let Some(Registers { rdx, rsi, rdi, orig_rax: nr }) = read::<Registers>(regs, RDX) else { return 0 };
+    let other = |at: u64| read::<u64>(regs, at).unwrap_or(0);
     if is_compat() {
-        compat(nr, arg(RBX), ret as u64);
+        compat(nr, other(RBX), ret as u64);
         return 0;
     }
     let bytes = ret as u64;
+    let (direction, lie) = match nr {
+        nr::READ | nr::RECVFROM => (FROM_CLIENT, Lie::AtOnce),
+        nr::WRITE | nr::SENDTO => (FROM_SERVER, Lie::AtOnce),
+        nr::READV | nr::PREADV2 => (FROM_CLIENT, Lie::InParts),
+        nr::WRITEV | nr::PWRITEV2 => (FROM_SERVER, Lie::InParts),
+        nr::RECVMSG => (FROM_CLIENT, Lie::InMessage),
+        nr::SENDMSG => (FROM_SERVER, Lie::InMessage),
+        nr::RECVMMSG => (FROM_CLIENT, Lie::InMessages),
+        nr::SENDMMSG => (FROM_SERVER, Lie::InMessages),
+        _ => {
+            elsewhere(nr, rdi, rsi, rdx, bytes);
+            return 0;
+        }
+    };
+    let flags = match nr {
+        nr::RECVFROM | nr::RECVMMSG => other(R10),
+        nr::RECVMSG => rdx,
+        _ => 0,
+    };
+    if flags & MSG_PEEK != 0 {
+        return 0;
+    }
+    // SAFETY: plain integers; the callback and its context outlive the call.
+    unsafe {
+        match lie {
+            Lie::AtOnce => note_bytes(rdi, direction, rsi, bytes),
+            Lie::InParts => note_parts(rdi, direction, rsi, rdx, bytes),
+            Lie::InMessage => note_message(rdi, direction, rsi, bytes),
+            Lie::InMessages => {
+                let mut m = Messages { fd: rdi, direction, at: rsi };
+                let done = bpf_loop(bytes as u32, one_message as *mut c_void, (&raw mut m).cast(), 0);
+                done as u64
+            }
+        };
+    }
+    0
+}
+
+/// Where the bytes of a call lie.
+#[derive(Clone, Copy)]
+enum Lie {
+    AtOnce,
+    /// `struct iovec`
+    InParts,
+    /// `struct user_msghdr`
+    InMessage,
+    /// `struct mmsghdr`
+    InMessages,
+}
+
+/// Calls whose bytes are in no memory of the task's.
+#[inline(always)]
+fn elsewhere(nr: u64, rdi: u64, rsi: u64, rdx: u64, bytes: u64) {
     match nr {
-        nr::READ | nr::WRITE | nr::SENDTO | nr::RECVFROM => {
-            if nr == nr::RECVFROM && arg(R10) & MSG_PEEK != 0 {
-                return 0;
-            }
-            let direction = if nr == nr::READ || nr == nr::RECVFROM { FROM_CLIENT } else { FROM_SERVER };
-            if let Some(end) = wire(arg(RDI)) {
-                moved(&end, direction, arg(RSI), bytes);
-            }
-        }
-        nr::READV | nr::WRITEV | nr::PREADV2 | nr::PWRITEV2 => {
-            let direction = if nr == nr::READV || nr == nr::PREADV2 { FROM_CLIENT } else { FROM_SERVER };
-            if let Some(end) = wire(arg(RDI)) {
-                let parts = Parts { segments: arg(RSI), count: arg(RDX), skip: 0, in_kernel: false };
-                moved_in_parts(&end, direction, parts, bytes);
-            }
-        }
-        nr::SENDMSG | nr::RECVMSG => {
-            if nr == nr::RECVMSG && arg(RDX) & MSG_PEEK != 0 {
-                return 0;
-            }
-            let direction = if nr == nr::RECVMSG { FROM_CLIENT } else { FROM_SERVER };
-            if let Some(end) = wire(arg(RDI)) {
-                message(&end, direction, arg(RSI), bytes);
-            }
-        }
-        nr::SENDMMSG | nr::RECVMMSG => {
-            if nr == nr::RECVMMSG && arg(R10) & MSG_PEEK != 0 {
-                return 0;
-            }
-            let direction = if nr == nr::RECVMMSG { FROM_CLIENT } else { FROM_SERVER };
-            if let Some(end) = wire(arg(RDI)) {
-                let mut m = Messages { end, direction, at: arg(RSI) };
-                // SAFETY: the callback and its context outlive the call.
-                unsafe { bpf_loop(bytes as u32, one_message as *mut c_void, (&raw mut m).cast(), 0) };
-            }
-        }
         nr::SPLICE => {
-            unread(arg(RDI), FROM_CLIENT, bytes, HOW_SPLICE);
-            unread(arg(RDX), FROM_SERVER, bytes, HOW_SPLICE);
+            unread(rdi, FROM_CLIENT, bytes, HOW_SPLICE);
+            unread(rdx, FROM_SERVER, bytes, HOW_SPLICE);
         }
-        nr::TEE => unread(arg(RSI), FROM_SERVER, bytes, HOW_TEE),
-        nr::SENDFILE => unread(arg(RDI), FROM_SERVER, bytes, HOW_SENDFILE),
+        nr::TEE => unread(rsi, FROM_SERVER, bytes, HOW_TEE),
+        nr::SENDFILE => unread(rdi, FROM_SERVER, bytes, HOW_SENDFILE),
         nr::VMSPLICE => {
-            unread(arg(RDI), FROM_CLIENT, bytes, HOW_VMSPLICE);
-            unread(arg(RDI), FROM_SERVER, bytes, HOW_VMSPLICE);
+            unread(rdi, FROM_CLIENT, bytes, HOW_VMSPLICE);
+            unread(rdi, FROM_SERVER, bytes, HOW_VMSPLICE);
         }
         _ => {}
     }
-    0
 }
 
 #[inline(always)]
@@ -120,11 +143,46 @@ fn wire(fd: u64) -> Option<End> {
     file(fd as u32).and_then(end)
 }
 
+// Global functions, each of which the verifier looks at once: the frames of a
+// chain of calls have 512 bytes together.
+
+/// Read or written at one place.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub unsafe extern "C" fn note_bytes(fd: u64, direction: u32, base: u64, bytes: u64) -> u64 {
+    let Some(end) = wire(fd) else { return 0 };
+    moved(&end, direction, base, bytes);
+    1
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub unsafe extern "C" fn note_parts(fd: u64, direction: u32, segments: u64, count: u64, bytes: u64) -> u64 {
+    let Some(end) = wire(fd) else { return 0 };
+    moved_in_parts(&end, direction, Parts { segments, count, skip: 0, in_kernel: false }, bytes);
+    1
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub unsafe extern "C" fn note_message(fd: u64, direction: u32, at: u64, bytes: u64) -> u64 {
+    let Some(end) = wire(fd) else { return 0 };
+    message(&end, direction, at, bytes);
+    1
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub unsafe extern "C" fn note_unread(fd: u64, direction: u32, bytes: u64, how: u32) -> u64 {
+    let Some(end) = wire(fd) else { return 0 };
+    moved_unread(&end, direction, bytes, how);
+    1
+}
+
 #[inline(always)]
 fn unread(fd: u64, direction: u32, bytes: u64, how: u32) {
-    if let Some(end) = wire(fd) {
-        moved_unread(&end, direction, bytes, how);
-    }
+    // SAFETY: plain integers.
+    unsafe { note_unread(fd, direction, bytes, how) };
 }
 
 /// A word of user memory; 0 if it cannot be read.
@@ -148,7 +206,7 @@ fn message(end: &End, direction: u32, at: u64, bytes: u64) {
 
 #[repr(C)]
 struct Messages {
-    end: End,
+    fd: u64,
     direction: u32,
     at: u64,
 }
@@ -161,8 +219,8 @@ extern "C" fn one_message(_index: u32, m: *mut Messages) -> i64 {
     let m = unsafe { &mut *m };
     let bytes = user_word(m.at + LEN) as u32 as u64;
     if bytes > 0 {
-        let end = m.end;
-        message(&end, m.direction, m.at, bytes);
+        // SAFETY: plain integers.
+        unsafe { note_message(m.fd, m.direction, m.at, bytes) };
     }
     m.at += SIZE;
     0
@@ -173,7 +231,7 @@ extern "C" fn one_message(_index: u32, m: *mut Messages) -> i64 {
 #[inline(always)]
 fn is_compat() -> bool {
     const TS_COMPAT: u32 = 2;
-    read::<u32>(kernel::current(), offset!(task_status)).unwrap_or(0) & TS_COMPAT != 0
+    Typed::current().field::<u32>(offset!(task_status)) & TS_COMPAT != 0
 }
 
 /// Its numbers and structures are others: only how much moved is recorded.

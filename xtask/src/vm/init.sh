@@ -69,8 +69,8 @@ makes() {
 }
 over_pipes() { ask | speak "$@" 2>/run/speak | cat >/dev/null; }
 over_http() {
-    call='{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"echo","arguments":{}}}'
-    printf 'POST /mcp HTTP/1.1\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s' ${#call} "$call" |
+    request='{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"echo","arguments":{}}}'
+    printf 'POST /mcp HTTP/1.1\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s' ${#request} "$request" |
         nc 127.0.0.1 7002 >/dev/null
 }
 # Answers any request as a server does that was asked to call a tool.
@@ -89,17 +89,27 @@ hash=$(sha256sum /bin/hashed | cut -d ' ' -f 1)
 echo "  - {name: hashed, profile: loopback, mode: enforce, match: [{exe: /bin/hashed, sha256: $hash}]}" >>/policy.yaml
 attempt dns-answer --to 192.0.2.53 --port 53 --via 192.0.2.80 >/dev/null 2>&1 &
 nc -ll -p 7001 -e cat >/dev/null 2>&1 &
-mcp-sensor run --policy /policy.yaml --control /run/control.sock --state-dir /run/state \
-    --events /run/events >/run/said 2>/run/log &
-sensor=$!
-waited=0
-while ! grep -qx ready /run/said; do
-    waited=$((waited + 1))
-    if [ $waited -gt 1200 ] || [ ! -d /proc/$sensor ]; then
-        break
-    fi
-    sleep 0.1
-done
+# A sensor, ready or ended.
+start() {
+    : >/run/said
+    mcp-sensor run --policy /policy.yaml --control /run/control.sock --state-dir /run/state \
+        --events /run/events "$@" >/run/said 2>/run/log &
+    sensor=$!
+    waited=0
+    while ! grep -qx ready /run/said; do
+        waited=$((waited + 1))
+        if [ $waited -gt 1200 ] || [ ! -d /proc/$sensor ]; then
+            break
+        fi
+        sleep 0.1
+    done
+}
+reads_by() {
+    cat /run/log
+    mcp-sensor status --control /run/control.sock
+    mcp-sensor status --control /run/control.sock | grep -Eq "stdio +(attached|fallback) +$1 back end"
+}
+start
 claim sensor_becomes_ready grep -qx ready /run/said
 if grep -qx ready /run/said; then
     attempt="attempt tcp-connect --to 127.0.0.1 --port 7001"
@@ -120,7 +130,7 @@ if grep -qx ready /run/said; then
     claim another_name_is_not_asked is_stopped $named "[$other]"
     claim an_address_is_open_after_its_name_is_asked all_reach $named "[$ask,$connect]"
     mcp-sensor status --control /run/control.sock
-    claim stdio_is_read_by_functions sh -c 'mcp-sensor status --control /run/control.sock | grep -q "stdio.*function"'
+    claim stdio_is_read_by_functions reads_by function
     call='"type":"tool_call".*"tool":"echo".*"server":"speak".*"outcome":"ok"'
     for write in write writev uring-write uring-writev; do
         claim "a_call_answered_by_${write}_is_recorded" makes "$call" --write $write
@@ -139,8 +149,14 @@ if grep -qx ready /run/said; then
     sleep 1
     claim denial_is_an_event grep -q '"verdict":"deny"' /run/events
     kill -9 $sensor
-    sleep 1
+    wait $sensor
     claim unlabelled_connect_after_the_agents_death reaches $attempt
+    start --capture syscall
+    claim stdio_is_read_where_system_calls_return reads_by syscall
+    for write in write writev; do
+        claim "a_call_answered_by_${write}_is_recorded_there" makes "$call" --write $write
+    done
+    claim spliced_bytes_are_counted_there makes '"type":"uninspected".*"how":"splice"' --write splice
 else
     cat /run/log
 fi

@@ -20,16 +20,18 @@ pub(crate) trait Caller {
     fn exchange(&mut self, message: &str, id: Option<u64>) -> Result<()>;
 }
 
-/// The client and what it starts share one CPU: where the scheduler puts them
-/// would change a round trip more than anything that is measured.
+/// The client's. Where the scheduler puts client and server changes a round trip
+/// more than anything that is measured.
 pub(crate) const CPU: usize = 1;
+/// Of a server that is not to share it.
+pub(crate) const OTHER_CPU: usize = 0;
 
 /// This thread stays on that CPU until this is dropped.
 pub(crate) struct OnCpu(CpuSet);
 
 pub(crate) fn on_cpu() -> Result<OnCpu> {
     let before = sched_getaffinity(Pid::from_raw(0))?;
-    to_cpu().context("the client needs a second CPU")?;
+    to_cpu(CPU).context("the client needs a second CPU")?;
     Ok(OnCpu(before))
 }
 
@@ -46,15 +48,15 @@ pub(crate) fn enter(command: &mut Command, procs: OwnedFd) {
     unsafe { command.pre_exec(move || Ok(nix::unistd::write(&procs, b"0").map(drop)?)) };
 }
 
-/// Makes `command` stay on the client's CPU.
-pub(crate) fn pin(command: &mut Command) {
+/// Makes `command` stay on that CPU.
+pub(crate) fn pin(command: &mut Command, cpu: usize) {
     // SAFETY: between fork and exec only a system call with a set on the stack.
-    unsafe { command.pre_exec(|| Ok(to_cpu()?)) };
+    unsafe { command.pre_exec(move || Ok(to_cpu(cpu)?)) };
 }
 
-fn to_cpu() -> nix::Result<()> {
+fn to_cpu(cpu: usize) -> nix::Result<()> {
     let mut cpus = CpuSet::new();
-    cpus.set(CPU)?;
+    cpus.set(cpu)?;
     sched_setaffinity(Pid::from_raw(0), &cpus)
 }
 

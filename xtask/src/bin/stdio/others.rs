@@ -15,7 +15,7 @@ use mcp_sensor_tests::cgroup::Subtree;
 use crate::{
     Report,
     agent::{Agent, policy},
-    client::{Server, Session, enter, pin},
+    client::{CPU, Server, Session, enter, pin},
     figures::median,
 };
 
@@ -73,7 +73,7 @@ fn measured(cgroup: &Subtree) -> Result<Figures> {
     // Pipes for both would make it a candidate.
     command.stdin(Stdio::null()).stderr(Stdio::inherit());
     enter(&mut command, cgroup.entrance()?);
-    pin(&mut command);
+    pin(&mut command, CPU);
     let said = command.output()?;
     let text = String::from_utf8_lossy(&said.stdout);
     let figures: Vec<f64> = text.split_whitespace().filter_map(|t| t.parse().ok()).collect();
