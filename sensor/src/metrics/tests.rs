@@ -300,7 +300,7 @@ fn the_end_of_the_certificate_is_a_gauge_under_both_names() {
     let text = metrics.text();
     let shown = value(&text, "mcp_sensor_certificate_expiry_timestamp_seconds");
     assert_eq!(shown, Some(end as f64), "{text}");
-    let request = metrics.request(&identity(), 1);
+    let request = metrics.request("mcp-sensor", &identity().sensor, 1);
     let sent = &request.resource_metrics[0].scope_metrics[0].metrics;
     let gauge = sent.iter().find(|m| m.name == CERTIFICATE.0).unwrap();
     let Some(Data::Gauge(gauge)) = &gauge.data else { panic!("{gauge:?}") };
