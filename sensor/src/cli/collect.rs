@@ -2,13 +2,24 @@
 
 use super::{CollectArgs, Exit, Failure, output};
 use crate::collect::log::Settings;
-use crate::collect::{Archive, Collector, Listen, ListenError, StoreError, View};
+use crate::collect::output::Configured;
+use crate::collect::output::file::{Invalid, LoadError, load};
+use crate::collect::{Archive, Collector, Listen, ListenError, StoreError, View, wants_color};
 use crate::event::file::Rotation;
+use crate::policy::diagnostic::render;
+use std::io::IsTerminal as _;
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
 
 pub(super) fn run(args: &CollectArgs) -> anyhow::Result<ExitCode> {
+    let outputs = outputs(args)?;
+    if args.check {
+        return Ok(ExitCode::SUCCESS);
+    }
+    // The parser asks for it otherwise.
+    let dir = args.dir.as_deref().unwrap_or(Path::new("."));
     let listen: Listen =
         args.listen.parse().map_err(|e: ListenError| Failure::new(Exit::Usage, e.to_string()))?;
     let tls = args.tls.open()?;
@@ -18,13 +29,17 @@ pub(super) fn run(args: &CollectArgs) -> anyhow::Result<ExitCode> {
         keep: Duration::from_secs(u64::from(args.keep_days) * 24 * 60 * 60),
     };
     let lines = (!args.no_ndjson).then_some(Rotation { max_bytes: args.max_bytes, keep: args.keep });
-    let archive = Archive::open(&args.dir, settings, lines).map_err(|error| {
+    let failed = |error: StoreError| {
         let failure = Failure::new(Exit::Failure, error.to_string());
         match error {
             StoreError::InUse(_) => failure.hint("give each collector a directory of its own with --dir"),
             _ => failure,
         }
-    })?;
+    };
+    let mut archive = Archive::open(dir, settings, lines).map_err(failed)?;
+    for output in outputs {
+        archive.add(output).map_err(failed)?;
+    }
     let printing =
         if args.quiet { None } else { Some(View::spawn(output::style(args.output), std::io::stdout())?) };
     let (view, printer) = printing.unzip();
@@ -60,6 +75,34 @@ pub(super) fn run(args: &CollectArgs) -> anyhow::Result<ExitCode> {
         printer.finish(Duration::from_secs(2));
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// What the file of outputs says; `--check` prints it.
+fn outputs(args: &CollectArgs) -> anyhow::Result<Vec<Configured>> {
+    let Some(path) = &args.outputs else { return Ok(Vec::new()) };
+    let loaded = load(path).map_err(|error| match error {
+        LoadError::Read(..) => Failure::new(Exit::NotFound, error.to_string()),
+        LoadError::Invalid(invalid) => {
+            let Invalid { path, source_text, findings } = &invalid;
+            eprint!(
+                "{}",
+                render(findings, path, source_text, std::io::stderr().is_terminal() && wants_color())
+            );
+            Failure::new(Exit::PolicyInvalid, format!("{path}: nothing was started"))
+                .hint("correct the file; `mcp-sensor collect --check --outputs FILE` only checks it")
+        }
+    })?;
+    for warning in &loaded.warnings {
+        tracing::warn!("{}", warning.line(&path.display().to_string()));
+    }
+    if args.check {
+        let mut text = format!("{}: {} outputs\n", path.display(), loaded.outputs.len());
+        for output in &loaded.outputs {
+            text.push_str(&format!("  {} ({})\n", output.name, output.kind.name()));
+        }
+        output::text(&text)?;
+    }
+    Ok(loaded.outputs)
 }
 
 /// A descriptor for each sensor: the usual soft limit of 1024 is for programs

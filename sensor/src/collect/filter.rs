@@ -5,8 +5,9 @@ use crate::event::{Body, Event, decision, json, pb, server};
 /// Entries of one list of a filter.
 const MAX_ENTRIES: usize = 1024;
 
-#[derive(Clone, Debug)]
-pub(super) struct Filter {
+/// The default lets everything pass.
+#[derive(Clone, Debug, Default)]
+pub struct Filter {
     wanted: pb::EventFilter,
 }
 
@@ -39,14 +40,15 @@ impl Filter {
     pub(super) fn passes(&self, event: &Event) -> bool {
         let w = &self.wanted;
         let (since, until) = self.times();
+        let there = event.time_unix_ns >= since
+            && event.time_unix_ns < until
+            && (w.sensors.is_empty() || w.sensors.contains(&event.sensor));
         let Some(body) = &event.body else {
             // Of a newer sensor: only who asks for nothing special gets it.
-            return w.types.is_empty() && w.servers.is_empty() && w.verdicts.is_empty();
+            return there && w.types.is_empty() && w.servers.is_empty() && w.verdicts.is_empty();
         };
         let low = matches!(body, Body::Finding(f) if f.severity < w.min_severity);
-        !low && event.time_unix_ns >= since
-            && event.time_unix_ns < until
-            && (w.sensors.is_empty() || w.sensors.contains(&event.sensor))
+        !low && there
             && (w.servers.is_empty() || w.servers.iter().any(|s| s == server(body)))
             && (w.verdicts.is_empty() || decision(body).is_some_and(|d| w.verdicts.contains(&d.verdict)))
             && (w.types.is_empty() || w.types.iter().any(|t| t == json::type_name(body)))

@@ -11,7 +11,6 @@ mod filter;
 mod fleet;
 mod local;
 pub mod log;
-mod ndjson;
 pub mod output;
 mod positions;
 mod query;

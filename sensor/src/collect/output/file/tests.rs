@@ -1,0 +1,110 @@
+//! What is taken of a file of outputs, and what is said of a wrong one.
+
+use super::*;
+
+fn lines(text: &str) -> Vec<String> {
+    parse(text.as_bytes(), Path::new("/base")).unwrap_err().iter().map(|f| f.line("o.yaml")).collect()
+}
+
+#[track_caller]
+fn refused(text: &str, place: &str, message: &str) {
+    let lines = lines(text);
+    let found =
+        lines.iter().any(|l| l.starts_with(&format!("o.yaml:{place}: error: ")) && l.contains(message));
+    assert!(found, "{place} {message}\n{lines:#?}");
+}
+
+#[test]
+fn an_output_is_read_with_its_filter_and_paths_are_relative_to_the_file() {
+    let text = "\
+outputs:
+  - name: siem-1
+    format: ocsf
+    filter: {types: [connection, finding], verdicts: [deny], sensors: [web-1], min_severity: high}
+    ndjson: {path: lines, keep: 3}
+  - name: other
+    ndjson: {path: /var/lib/lines}
+";
+    let loaded = parse(text.as_bytes(), Path::new("/base")).unwrap();
+    assert!(loaded.warnings.is_empty());
+    let [first, second] = &loaded.outputs[..] else { panic!() };
+    assert_eq!((first.name.as_str(), first.format, second.format), ("siem-1", Format::Ocsf, Format::Ndjson));
+    let settings = |kind: &Kind| match kind {
+        Kind::Ndjson(settings) => settings.clone(),
+    };
+    let (lines, other) = (settings(&first.kind), settings(&second.kind));
+    assert_eq!((lines.dir.as_path(), lines.rotation.keep), (Path::new("/base/lines"), 3));
+    assert_eq!(other.dir, Path::new("/var/lib/lines"));
+    let finding = |severity: pb::Severity| crate::event::Event {
+        sensor: "web-1".to_owned(),
+        body: Some(crate::event::Body::Finding(pb::Finding {
+            severity: severity.into(),
+            ..Default::default()
+        })),
+        ..Default::default()
+    };
+    assert!(!first.filter.passes(&finding(pb::Severity::High)), "it is no verdict");
+    assert!(second.filter.passes(&finding(pb::Severity::Low)));
+}
+
+#[test]
+fn what_is_wrong_is_said_with_its_place_and_what_would_be_right() {
+    refused("outputs:\n  - {name: a, nonsense: 1}\n", "2:15", "nonsense");
+    refused("outputs:\n  - name: a\n    name: b\n", "3:5", "name");
+    refused(
+        "outputs:\n  - {name: A_b, ndjson: {path: x}}\n",
+        "2:12",
+        "`A_b` is no name of an output (a to z",
+    );
+    refused("outputs:\n  - {name: ndjson, ndjson: {path: x}}\n", "2:12", "built in");
+    refused("outputs:\n  - {name: a}\n", "2:5", "one of ndjson");
+    refused(
+        "outputs:\n  - {name: a, format: cef, ndjson: {path: x}}\n",
+        "2:23",
+        "outputs[0].format: `cef` is not known (one of native, ocsf, ecs)",
+    );
+    refused(
+        "outputs:\n  - name: a\n    filter: {types: [verdict]}\n    ndjson: {path: x}\n",
+        "3:22",
+        "outputs[0].filter.types: `verdict` is not known (one of connection",
+    );
+    refused(
+        "outputs:\n  - {name: a, ndjson: {path: x}}\n  - {name: a, ndjson: {path: y}}\n",
+        "3:12",
+        "a second output `a`",
+    );
+    refused(
+        "outputs:\n  - {name: a, ndjson: {path: x}}\n  - {name: b, ndjson: {path: x}}\n",
+        "3:5",
+        "another output writes there",
+    );
+    refused("outputs:\n  - {name: a, ndjson: {path: x, max_bytes: 5}}\n", "2:44", "5 is not from");
+    assert_eq!(lines("# nothing\n"), ["o.yaml: error: the file is empty (begin with `outputs:`)"]);
+    assert!(lines("outputs: [\n")[0].starts_with("o.yaml:"));
+}
+
+#[test]
+fn several_mistakes_are_told_at_once() {
+    let text = "outputs:\n  - {name: '', format: x, ndjson: {path: x}}\n  - {name: b}\n";
+    assert_eq!(lines(text).len(), 3);
+}
+
+#[test]
+fn times_have_units() {
+    assert_eq!(duration("500ms"), Some(Duration::from_millis(500)));
+    assert_eq!(duration("2m"), Some(Duration::from_secs(120)));
+    for bad in ["", "5", "s", "5 s", "-1s", "99999999999999999999s", "400000000000000000m", "5d"] {
+        assert_eq!(duration(bad), None, "{bad}");
+    }
+}
+
+proptest::proptest! {
+    /// Whatever the file holds.
+    #[test]
+    fn any_bytes_end_in_outputs_or_in_findings(bytes in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..400)) {
+        let _ = parse(&bytes, Path::new("/"));
+        let mut yaml = b"outputs:\n  - name: ".to_vec();
+        yaml.extend(bytes);
+        let _ = parse(&yaml, Path::new("/"));
+    }
+}
