@@ -191,9 +191,7 @@ fn fill(body: &Body, to: &mut Attributes, rest: &mut Rest) {
     if crate::event::decision(body).is_some() {
         to.take(rest, &VERDICT);
     }
-    if crate::event::actor(body).is_some() {
-        to.take(rest, &PROCESS);
-    }
+    to.take(rest, &PROCESS);
 }
 
 /// The word of the transport and of the outcome stay: no attribute says as much.

@@ -5,6 +5,9 @@
 
 pub mod collector;
 pub mod log;
+pub mod nats;
+pub mod otlp;
+pub mod outputs;
 pub mod reflection;
 
 use mcp_sensor::control::{self, Agent, ControlError, ControlSocket, Limits, Peer};

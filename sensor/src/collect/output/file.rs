@@ -1,9 +1,9 @@
 //! The file of outputs (`collect --outputs FILE`): every key known, everything
 //! wrong with it found at once, with its place.
 
-use super::ndjson;
 use super::secret::Secret;
 use super::{Output, Place, Ready};
+use super::{nats, ndjson, otlp};
 use crate::collect::filter::Filter;
 use crate::collect::log::Source;
 use crate::collect::store::StoreError;
@@ -38,7 +38,9 @@ struct RawOutput {
     name: Spanned<String>,
     format: Option<Spanned<String>>,
     filter: Option<RawFilter>,
+    nats: Option<Spanned<nats::settings::Raw>>,
     ndjson: Option<Spanned<ndjson::Raw>>,
+    otlp: Option<Spanned<otlp::settings::Raw>>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -67,13 +69,17 @@ pub struct Configured {
 /// Where it goes. `Context` has what each needs to check its part of the file.
 #[derive(Debug)]
 pub enum Kind {
+    Nats(Box<nats::Settings>),
     Ndjson(ndjson::Settings),
+    Otlp(Box<otlp::Settings>),
 }
 
 impl Kind {
     pub fn name(&self) -> &'static str {
         match self {
+            Kind::Nats(_) => nats::KIND,
             Kind::Ndjson(_) => ndjson::KIND,
+            Kind::Otlp(_) => otlp::KIND,
         }
     }
 }
@@ -84,8 +90,11 @@ impl Configured {
         let place = Place::load(dir, &self.name, source)
             .map_err(|source| StoreError::Io { path: dir.join("outputs"), source })?;
         let (name, format) = (self.name, self.format);
+        let starting = |source| StoreError::Io { path: dir.join("outputs").join(&name), source };
         let output: Box<dyn Output> = match self.kind {
+            Kind::Nats(settings) => Box::new(nats::Nats::new(&name, *settings, format).map_err(starting)?),
             Kind::Ndjson(settings) => Box::new(ndjson::Ndjson::open(&name, format, settings, &place)?),
+            Kind::Otlp(settings) => Box::new(otlp::Otlp::new(&name, *settings).map_err(starting)?),
         };
         Ok(Ready { place, filter: self.filter, output })
     }
@@ -158,7 +167,7 @@ pub fn parse(bytes: &[u8], base: &Path) -> Result<Loaded, Vec<Diagnostic>> {
 }
 
 fn output(context: &mut Context<'_>, raw: &Spanned<RawOutput>) -> Option<Configured> {
-    let RawOutput { name, format, filter, ndjson } = &raw.value;
+    let RawOutput { name, format, filter, nats, ndjson, otlp } = &raw.value;
     let good = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
     let named = !name.value.is_empty() && name.value.len() <= MAX_NAME && name.value.chars().all(good);
     if !named {
@@ -169,6 +178,7 @@ fn output(context: &mut Context<'_>, raw: &Spanned<RawOutput>) -> Option<Configu
         context.error(at(name), "name", "`ndjson` is built in").help =
             Some("choose another; --no-ndjson leaves out the one that is built in".to_owned());
     }
+    let written = format.as_ref();
     let format = format.as_ref().map_or(Some(Format::Ndjson), |format| match format.value.as_str() {
         "native" => Some(Format::Ndjson),
         "ocsf" => Some(Format::Ocsf),
@@ -183,8 +193,20 @@ fn output(context: &mut Context<'_>, raw: &Spanned<RawOutput>) -> Option<Configu
         |raw| context.within("filter", |context| self::filter(context, raw)),
     );
     let mut kinds: Vec<Option<Kind>> = Vec::new();
+    if let Some(raw) = nats {
+        let settings = context.within(nats::KIND, |c| nats::settings::check(c, &raw.value));
+        kinds.push(settings.map(Box::new).map(Kind::Nats));
+    }
     if let Some(raw) = ndjson {
         kinds.push(context.within(ndjson::KIND, |c| ndjson::check(c, &raw.value)).map(Kind::Ndjson));
+    }
+    if let Some(raw) = otlp {
+        let settings = context.within(otlp::KIND, |c| otlp::settings::check(c, &raw.value));
+        kinds.push(settings.map(Box::new).map(Kind::Otlp));
+        if let Some(format) = written {
+            context.error(at(format), "format", "OTLP has a form of its own").help =
+                Some("leave out `format`".to_owned());
+        }
     }
     if kinds.len() != 1 {
         let message = if kinds.is_empty() { "it says not where to" } else { "it says more than one place" };
@@ -194,7 +216,7 @@ fn output(context: &mut Context<'_>, raw: &Spanned<RawOutput>) -> Option<Configu
     Some(Configured { name: name.value.clone(), format: format?, filter: filter?, kind: kind? })
 }
 
-const KINDS: &[&str] = &[ndjson::KIND];
+const KINDS: &[&str] = &[nats::KIND, ndjson::KIND, otlp::KIND];
 
 fn filter(context: &mut Context<'_>, raw: &RawFilter) -> Option<Filter> {
     let verdicts = [pb::Verdict::Allow, pb::Verdict::Deny, pb::Verdict::WouldDeny];
@@ -277,7 +299,7 @@ impl Context<'_> {
         if key.is_empty() { self.path.clone() } else { format!("{}.{key}", self.path) }
     }
 
-    fn within<T>(&mut self, key: &str, check: impl FnOnce(&mut Context<'_>) -> T) -> T {
+    pub fn within<T>(&mut self, key: &str, check: impl FnOnce(&mut Context<'_>) -> T) -> T {
         let path = self.key(key);
         check(&mut Context { checker: self.checker, base: self.base, path })
     }

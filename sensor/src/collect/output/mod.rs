@@ -3,7 +3,10 @@
 //! takes them. `file` is what `--outputs FILE` says of them.
 
 pub mod file;
+pub mod nats;
 pub mod ndjson;
+pub mod otlp;
+mod part;
 mod place;
 mod progress;
 mod secret;
@@ -53,7 +56,8 @@ impl Delivered {
     pub const ALL: Delivered = Delivered::Taken(Vec::new());
 }
 
-/// An event that is never taken: its place in [`Batch::events`].
+/// An event that is never taken: its place in [`Batch::events`], or
+/// [`SOME`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Refused {
     pub event: usize,
@@ -61,6 +65,8 @@ pub struct Refused {
     pub reason: &'static str,
 }
 
+/// One of the batch; the receiver does not say which.
+pub const SOME: usize = usize::MAX;
 /// The receiver says that it will never take it.
 pub const REFUSED: &str = "refused";
 /// It is larger than the receiver or the way to it takes.

@@ -36,6 +36,7 @@ pub(in crate::collect) fn spawn(log: &Log, ready: Ready) -> io::Result<(Progress
     let progress = Progress::new(output.name(), output.kind());
     let name = format!("out-{}", output.name());
     let reader = source.reader(place.next);
+    progress.update(|s| s.lag = reader.remaining());
     let shown = progress.clone();
     let way = Way {
         source,
@@ -112,7 +113,10 @@ impl Way {
             }
             match read.then {
                 Some(Next::Missed { count, reason }) => self.missed(read.next, count, reason)?,
-                Some(Next::End) if self.at_end()? => return Ok(()),
+                Some(Next::End) if self.at_end()? => {
+                    self.progress.update(|s| s.lag = 0);
+                    return Ok(());
+                }
                 _ if self.unsaved && self.saved.elapsed() >= SAVE => {
                     self.save(self.reader.offset(), false)?;
                 }
@@ -207,10 +211,9 @@ impl Way {
     fn refused(&mut self, batch: &Batch<'_>, refused: &[Refused]) -> Result<Step, GivenUp> {
         let mut losses: BTreeMap<&str, (pb::Loss, BTreeMap<&str, u64>)> = BTreeMap::new();
         for refused in refused {
-            let Some(event) = batch.events.get(refused.event) else { continue };
             let (loss, types) = losses.entry(refused.reason).or_default();
             loss.count += 1;
-            let Some(body) = &event.body else { continue };
+            let Some(body) = batch.events.get(refused.event).and_then(|e| e.body.as_ref()) else { continue };
             loss.denials += u64::from(is_denial(body));
             *types.entry(json::type_name(body)).or_default() += 1;
         }

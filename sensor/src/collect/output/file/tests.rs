@@ -31,6 +31,7 @@ outputs:
     assert_eq!((first.name.as_str(), first.format, second.format), ("siem-1", Format::Ocsf, Format::Ndjson));
     let settings = |kind: &Kind| match kind {
         Kind::Ndjson(settings) => settings.clone(),
+        other => panic!("{other:?}"),
     };
     let (lines, other) = (settings(&first.kind), settings(&second.kind));
     assert_eq!((lines.dir.as_path(), lines.rotation.keep), (Path::new("/base/lines"), 3));
@@ -57,7 +58,7 @@ fn what_is_wrong_is_said_with_its_place_and_what_would_be_right() {
         "`A_b` is no name of an output (a to z",
     );
     refused("outputs:\n  - {name: ndjson, ndjson: {path: x}}\n", "2:12", "built in");
-    refused("outputs:\n  - {name: a}\n", "2:5", "one of ndjson");
+    refused("outputs:\n  - {name: a}\n", "2:5", "one of nats, ndjson, otlp");
     refused(
         "outputs:\n  - {name: a, format: cef, ndjson: {path: x}}\n",
         "2:23",
@@ -107,4 +108,48 @@ proptest::proptest! {
         yaml.extend(bytes);
         let _ = parse(&yaml, Path::new("/"));
     }
+}
+
+fn bus(kind: &str) -> String {
+    format!("outputs:\n  - name: a\n    {kind}\n")
+}
+
+#[test]
+fn what_is_said_of_nats_is_checked_with_its_place() {
+    let nats = |rest: &str| bus(&format!("nats: {{servers: [\"nats://127.0.0.1\"]{rest}}}"));
+    let loaded = parse(nats(", subject: x.y, by_sensor: true").as_bytes(), Path::new("/base")).unwrap();
+    let Kind::Nats(settings) = &loaded.outputs[0].kind else { panic!() };
+    assert_eq!((settings.subject.as_str(), settings.tls, settings.servers[0].port()), ("x.y", false, 4222));
+    refused(&bus("nats: {servers: []}"), "3:21", "give 1 to 16 servers");
+    refused(&bus("nats: {servers: [\"http://a\"]}"), "3:22", "no address of a server (write `tls://");
+    refused(&bus("nats: {servers: [\"nats://u:p@a\"]}"), "3:22", "a secret does not stand in this file");
+    refused(&nats(", subject: \"a.*\""), "3:52", "without spaces, * and >");
+    refused(&nats(", stream: \"a b\""), "3:51", "a stream's name");
+    refused(&nats(", create: {}"), "3:51", "needs a name (give `stream` as well)");
+    refused(&nats(", stream: A, create: {replicas: 9}"), "3:73", "9 is not from 1 to 5");
+    refused(&nats(", stream: A, create: {max_age: 1m}"), "3:72", "shorter than `duplicate_window`");
+    refused(&nats(", token: abc"), "3:50", "a secret does not stand in this file (write `file:PATH`");
+    refused(&nats(", user: abc"), "3:49", "`user` and `password` come together");
+    refused(&nats(", ca: nowhere.pem"), "3:47", "nowhere.pem");
+    refused(&nats(", tokn: x"), "3:43", "tokn");
+}
+
+#[test]
+fn what_is_said_of_otlp_is_checked_with_its_place() {
+    let otlp = |rest: &str| bus(&format!("otlp: {{endpoint: \"http://127.0.0.1:4317\"{rest}}}"));
+    let loaded = parse(otlp(", metrics: 10s").as_bytes(), Path::new("/base")).unwrap();
+    let Kind::Otlp(settings) = &loaded.outputs[0].kind else { panic!() };
+    assert_eq!(
+        (settings.authority.as_str(), settings.metrics),
+        ("127.0.0.1:4317", Some(Duration::from_secs(10)))
+    );
+    refused(&bus("otlp: {endpoint: \"127.0.0.1:4317\"}"), "3:22", "is no endpoint of OTLP over gRPC");
+    refused(&bus("otlp: {endpoint: \"http://a/v1/logs\"}"), "3:22", "is no endpoint of OTLP over gRPC");
+    refused(&otlp(", ca: x.pem"), "3:51", "certificates are for https://");
+    refused(&otlp(", compression: zstd"), "3:60", "`zstd` is not known (one of gzip, none)");
+    refused(&otlp(", timeout: 2h"), "3:56", "`2h` is no such time");
+    refused(&otlp(", headers: {Host: \"env:PATH\"}"), "3:63", "`Host` is no header that may be set");
+    refused(&otlp(", headers: {a: b}"), "3:60", "a secret does not stand in this file");
+    let both = "outputs:\n  - name: a\n    format: ecs\n    otlp: {endpoint: \"http://a\"}\n";
+    refused(both, "3:13", "OTLP has a form of its own");
 }
