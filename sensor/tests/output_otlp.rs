@@ -9,6 +9,8 @@ use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 use support::collector::{batches, event, feed};
+use support::driver::installed;
+use support::nats::free_port;
 use support::otlp::{Options, Receiver, Record, object, receive};
 use support::outputs::{Collector, certificates};
 use support::{DEADLINE, denial};
@@ -288,4 +290,62 @@ async fn metrics_are_cumulative_since_a_start_that_they_name() {
     feed(&collector.address(), "a", "b", vec![(26..=30).map(call).collect()]).await;
     let (third, _) = metrics(&receiver, 5).await;
     assert!(start(&third) > start(&first), "sums begin anew, and say so");
+}
+
+/// rotel, which hands on to `receiver`.
+fn rotel(
+    program: &std::path::Path,
+    port: u16,
+    receiver: &Receiver,
+    dir: &std::path::Path,
+) -> tokio::process::Child {
+    let log = std::fs::File::create(dir.join("rotel.log")).unwrap();
+    tokio::process::Command::new(program)
+        .arg("start")
+        .args(["--otlp-grpc-endpoint", &format!("127.0.0.1:{port}")])
+        .args(["--otlp-http-endpoint", &format!("127.0.0.1:{}", free_port())])
+        .args(["--exporter", "otlp", "--otlp-exporter-endpoint", &format!("http://{}", receiver.address)])
+        .arg("--pid-file")
+        .arg(dir.join("rotel.pid"))
+        .stdin(std::process::Stdio::null())
+        .stdout(log.try_clone().unwrap())
+        .stderr(log)
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap()
+}
+
+#[tokio::test]
+async fn rotel_takes_every_event_and_hands_it_on_with_its_attributes() {
+    let Some(venv) = installed("rotel") else { return };
+    let found = glob::glob(&format!("{}/lib/python3*/site-packages/rotel/rotel-agent", venv.display()));
+    let program = found.unwrap().next().expect("rotel's program").unwrap();
+    let (receiver, dir, port) =
+        (receive(Options::default()).await, tempfile::tempdir().unwrap(), free_port());
+    let collector = Collector::new(&format!("otlp: {{endpoint: \"http://127.0.0.1:{port}\"}}"));
+    let _child = collector.start().await;
+    let mut all = batches(1..=1000, 100);
+    all[3][7].body = Some(denial("time", 10));
+    feed(&collector.address(), "a", "b", all).await;
+    // Nobody listens there yet.
+    let state = collector.until(|s| !s.error.is_empty()).await;
+    assert_eq!((state.delivered, state.lost), (0, 0), "{state:?}");
+    let _rotel = rotel(&program, port, &receiver, dir.path());
+    feed(&collector.address(), "a", "b", batches(1001..=1500, 100)).await;
+    let state = collector.until(|s| s.lag == 0 && s.delivered == 1500).await;
+    assert_eq!((state.lost, state.error.as_str()), (0, ""));
+    let arriving = async {
+        while records(&receiver).len() < 1500 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    let log = || std::fs::read_to_string(dir.path().join("rotel.log")).unwrap();
+    assert!(timeout(2 * DEADLINE, arriving).await.is_ok(), "{}: {}", records(&receiver).len(), log());
+    let (got, told) = by_id(records(&receiver));
+    assert_eq!((keys(&got), told.len()), (keys(&collector.lines()), 0));
+    let denied = &got["a/b/308"];
+    assert_eq!(
+        (denied.record.severity_number, &denied.attributes["mcp_sensor.verdict"]),
+        (13, &"deny".into())
+    );
 }

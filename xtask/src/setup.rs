@@ -107,11 +107,17 @@ const NEEDED: &[Needed] = &[
     // Real resolvers.
     Needed { what: "dnsmasq", packages: &["dnsmasq-base"], there: || on_path("dnsmasq") },
     Needed { what: "unbound", packages: &["unbound"], there: || on_path("unbound") },
+    // A bus that collectors publish to; Debian has it where only root's PATH goes.
+    Needed {
+        what: "nats-server",
+        packages: &["nats-server"],
+        there: || on_path("nats-server") || Path::new("/usr/sbin/nats-server").is_file(),
+    },
 ];
 
 /// Packages that bring a service along, which Debian starts and enables: no
 /// test is worth that on somebody's host.
-const SERVICES: &[&str] = &["unbound"];
+const SERVICES: &[&str] = &["nats-server", "unbound"];
 
 /// Those that would start a service are left to the operator.
 pub(crate) fn apt_without_service(packages: &[&str]) -> Result<()> {

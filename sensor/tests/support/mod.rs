@@ -4,6 +4,7 @@
 #![allow(dead_code, unreachable_pub)]
 
 pub mod collector;
+pub mod driver;
 pub mod log;
 pub mod nats;
 pub mod otlp;
