@@ -3,6 +3,8 @@
 
 use super::ndjson;
 use super::secret::Secret;
+use super::syslog::{self, Syslog};
+use super::webhook::{self, Webhook};
 use super::{Output, Place, Ready};
 use crate::collect::filter::Filter;
 use crate::collect::log::Source;
@@ -39,6 +41,8 @@ struct RawOutput {
     format: Option<Spanned<String>>,
     filter: Option<RawFilter>,
     ndjson: Option<Spanned<ndjson::Raw>>,
+    syslog: Option<Spanned<syslog::Raw>>,
+    webhook: Option<Spanned<webhook::Raw>>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -68,12 +72,16 @@ pub struct Configured {
 #[derive(Debug)]
 pub enum Kind {
     Ndjson(ndjson::Settings),
+    Syslog(syslog::Settings),
+    Webhook(webhook::Settings),
 }
 
 impl Kind {
     pub fn name(&self) -> &'static str {
         match self {
             Kind::Ndjson(_) => ndjson::KIND,
+            Kind::Syslog(_) => syslog::KIND,
+            Kind::Webhook(_) => webhook::KIND,
         }
     }
 }
@@ -86,6 +94,11 @@ impl Configured {
         let (name, format) = (self.name, self.format);
         let output: Box<dyn Output> = match self.kind {
             Kind::Ndjson(settings) => Box::new(ndjson::Ndjson::open(&name, format, settings, &place)?),
+            Kind::Syslog(settings) => Box::new(Syslog::open(&name, format, settings, &place)),
+            Kind::Webhook(settings) => {
+                let open = Webhook::open(&name, format, settings);
+                Box::new(open.map_err(|source| StoreError::Io { path: dir.join("outputs"), source })?)
+            }
         };
         Ok(Ready { place, filter: self.filter, output })
     }
@@ -158,7 +171,7 @@ pub fn parse(bytes: &[u8], base: &Path) -> Result<Loaded, Vec<Diagnostic>> {
 }
 
 fn output(context: &mut Context<'_>, raw: &Spanned<RawOutput>) -> Option<Configured> {
-    let RawOutput { name, format, filter, ndjson } = &raw.value;
+    let RawOutput { name, format, filter, ndjson, syslog, webhook } = &raw.value;
     let good = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
     let named = !name.value.is_empty() && name.value.len() <= MAX_NAME && name.value.chars().all(good);
     if !named {
@@ -186,6 +199,12 @@ fn output(context: &mut Context<'_>, raw: &Spanned<RawOutput>) -> Option<Configu
     if let Some(raw) = ndjson {
         kinds.push(context.within(ndjson::KIND, |c| ndjson::check(c, &raw.value)).map(Kind::Ndjson));
     }
+    if let Some(raw) = syslog {
+        kinds.push(context.within(syslog::KIND, |c| syslog::check(c, &raw.value)).map(Kind::Syslog));
+    }
+    if let Some(raw) = webhook {
+        kinds.push(context.within(webhook::KIND, |c| webhook::check(c, &raw.value)).map(Kind::Webhook));
+    }
     if kinds.len() != 1 {
         let message = if kinds.is_empty() { "it says not where to" } else { "it says more than one place" };
         context.error(at(raw), "", message).help = Some(format!("one of {}", KINDS.join(", ")));
@@ -194,7 +213,7 @@ fn output(context: &mut Context<'_>, raw: &Spanned<RawOutput>) -> Option<Configu
     Some(Configured { name: name.value.clone(), format: format?, filter: filter?, kind: kind? })
 }
 
-const KINDS: &[&str] = &[ndjson::KIND];
+const KINDS: &[&str] = &[ndjson::KIND, syslog::KIND, webhook::KIND];
 
 fn filter(context: &mut Context<'_>, raw: &RawFilter) -> Option<Filter> {
     let verdicts = [pb::Verdict::Allow, pb::Verdict::Deny, pb::Verdict::WouldDeny];
