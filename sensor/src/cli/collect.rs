@@ -6,12 +6,15 @@ use crate::collect::output::Configured;
 use crate::collect::output::file::{Invalid, LoadError, load};
 use crate::collect::{Archive, Collector, Listen, ListenError, StoreError, View, wants_color};
 use crate::event::file::Rotation;
+use crate::metrics::Server;
 use crate::policy::diagnostic::render;
 use std::io::IsTerminal as _;
+use std::net::SocketAddr;
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::JoinHandle;
 
 pub(super) fn run(args: &CollectArgs) -> anyhow::Result<ExitCode> {
     let outputs = outputs(args)?;
@@ -60,6 +63,7 @@ pub(super) fn run(args: &CollectArgs) -> anyhow::Result<ExitCode> {
             }
             tracing::warn!("there is no TLS: whoever reaches this address can send events as any sensor, and read what others send");
         }
+        let metrics = args.metrics.map(|address| serve_metrics(address, &collector)).transpose()?;
         // On stderr: stdout is for events.
         eprintln!("listening on {}", collector.address()?);
         let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
@@ -69,12 +73,29 @@ pub(super) fn run(args: &CollectArgs) -> anyhow::Result<ExitCode> {
                 _ = terminate.recv() => (),
             }
         };
-        collector.serve(ended).await
+        let served = collector.serve(ended).await;
+        if let Some(metrics) = metrics {
+            metrics.abort();
+        }
+        served
     })?;
     if let Some(printer) = printer {
         printer.finish(Duration::from_secs(2));
     }
     Ok(ExitCode::SUCCESS)
+}
+
+fn serve_metrics(address: SocketAddr, collector: &Collector) -> anyhow::Result<JoinHandle<()>> {
+    let server = Server::bind(address, collector.metrics()).map_err(|error| {
+        Failure::new(Exit::NoAgent, format!("--metrics: cannot listen on {address}: {error}"))
+            .hint("choose another address with --metrics")
+    })?;
+    let address = server.address()?;
+    if !address.ip().is_loopback() {
+        tracing::warn!(%address, "whoever reaches the metrics may read names of sensors");
+    }
+    tracing::info!(%address, "metrics are at /metrics");
+    Ok(tokio::spawn(server.serve()))
 }
 
 /// What the file of outputs says; `--check` prints it.

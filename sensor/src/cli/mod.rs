@@ -225,7 +225,7 @@ pub struct RunArgs {
     --tls-cert collector-c.example.pem --tls-key collector-c.example-key.pem
   mcp-sensor collect --listen unix:/run/mcp-sensor/collect.sock --dir /var/lib/mcp-sensor/events -o json
   mcp-sensor collect --check --outputs outputs.yaml
-  mcp-sensor collect --dir ./events --outputs outputs.yaml")]
+  mcp-sensor collect --dir ./events --outputs outputs.yaml --metrics 9465")]
 pub struct CollectArgs {
     /// Where to listen: HOST:PORT, or unix:/PATH. Beyond this host only with TLS.
     #[arg(long, env = "MCP_SENSOR_LISTEN", value_name = "ADDR", default_value = DEFAULT_LISTEN)]
@@ -256,6 +256,12 @@ pub struct CollectArgs {
     /// Check the file of outputs, with the certificates and secrets that it names, and start nothing.
     #[arg(long, requires = "outputs")]
     pub check: bool,
+
+    /// Serve metrics of the collector to Prometheus at http://ADDR/metrics. ADDR is PORT (on
+    /// 127.0.0.1), IP:PORT or [IPV6]:PORT; whoever reaches it may read the names of sensors.
+    #[arg(long, env = "MCP_SENSOR_METRICS", value_name = "ADDR",
+          value_parser = crate::metrics::parse_address)]
+    pub metrics: Option<std::net::SocketAddr>,
 
     /// Write no files of lines, only the log.
     #[arg(long, env = "MCP_SENSOR_NO_NDJSON")]

@@ -2,7 +2,7 @@
 
 use super::filter::Filter;
 use super::log::{Log, Settings};
-use super::output::{self, Configured, Kind, Ready, ndjson};
+use super::output::{self, Configured, Kind, Progress, Ready, ndjson};
 use super::query::{Limits, Service};
 use super::store::StoreError;
 use crate::event::file::Rotation;
@@ -17,6 +17,14 @@ pub struct Archive {
     outputs: Vec<Ready>,
     /// For those who ask.
     pub limits: Limits,
+}
+
+/// With its outputs under way.
+pub(super) struct Started {
+    pub(super) log: Log,
+    pub(super) service: Service,
+    pub(super) outputs: Vec<Progress>,
+    pub(super) threads: Vec<JoinHandle<()>>,
 }
 
 impl Archive {
@@ -44,14 +52,14 @@ impl Archive {
     }
 
     /// Starts the outputs; they end after the log.
-    pub(super) fn start(self) -> io::Result<(Log, Service, Vec<JoinHandle<()>>)> {
-        let (mut shown, mut threads) = (Vec::new(), Vec::new());
+    pub(super) fn start(self) -> io::Result<Started> {
+        let (mut outputs, mut threads) = (Vec::new(), Vec::new());
         for ready in self.outputs {
             let (progress, thread) = output::spawn(&self.log, ready)?;
-            shown.push(progress);
+            outputs.push(progress);
             threads.push(thread);
         }
-        let service = Service::new(self.log.source(), self.log.fleet(), shown, self.limits);
-        Ok((self.log, service, threads))
+        let service = Service::new(self.log.source(), self.log.fleet(), outputs.clone(), self.limits);
+        Ok(Started { log: self.log, service, outputs, threads })
     }
 }

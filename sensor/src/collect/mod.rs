@@ -11,6 +11,7 @@ mod filter;
 mod fleet;
 mod local;
 pub mod log;
+mod metrics;
 pub mod output;
 mod positions;
 mod query;
@@ -21,6 +22,8 @@ mod writer;
 
 pub use archive::Archive;
 pub use local::spawn as spawn_local;
+#[cfg(test)]
+pub(crate) use metrics::tests::every_metric;
 pub use positions::{MAX_BOOTS, Origin};
 pub use query::Limits;
 pub use service::{Collector, Listen, ListenError};

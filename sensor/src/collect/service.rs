@@ -1,8 +1,9 @@
 //! The collector's gRPC service.
 
 use super::accept::{Bound, Remote, accept};
-use super::archive::Archive;
+use super::archive::{Archive, Started};
 use super::fleet::SharedFleet;
+use super::metrics::Metrics;
 use super::positions::Origin;
 use super::query::{self, EventsServer};
 use super::view::View;
@@ -85,6 +86,7 @@ pub struct Collector {
     outputs: Vec<std::thread::JoinHandle<()>>,
     fleet: SharedFleet,
     events: query::Service,
+    metrics: Metrics,
 }
 
 impl Collector {
@@ -100,10 +102,18 @@ impl Collector {
             }
         };
         let fleet = archive.log.fleet();
-        let (log, events, outputs) = archive.start()?;
+        let Started { log, service: events, outputs: shown, threads: outputs } = archive.start()?;
+        let metrics = Metrics::new(log.source(), fleet.clone(), shown);
         let (commands, writer) = writer::spawn(log, view)?;
         writer::tidy(&commands);
-        Ok(Collector { bound, tls: None, commands, writer, outputs, fleet, events })
+        Ok(Collector { bound, tls: None, commands, writer, outputs, fleet, events, metrics })
+    }
+
+    /// For Prometheus.
+    pub fn metrics(&self) -> Arc<Metrics> {
+        let mut metrics = self.metrics.clone();
+        metrics.tls = self.tls.clone();
+        Arc::new(metrics)
     }
 
     /// TCP connections need TLS from now on, with a sensor's certificate. A unix

@@ -333,8 +333,7 @@ fn every_metric_is_documented_under_both_names() {
 fn what_is_deployed_names_metrics_and_events_that_exist() {
     let metrics = Metrics::new(1);
     metrics.certificate(crate::tls::tests::sensor("s"));
-    let exposed: std::collections::BTreeSet<String> = metrics
-        .text()
+    let exposed: std::collections::BTreeSet<String> = (metrics.text() + &crate::collect::every_metric())
         .lines()
         .filter_map(|l| l.strip_prefix("# TYPE ")?.split_once(' '))
         .flat_map(|(name, kind)| match kind {

@@ -2,7 +2,8 @@
 //!
 //! `name` reads whose a certificate is (a SPIFFE id), `certificate` what it says,
 //! `authority` makes a small CA and issues from it, `files` keeps up with what is
-//! on disk, `client` does so for receivers of other kinds, `reason` says in words why a peer was refused.
+//! on disk, `client` does so for receivers of other kinds, `reason` says in words
+//! why a peer was refused.
 
 mod authority;
 mod certificate;
@@ -16,7 +17,7 @@ pub use certificate::{Certificate, CertificateError, San, read_pem};
 pub use client::{Client, ClientFiles};
 pub use files::{Files, State, Tls, TlsError};
 pub use name::{NameError, SpiffeId, TRUST_DOMAIN};
-pub(crate) use reason::{of_client, of_collector};
+pub(crate) use reason::{of_client, of_collector, of_receiver};
 
 /// From this long before its end, a certificate is warned about.
 pub const WARN_BEFORE: std::time::Duration = std::time::Duration::from_secs(14 * 86_400);

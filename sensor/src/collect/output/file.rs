@@ -2,6 +2,8 @@
 //! wrong with it found at once, with its place.
 
 use super::secret::Secret;
+use super::syslog::{self, Syslog};
+use super::webhook::{self, Webhook};
 use super::{Output, Place, Ready};
 use super::{nats, ndjson, otlp};
 use crate::collect::filter::Filter;
@@ -41,6 +43,8 @@ struct RawOutput {
     nats: Option<Spanned<nats::settings::Raw>>,
     ndjson: Option<Spanned<ndjson::Raw>>,
     otlp: Option<Spanned<otlp::settings::Raw>>,
+    syslog: Option<Spanned<syslog::Raw>>,
+    webhook: Option<Spanned<webhook::Raw>>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -72,6 +76,8 @@ pub enum Kind {
     Nats(Box<nats::Settings>),
     Ndjson(ndjson::Settings),
     Otlp(Box<otlp::Settings>),
+    Syslog(syslog::Settings),
+    Webhook(webhook::Settings),
 }
 
 impl Kind {
@@ -80,6 +86,8 @@ impl Kind {
             Kind::Nats(_) => nats::KIND,
             Kind::Ndjson(_) => ndjson::KIND,
             Kind::Otlp(_) => otlp::KIND,
+            Kind::Syslog(_) => syslog::KIND,
+            Kind::Webhook(_) => webhook::KIND,
         }
     }
 }
@@ -95,6 +103,11 @@ impl Configured {
             Kind::Nats(settings) => Box::new(nats::Nats::new(&name, *settings, format).map_err(starting)?),
             Kind::Ndjson(settings) => Box::new(ndjson::Ndjson::open(&name, format, settings, &place)?),
             Kind::Otlp(settings) => Box::new(otlp::Otlp::new(&name, *settings).map_err(starting)?),
+            Kind::Syslog(settings) => Box::new(Syslog::open(&name, format, settings, &place)),
+            Kind::Webhook(settings) => {
+                let open = Webhook::open(&name, format, settings);
+                Box::new(open.map_err(|source| StoreError::Io { path: dir.join("outputs"), source })?)
+            }
         };
         Ok(Ready { place, filter: self.filter, output })
     }
@@ -167,7 +180,7 @@ pub fn parse(bytes: &[u8], base: &Path) -> Result<Loaded, Vec<Diagnostic>> {
 }
 
 fn output(context: &mut Context<'_>, raw: &Spanned<RawOutput>) -> Option<Configured> {
-    let RawOutput { name, format, filter, nats, ndjson, otlp } = &raw.value;
+    let RawOutput { name, format, filter, nats, ndjson, otlp, syslog, webhook } = &raw.value;
     let good = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
     let named = !name.value.is_empty() && name.value.len() <= MAX_NAME && name.value.chars().all(good);
     if !named {
@@ -208,6 +221,12 @@ fn output(context: &mut Context<'_>, raw: &Spanned<RawOutput>) -> Option<Configu
                 Some("leave out `format`".to_owned());
         }
     }
+    if let Some(raw) = syslog {
+        kinds.push(context.within(syslog::KIND, |c| syslog::check(c, &raw.value)).map(Kind::Syslog));
+    }
+    if let Some(raw) = webhook {
+        kinds.push(context.within(webhook::KIND, |c| webhook::check(c, &raw.value)).map(Kind::Webhook));
+    }
     if kinds.len() != 1 {
         let message = if kinds.is_empty() { "it says not where to" } else { "it says more than one place" };
         context.error(at(raw), "", message).help = Some(format!("one of {}", KINDS.join(", ")));
@@ -216,7 +235,7 @@ fn output(context: &mut Context<'_>, raw: &Spanned<RawOutput>) -> Option<Configu
     Some(Configured { name: name.value.clone(), format: format?, filter: filter?, kind: kind? })
 }
 
-const KINDS: &[&str] = &[nats::KIND, ndjson::KIND, otlp::KIND];
+const KINDS: &[&str] = &[nats::KIND, ndjson::KIND, otlp::KIND, syslog::KIND, webhook::KIND];
 
 fn filter(context: &mut Context<'_>, raw: &RawFilter) -> Option<Filter> {
     let verdicts = [pb::Verdict::Allow, pb::Verdict::Deny, pb::Verdict::WouldDeny];

@@ -10,9 +10,11 @@ mod part;
 mod place;
 mod progress;
 mod secret;
+pub mod syslog;
 #[cfg(test)]
 mod tests;
 mod way;
+pub mod webhook;
 
 pub use file::{Configured, Kind, Loaded};
 pub use place::Place;

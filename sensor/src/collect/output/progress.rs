@@ -9,7 +9,7 @@ pub struct Progress {
 }
 
 impl Progress {
-    pub(super) fn new(name: &str, kind: &str) -> Progress {
+    pub(in crate::collect) fn new(name: &str, kind: &str) -> Progress {
         let state = pb::OutputState { name: name.to_owned(), kind: kind.to_owned(), ..Default::default() };
         Progress { state: Arc::new(Mutex::new(state)) }
     }
@@ -18,11 +18,11 @@ impl Progress {
         self.state.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    pub(super) fn update<T>(&self, change: impl FnOnce(&mut pb::OutputState) -> T) -> T {
+    pub(in crate::collect) fn update<T>(&self, change: impl FnOnce(&mut pb::OutputState) -> T) -> T {
         change(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    pub(super) fn lost(&self, count: u64, reason: &str) {
+    pub(in crate::collect) fn lost(&self, count: u64, reason: &str) {
         self.update(|s| {
             s.lost += count;
             *s.lost_by_reason.entry(reason.to_owned()).or_default() += count;

@@ -197,9 +197,13 @@ impl Way {
         };
         self.unsaved = true;
         let taken = (batch.events.len() - refused.len()) as u64;
+        // Else it may only seem so, as before it went back.
+        let whole = self.backed == 0;
         self.progress.update(|s| {
             s.delivered += taken;
-            s.error.clear();
+            if whole {
+                s.error.clear();
+            }
             if taken > 0 {
                 s.delivered_unix_ns = now();
             }
@@ -277,8 +281,9 @@ impl Way {
     fn keep(&mut self, safe: u64, next: u64, state: serde_json::Value) -> io::Result<()> {
         let before = self.place.next;
         self.place.save(self.source.cursor(safe), state)?;
-        if self.place.next > before {
+        if self.place.next > before && self.backed > 0 {
             self.backed = 0;
+            self.progress.update(|s| s.error.clear());
         }
         (self.unsaved, self.saved) = (safe < next, Instant::now());
         Ok(())

@@ -58,7 +58,7 @@ fn what_is_wrong_is_said_with_its_place_and_what_would_be_right() {
         "`A_b` is no name of an output (a to z",
     );
     refused("outputs:\n  - {name: ndjson, ndjson: {path: x}}\n", "2:12", "built in");
-    refused("outputs:\n  - {name: a}\n", "2:5", "one of nats, ndjson, otlp");
+    refused("outputs:\n  - {name: a}\n", "2:5", "one of nats, ndjson, otlp, syslog, webhook");
     refused(
         "outputs:\n  - {name: a, format: cef, ndjson: {path: x}}\n",
         "2:23",
@@ -82,6 +82,32 @@ fn what_is_wrong_is_said_with_its_place_and_what_would_be_right() {
     refused("outputs:\n  - {name: a, ndjson: {path: x, max_bytes: 5}}\n", "2:44", "5 is not from");
     assert_eq!(lines("# nothing\n"), ["o.yaml: error: the file is empty (begin with `outputs:`)"]);
     assert!(lines("outputs: [\n")[0].starts_with("o.yaml:"));
+}
+
+#[test]
+fn what_is_wrong_with_a_receiver_is_said_with_its_place() {
+    let syslog = |rest: &str| format!("outputs:\n  - name: a\n    syslog: {rest}\n");
+    refused(&syslog("{address: 'siem:514'}"), "3:23", "write tls://HOST");
+    refused(&syslog("{address: 'tcp://a', facility: local8}"), "3:44", "`local8` is not known (one of kern");
+    refused(&syslog("{address: 'tcp://a', ca: ca.pem}"), "3:38", "certificates are for tls:// only");
+    refused(&syslog("{address: 'tls://a', ca: none.pem}"), "3:38", "/base/none.pem: No such file");
+    refused(&syslog("{address: 'tls://a', cert: c.pem}"), "3:40", "`cert` and `key` come together");
+    refused(&syslog("{address: 'udp://a', framing: newline}"), "3:43", "a datagram is one message");
+    refused(&syslog("{address: 'udp://a', max_bytes: 70000}"), "3:45", "70000 is not from 480 to 65507");
+    refused(&syslog("{address: 'tcp://a', resend: 5}"), "3:42", "write a time from 1s to 60s like");
+    let webhook = |rest: &str| format!("outputs:\n  - name: a\n    webhook: {rest}\n");
+    refused(&webhook("{url: 'https://u:hunter2@a/'}"), "3:20", "a password does not stand in this file");
+    refused(&webhook("{url: 'http://a', headers: {host: b}}"), "3:48", "set by the collector");
+    refused(&webhook("{url: 'http://a', body: xml}"), "3:38", "one of ndjson, array");
+    let text = webhook("{url: 'http://a', headers: {Authorization: 'Bearer hunter2'}}");
+    refused(&text, "3:57", "outputs[0].webhook.headers.Authorization: a secret does not stand in this file");
+    for text in [text, webhook("{url: 'https://u:hunter2@a/'}")] {
+        assert!(!lines(&text).concat().contains("hunter2"));
+    }
+    let text = webhook("{url: 'http://a.example/'}");
+    let loaded = parse(text.as_bytes(), Path::new("/")).unwrap();
+    assert!(loaded.warnings[0].message.contains("unencrypted"));
+    assert!(!format!("{:?}", loaded.outputs).contains("Bearer"));
 }
 
 #[test]
