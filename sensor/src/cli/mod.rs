@@ -225,7 +225,9 @@ pub struct RunArgs {
     --tls-cert collector-c.example.pem --tls-key collector-c.example-key.pem
   mcp-sensor collect --listen unix:/run/mcp-sensor/collect.sock --dir /var/lib/mcp-sensor/events -o json
   mcp-sensor collect --check --outputs outputs.yaml
-  mcp-sensor collect --dir ./events --outputs outputs.yaml --metrics 9465")]
+  mcp-sensor collect --dir ./events --outputs outputs.yaml --metrics 9465
+  mcp-sensor collect --publish bus.yaml --listen 0.0.0.0:7117 --tls-ca ca.pem \\
+    --tls-cert collector-c.example.pem --tls-key collector-c.example-key.pem")]
 pub struct CollectArgs {
     /// Where to listen: HOST:PORT, or unix:/PATH. Beyond this host only with TLS.
     #[arg(long, env = "MCP_SENSOR_LISTEN", value_name = "ADDR", default_value = DEFAULT_LISTEN)]
@@ -236,7 +238,7 @@ pub struct CollectArgs {
 
     /// Where the events are kept: a log that `events --collector` and subscribers read, and files of
     /// lines beside it (events.ndjson, events.ndjson.1, …).
-    #[arg(long, env = "MCP_SENSOR_DIR", value_name = "DIR", required_unless_present = "check")]
+    #[arg(long, env = "MCP_SENSOR_DIR", value_name = "DIR", required_unless_present_any = ["check", "publish"])]
     pub dir: Option<PathBuf>,
 
     /// What the log may hold; the oldest goes first, also if a subscriber has not read it.
@@ -253,8 +255,15 @@ pub struct CollectArgs {
     #[arg(long, env = "MCP_SENSOR_OUTPUTS", value_name = "FILE")]
     pub outputs: Option<PathBuf>,
 
+    /// Keep nothing here: events go straight into the JetStream stream that this file (YAML, as of
+    /// --outputs, with one output of the kind `nats`) names, and sensors hear that they are stored when
+    /// the stream has them. Any number of such collectors stand beside each other.
+    #[arg(long, env = "MCP_SENSOR_PUBLISH", value_name = "FILE",
+          conflicts_with_all = ["dir", "outputs", "metrics"])]
+    pub publish: Option<PathBuf>,
+
     /// Check the file of outputs, with the certificates and secrets that it names, and start nothing.
-    #[arg(long, requires = "outputs")]
+    #[arg(long)]
     pub check: bool,
 
     /// Serve metrics of the collector to Prometheus at http://ADDR/metrics. ADDR is PORT (on

@@ -30,6 +30,11 @@ impl Filter {
         Ok(Filter { wanted })
     }
 
+    /// It leaves nothing out.
+    pub(super) fn is_empty(&self) -> bool {
+        self.wanted == pb::EventFilter::default()
+    }
+
     /// From the first, before the second.
     pub(super) fn times(&self) -> (i64, i64) {
         let w = &self.wanted;

@@ -17,6 +17,7 @@ mod way;
 pub mod webhook;
 
 pub use file::{Configured, Kind, Loaded};
+pub(super) use part::Part;
 pub use place::Place;
 pub use progress::Progress;
 pub use secret::Secret;

@@ -1,6 +1,6 @@
 //! The way into a stream: a connection, publishes under way, acknowledgements.
 
-use super::settings::{Create, Settings};
+use super::settings::Settings;
 use super::subject::token;
 use crate::collect::output::part::Part;
 use crate::collect::output::{Refused, TOO_LARGE};
@@ -11,6 +11,7 @@ use async_nats::jetstream::context::{
     ContextBuilder, GetStreamErrorKind, PublishAckFuture, PublishErrorKind,
 };
 use async_nats::jetstream::message::PublishMessage;
+use async_nats::jetstream::stream::Config;
 use async_nats::jetstream::{self, Context, ErrorCode};
 use std::collections::VecDeque;
 use std::error::Error;
@@ -43,6 +44,28 @@ enum Sent {
 impl Bus {
     pub fn new(settings: Settings, format: Format) -> Bus {
         Bus { settings, format, context: None }
+    }
+
+    /// The next that needs a connection makes another.
+    pub fn disconnect(&mut self) {
+        self.context = None;
+    }
+
+    /// Nobody hears what becomes of it.
+    pub async fn send_unwatched(&self, subject: String, text: String) {
+        if let Some(context) = &self.context {
+            let sent = context.send_publish(subject, PublishMessage::build().payload(text.into())).await;
+            if let Err(error) = sent {
+                tracing::debug!(%error, "not sent");
+            }
+        }
+    }
+
+    /// What was sent is on its way when this returns, or the time is over.
+    pub async fn flush(&self, time: Duration) {
+        if let Some(context) = &self.context {
+            let _ = tokio::time::timeout(time, context.client().flush()).await;
+        }
     }
 
     /// Returns when each event behind `part.taken` is acknowledged or can never
@@ -134,7 +157,14 @@ impl Bus {
             .backpressure_on_inflight(true)
             .build(client);
         if let (Some(create), Some(stream)) = (&self.settings.create, &self.settings.stream) {
-            self.make(&context, create, stream).await?;
+            let config = Config {
+                subjects: vec![format!("{}.>", self.settings.subject)],
+                max_bytes: create.max_bytes.map_or(-1, |bytes| i64::try_from(bytes).unwrap_or(i64::MAX)),
+                max_age: create.max_age.unwrap_or_default(),
+                duplicate_window: create.duplicate_window,
+                ..Default::default()
+            };
+            self.stream(&context, stream, config).await?;
         }
         Ok(self.context.insert(context).clone())
     }
@@ -168,28 +198,22 @@ impl Bus {
         Ok(options)
     }
 
-    /// Where it is there, it stays as it is.
-    async fn make(&self, context: &Context, create: &Create, stream: &str) -> io::Result<()> {
-        match context.get_stream(stream).await {
+    /// Made if it is not there and may be made; where it is there, it stays as it
+    /// is. Another collector may make it at the same moment, and the same.
+    pub async fn stream(&self, context: &Context, name: &str, config: Config) -> io::Result<()> {
+        let error = match context.get_stream(name).await {
             Ok(_) => return Ok(()),
-            Err(error) => match error.kind() {
-                GetStreamErrorKind::JetStream(why) if why.error_code() == ErrorCode::STREAM_NOT_FOUND => (),
-                _ => return Err(failed(format!("stream {stream}: {}", chain(&error)))),
-            },
-        }
-        let config = jetstream::stream::Config {
-            name: stream.to_owned(),
-            subjects: vec![format!("{}.>", self.settings.subject)],
-            num_replicas: create.replicas,
-            max_bytes: create.max_bytes.map_or(-1, |bytes| i64::try_from(bytes).unwrap_or(i64::MAX)),
-            max_age: create.max_age.unwrap_or_default(),
-            duplicate_window: create.duplicate_window,
-            ..Default::default()
+            Err(error) => error,
         };
-        // Another collector may make it at the same moment, and the same.
+        let absent = matches!(error.kind(), GetStreamErrorKind::JetStream(why) if why.error_code() == ErrorCode::STREAM_NOT_FOUND);
+        let Some(create) = self.settings.create.as_ref().filter(|_| absent) else {
+            let hint = if absent { "; make it, or give `create`" } else { "" };
+            return Err(failed(format!("stream {name}: {}{hint}", chain(&error))));
+        };
+        let config = Config { name: name.to_owned(), num_replicas: create.replicas, ..config };
         let made = context.create_stream(config).await;
-        made.map_err(|e| failed(format!("stream {stream} cannot be made: {}", chain(&e))))?;
-        tracing::info!(stream, "the stream was not there: it is made");
+        made.map_err(|e| failed(format!("stream {name} cannot be made: {}", chain(&e))))?;
+        tracing::info!(stream = name, "the stream was not there: it is made");
         Ok(())
     }
 

@@ -2,12 +2,14 @@
 //! the stream has acknowledged every message of it.
 
 mod bus;
+mod positions;
 pub mod settings;
 mod subject;
 
-pub use settings::Settings;
+pub(in crate::collect) use bus::Bus;
+pub(in crate::collect) use positions::Shared;
 
-use bus::Bus;
+pub use settings::Settings;
 
 use super::part::Part;
 use super::{Batch, Delivered, Output, Settled};
