@@ -5,6 +5,7 @@
 
 pub mod collector;
 pub mod log;
+pub mod receiver;
 pub mod reflection;
 
 use mcp_sensor::control::{self, Agent, ControlError, ControlSocket, Limits, Peer};
