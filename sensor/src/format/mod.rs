@@ -51,9 +51,14 @@ pub fn write_line(format: Format, event: &Event, out: &mut impl Write) -> io::Re
     out.write_all(b"\n")
 }
 
-/// Which event this is, on whatever host: receivers drop what they have by it.
+/// Which event this is, on whatever host: receivers drop what they have by it. A
+/// loss of a collector's output has no number, but a time.
 pub(crate) fn unique_id(event: &Event) -> String {
-    format!("{}/{}/{}", event.sensor, event.boot, event.seq)
+    let Event { sensor, boot, seq, time_unix_ns, .. } = event;
+    if *seq == 0 {
+        return format!("{sensor}/{boot}/t{time_unix_ns}");
+    }
+    format!("{sensor}/{boot}/{seq}")
 }
 
 /// What a person would read, as `mcp-sensor events` prints it.

@@ -338,6 +338,7 @@ fn what_is_deployed_names_metrics_and_events_that_exist() {
         .filter_map(|l| l.strip_prefix("# TYPE ")?.split_once(' '))
         .flat_map(|(name, kind)| match kind {
             "counter" => vec![format!("{name}_total")],
+            "info" => vec![format!("{name}_info")],
             "histogram" => ["bucket", "sum", "count"].map(|part| format!("{name}_{part}")).to_vec(),
             _ => vec![name.to_owned()],
         })

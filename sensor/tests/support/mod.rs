@@ -9,6 +9,7 @@ pub mod log;
 pub mod nats;
 pub mod otlp;
 pub mod outputs;
+pub mod receiver;
 pub mod reflection;
 
 use mcp_sensor::control::{self, Agent, ControlError, ControlSocket, Limits, Peer};

@@ -48,6 +48,9 @@ pub enum Delivered {
     /// The receiver has them, but for these, which it will never take. They are
     /// counted, and told to it as a `loss`.
     Taken(Vec<Refused>),
+    /// Some of them, which do not go out again when the same batch comes again; then
+    /// this happened.
+    Partly(io::Error),
     /// None of them; first the cursor before them must be safe.
     SaveFirst,
     /// What was delivered since the cursor was last safe may be lost: everything

@@ -100,7 +100,8 @@ fn an_output_that_was_down_too_long_is_told_what_it_missed_and_a_restart_goes_on
     put(&mut log, 1);
     let (progress, thread) = fake.start(dir.path(), &log, Filter::default());
     until(|| progress.state().retries > 0);
-    assert_eq!(progress.state().error, "down");
+    let state = progress.state();
+    assert_eq!((state.error.as_str(), state.lag), ("down", 100));
     for n in 1..80 {
         put(&mut log, n * 100 + 1);
     }

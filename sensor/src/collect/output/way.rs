@@ -35,12 +35,13 @@ pub(in crate::collect) fn spawn(log: &Log, ready: Ready) -> io::Result<(Progress
     let source = log.source();
     let progress = Progress::new(output.name(), output.kind());
     let name = format!("out-{}", output.name());
-    let reader = source.reader(place.next);
+    let (reader, at) = (source.reader(place.next), place.next);
     progress.update(|s| s.lag = reader.remaining());
     let shown = progress.clone();
     let way = Way {
         source,
         reader,
+        at,
         place,
         filter,
         output,
@@ -57,6 +58,8 @@ pub(in crate::collect) fn spawn(log: &Log, ready: Ready) -> io::Result<(Progress
 struct Way {
     source: Source,
     reader: Reader,
+    /// Up to here everything is delivered or left out.
+    at: u64,
     place: Place,
     filter: Filter,
     output: Box<dyn Output>,
@@ -90,7 +93,7 @@ struct Read {
 impl Way {
     fn run(mut self) {
         if self.go().is_err() {
-            let waiting = self.reader.remaining();
+            let waiting = self.lag();
             tracing::warn!(
                 output = self.output.name(),
                 waiting,
@@ -122,9 +125,14 @@ impl Way {
                 }
                 _ => (),
             }
-            let lag = self.reader.remaining();
+            self.at = self.reader.offset();
+            let lag = self.lag();
             self.progress.update(|s| s.lag = lag);
         }
+    }
+
+    fn lag(&self) -> u64 {
+        self.source.end().saturating_sub(self.at)
     }
 
     /// True: the log is closed and everything is delivered.
@@ -189,6 +197,10 @@ impl Way {
                     }
                 }
                 Ok(Delivered::Back(error)) => return self.back(&error),
+                Ok(Delivered::Partly(error)) => {
+                    self.pause(&error, BACKOFF.0)?;
+                    backoff = BACKOFF.0;
+                }
                 Err(error) => {
                     self.pause(&error, backoff)?;
                     backoff = (backoff * 2).min(BACKOFF.1);
@@ -293,13 +305,13 @@ impl Way {
         let backoff = (BACKOFF.0 * 2u32.pow(self.backed.min(10))).min(BACKOFF.1);
         self.backed += 1;
         self.reader = self.source.reader(self.place.next);
-        self.unsaved = false;
+        (self.at, self.unsaved) = (self.place.next, false);
         self.pause(error, backoff)?;
         Ok(Step::Back)
     }
 
     fn pause(&mut self, error: &io::Error, time: Duration) -> Result<(), GivenUp> {
-        let lag = self.reader.remaining();
+        let lag = self.lag();
         let first = self.progress.update(|s| {
             let first = s.error.is_empty();
             s.error = error.to_string();

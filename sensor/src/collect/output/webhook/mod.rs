@@ -127,17 +127,18 @@ impl Webhook {
         Ok(Webhook { name: name.to_owned(), format, settings, client: Client::new()?, begun: None })
     }
 
-    fn go_on(&mut self, log: u64, begun: &mut Begun) -> io::Result<()> {
+    /// An error: why it stopped, and whether the receiver answered before that.
+    fn go_on(&mut self, log: u64, begun: &mut Begun) -> Result<(), (io::Error, bool)> {
+        let mut answers = false;
         while let Some(part) = begun.parts.pop() {
-            let body = begun.body(part.clone(), self.settings.body, self.settings.gzip)?;
             let key = begun.key(log, &part);
-            let answered =
-                self.client.post(&self.settings, &key, &body).and_then(|response| {
-                    match answer::of(response.status) {
-                        Answer::Retry => Err(retry(&response)),
-                        other => Ok((other, response)),
-                    }
-                });
+            let body = begun.body(part.clone(), self.settings.body, self.settings.gzip);
+            let answered = body.and_then(|body| self.client.post(&self.settings, &key, &body));
+            let answered = answered.and_then(|response| match answer::of(response.status) {
+                Answer::Retry => Err(retry(&response)),
+                other => Ok((other, response)),
+            });
+            answers |= answered.is_ok();
             match answered {
                 Ok((Answer::Taken | Answer::Retry, _)) => (),
                 Ok((answer @ (Answer::Refused | Answer::TooLarge), response)) => {
@@ -150,7 +151,7 @@ impl Webhook {
                 }
                 Err(error) => {
                     begun.parts.push(part);
-                    return Err(error);
+                    return Err((error, answers));
                 }
             }
         }
@@ -204,10 +205,9 @@ impl Output for Webhook {
                 begun.refused.sort_by_key(|r| r.event);
                 Ok(Delivered::Taken(begun.refused))
             }
-            Err(error) => {
-                // What was taken of it does not go out again.
+            Err((error, answers)) => {
                 self.begun = Some(begun);
-                Err(error)
+                if answers { Ok(Delivered::Partly(error)) } else { Err(error) }
             }
         }
     }
