@@ -11,7 +11,8 @@ use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::Stdio;
 use support::collector::{batches, channel, event, events_client, feed};
-use support::nats::{self, Node, free_port};
+use support::nats::{self, Node};
+use support::receiver::free_port;
 use support::{DEADLINE, denial};
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
@@ -103,7 +104,9 @@ fn numbers(messages: &[nats::Message], sensor: &str) -> Vec<u64> {
 
 #[tokio::test]
 async fn what_one_collector_stored_every_other_knows_of_and_none_gives_back() {
-    let Some(_) = nats::program() else { return };
+    if nats::missing() {
+        return;
+    }
     let node = [nats::start("", |_| ()).await];
     let dir = tempfile::tempdir().unwrap();
     let file = file(dir.path(), &node, CREATE);
@@ -137,7 +140,9 @@ async fn what_one_collector_stored_every_other_knows_of_and_none_gives_back() {
 
 #[tokio::test]
 async fn collectors_and_a_server_killed_under_load_lose_nothing_that_was_acknowledged() {
-    let Some(_) = nats::program() else { return };
+    if nats::missing() {
+        return;
+    }
     let mut node = [nats::start("", |_| ()).await];
     let dir = tempfile::tempdir().unwrap();
     let file = file(dir.path(), &node, CREATE);
@@ -179,7 +184,9 @@ async fn collectors_and_a_server_killed_under_load_lose_nothing_that_was_acknowl
 
 #[tokio::test]
 async fn an_event_too_large_for_the_bus_is_told_under_its_own_number() {
-    let Some(_) = nats::program() else { return };
+    if nats::missing() {
+        return;
+    }
     let node = [nats::start("max_payload: 4096\n", |_| ()).await];
     let dir = tempfile::tempdir().unwrap();
     let (_child, address) = publisher(&file(dir.path(), &node, CREATE)).await;
@@ -201,7 +208,9 @@ async fn an_event_too_large_for_the_bus_is_told_under_its_own_number() {
 
 #[tokio::test]
 async fn without_a_stream_nothing_is_acknowledged_and_the_sensor_hears_why() {
-    let Some(_) = nats::program() else { return };
+    if nats::missing() {
+        return;
+    }
     let node = [nats::start("", |_| ()).await];
     let dir = tempfile::tempdir().unwrap();
     let (_child, address) = publisher(&file(dir.path(), &node, "subject: other")).await;

@@ -1,31 +1,26 @@
 //! nats-server with JetStream, as processes that can be killed.
 
 use super::DEADLINE;
+use super::receiver::free_port;
 use async_nats::jetstream::stream::{Config, Stream};
 use async_nats::jetstream::{self, Context};
 use std::fmt::Write as _;
-use std::net::TcpListener;
 use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::Duration;
 use tokio::process::{Child, Command};
 use tokio::time::timeout;
 
-/// A port that was free a moment ago.
-pub fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+/// Debian has it where only root's PATH goes.
+fn program() -> PathBuf {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let places = std::env::split_paths(&path).chain([PathBuf::from("/usr/sbin")]);
+    places.map(|dir| dir.join("nats-server")).find(|p| p.is_file()).expect("nats-server")
 }
 
-/// Says why and gives none, where there is no server on this host.
-pub fn program() -> Option<PathBuf> {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    // Debian has it where only root's PATH goes.
-    let places = std::env::split_paths(&path).chain([PathBuf::from("/usr/sbin")]);
-    let found = places.map(|dir| dir.join("nats-server")).find(|p| p.is_file());
-    if found.is_none() {
-        println!("SKIP: no nats-server on this host: apt-get install nats-server");
-    }
-    found
+/// Says why, where there is no server on this host.
+pub fn missing() -> bool {
+    super::receiver::missing("nats-server", "nats-server")
 }
 
 pub struct Node {
@@ -55,7 +50,7 @@ impl Node {
 
     pub fn start(&mut self) {
         let log = std::fs::File::create(self.dir.path().join("log")).unwrap();
-        let child = Command::new(program().unwrap())
+        let child = Command::new(program())
             .arg("-c")
             .arg(self.dir.path().join("nats.conf"))
             .stdin(Stdio::null())

@@ -2,13 +2,10 @@
 
 use super::DEADLINE;
 use super::collector::{collect, events_client};
-use super::nats::free_port;
+use super::receiver::free_port;
 use mcp_sensor::event::pb;
-use mcp_sensor::tls::{Authority, Subject, Validity};
 use serde_json::Value;
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
-use std::path::Path;
 use std::time::Duration;
 use tokio::process::Child;
 use tokio::time::timeout;
@@ -70,20 +67,4 @@ impl Collector {
 fn id(line: &Value) -> String {
     let text = |key: &str| line[key].as_str().unwrap().to_owned();
     format!("{}/{}/{}", text("sensor"), text("boot"), line["seq"])
-}
-
-/// A CA, a server's certificate and a client's: `ca.pem`, `server.pem`,
-/// `server-key.pem`, `client.pem`, `client-key.pem`.
-pub fn certificates(dir: &Path) {
-    let days = Validity::days(1).unwrap();
-    let ca = Authority::create(days).unwrap();
-    let write = |name: &str, text: &str| std::fs::write(dir.join(name), text).unwrap();
-    write("ca.pem", &ca.pair().certificate);
-    let names = vec!["localhost".to_owned(), Ipv4Addr::LOCALHOST.to_string()];
-    let server = ca.issue(&Subject::Collector(names), days).unwrap();
-    let client = ca.issue(&Subject::Reader("bus".to_owned()), days).unwrap();
-    for (name, pair) in [("server", &server), ("client", &client)] {
-        write(&format!("{name}.pem"), &pair.certificate);
-        write(&format!("{name}-key.pem"), &pair.key);
-    }
 }

@@ -10,7 +10,8 @@ use std::time::Duration;
 use support::collector::{batches, event, feed};
 use support::denial;
 use support::nats::{self, Message, Node};
-use support::outputs::{Collector, certificates};
+use support::outputs::Collector;
+use support::receiver::certificates;
 
 /// By id; two of one id are an error.
 fn by_id(messages: &[Message]) -> BTreeMap<String, Value> {
@@ -37,7 +38,9 @@ fn mixed(seqs: std::ops::RangeInclusive<u64>) -> Vec<Vec<Event>> {
 
 #[tokio::test]
 async fn the_stream_has_every_event_of_the_log_once_with_type_and_id() {
-    let Some(_) = nats::program() else { return };
+    if nats::missing() {
+        return;
+    }
     let node = [nats::start("", |_| ()).await];
     let create = "{replicas: 1, max_bytes: 100000000, duplicate_window: 1m}";
     let settings = format!("nats: {{servers: {}, stream: EVENTS, create: {create}}}", servers(&node));
@@ -62,7 +65,9 @@ async fn the_stream_has_every_event_of_the_log_once_with_type_and_id() {
 
 #[tokio::test]
 async fn what_is_published_again_is_not_stored_again() {
-    let Some(_) = nats::program() else { return };
+    if nats::missing() {
+        return;
+    }
     let node = [nats::start("", |_| ()).await];
     let context = nats::jetstream(&node).await;
     nats::create(&context, nats::events(1)).await;
@@ -82,7 +87,9 @@ async fn what_is_published_again_is_not_stored_again() {
 
 #[tokio::test]
 async fn a_server_and_a_collector_that_are_killed_in_mid_stream_lose_nothing() {
-    let Some(_) = nats::program() else { return };
+    if nats::missing() {
+        return;
+    }
     let mut node = [nats::start("", |_| ()).await];
     let context = nats::jetstream(&node).await;
     nats::create(&context, nats::events(1)).await;
@@ -114,7 +121,9 @@ async fn a_server_and_a_collector_that_are_killed_in_mid_stream_lose_nothing() {
 
 #[tokio::test]
 async fn one_of_three_servers_killed_under_load_loses_nothing_and_doubles_nothing() {
-    let Some(_) = nats::program() else { return };
+    if nats::missing() {
+        return;
+    }
     let mut nodes = nats::cluster().await;
     let context = nats::jetstream(&nodes).await;
     nats::create(&context, nats::events(3)).await;
@@ -137,7 +146,9 @@ async fn one_of_three_servers_killed_under_load_loses_nothing_and_doubles_nothin
 
 #[tokio::test]
 async fn an_event_that_is_too_large_is_told_in_its_place_and_counted() {
-    let Some(_) = nats::program() else { return };
+    if nats::missing() {
+        return;
+    }
     let node = [nats::start("max_payload: 4096\n", |_| ()).await];
     let context = nats::jetstream(&node).await;
     nats::create(&context, nats::events(1)).await;
@@ -162,7 +173,9 @@ async fn an_event_that_is_too_large_is_told_in_its_place_and_counted() {
 
 #[tokio::test]
 async fn a_stream_that_is_not_there_is_named_and_what_waits_goes_when_it_is() {
-    let Some(_) = nats::program() else { return };
+    if nats::missing() {
+        return;
+    }
     let node = [nats::start("", |_| ()).await];
     let collector = Collector::new(&format!("nats: {{servers: {}, stream: EVENTS}}", servers(&node)));
     let _child = collector.start().await;
@@ -189,7 +202,9 @@ async fn a_stream_that_is_not_there_is_named_and_what_waits_goes_when_it_is() {
 
 #[tokio::test]
 async fn a_server_that_asks_for_certificate_and_password_gets_both_or_nothing() {
-    let Some(_) = nats::program() else { return };
+    if nats::missing() {
+        return;
+    }
     let files = tempfile::tempdir().unwrap();
     certificates(files.path());
     let at = |name: &str| files.path().join(name).display().to_string();
