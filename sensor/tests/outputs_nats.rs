@@ -208,34 +208,94 @@ async fn a_server_that_asks_for_certificate_and_password_gets_both_or_nothing() 
     let files = tempfile::tempdir().unwrap();
     certificates(files.path());
     let at = |name: &str| files.path().join(name).display().to_string();
+    // No right but to publish events and to hear what became of them.
     let config = format!(
         "tls {{ cert_file: \"{}\", key_file: \"{}\", ca_file: \"{}\", verify: true }}\n\
-         authorization {{ users: [{{user: sensor, password: secret}}] }}\n",
+         authorization {{ users: [{{user: admin, password: admin}}, {{user: sensor, password: secret,\n\
+         permissions: {{publish: \"mcp-sensor.events.>\", subscribe: \"_INBOX.>\"}}}}] }}\n",
         at("server.pem"),
         at("server-key.pem"),
         at("ca.pem"),
     );
     let node = [nats::start(&config, |_| ()).await];
     let port = node[0].port;
+    let admin = async_nats::ConnectOptions::with_user_and_password("admin".to_owned(), "admin".to_owned())
+        .add_root_certificates(at("ca.pem").into())
+        .add_client_certificate(at("client.pem").into(), at("client-key.pem").into());
+    let admin = admin.connect(format!("tls://127.0.0.1:{port}")).await.unwrap();
+    let context = async_nats::jetstream::new(admin);
+    nats::create(&context, nats::events(1)).await;
     std::fs::write(files.path().join("password"), "wrong\n").unwrap();
     let user = format!("user: sensor, password: \"file:{}\"", at("password"));
     let tls = format!("ca: {}, cert: {}, key: {}", at("ca.pem"), at("client.pem"), at("client-key.pem"));
-    let stream = "stream: EVENTS, create: {replicas: 1}";
-    let collector = Collector::new(&format!(
-        "nats: {{servers: [\"tls://127.0.0.1:{port}\"], {user}, ca: {}, {stream}}}",
-        at("ca.pem")
-    ));
+    let servers = format!("servers: [\"tls://127.0.0.1:{port}\"], stream: EVENTS");
+    let collector = Collector::new(&format!("nats: {{{servers}, {user}, ca: {}}}", at("ca.pem")));
     let mut child = collector.start().await;
     feed(&collector.address(), "a", "b", batches(1..=10, 10)).await;
     let state = collector.until(|s| !s.error.is_empty()).await;
     assert!(state.error.contains(&format!("127.0.0.1:{port}")), "no certificate: {state:?}");
     child.kill().await.unwrap();
-    collector.write(&format!("nats: {{servers: [\"tls://127.0.0.1:{port}\"], {user}, {tls}, {stream}}}"));
+    collector.write(&format!("nats: {{{servers}, {user}, {tls}}}"));
     let _child = collector.start().await;
     let state = collector.until(|s| s.error.contains("authorization")).await;
     assert_eq!(state.delivered, 0);
     // The file is read again.
     std::fs::write(files.path().join("password"), "secret\n").unwrap();
     let state = collector.until(|s| s.lag == 0 && s.error.is_empty() && s.delivered == 10).await;
-    assert_eq!(state.lost, 0);
+    assert_eq!((state.lost, nats::wait(&context, "EVENTS", 10).await), (0, 10));
+}
+
+/// A JWT as nats-server takes it, signed with an nkey.
+fn jwt(signer: &nkeys::KeyPair, subject: &nkeys::KeyPair, kind: &str, more: &str) -> String {
+    use base64::Engine as _;
+    let encode = |text: &str| base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(text);
+    let claims = format!(
+        r#"{{"jti":"{kind}","iat":1700000000,"iss":"{}","name":"{kind}","sub":"{}","nats":{{{more}"type":"{kind}","version":2}}}}"#,
+        signer.public_key(),
+        subject.public_key()
+    );
+    let signed = format!("{}.{}", encode(r#"{"typ":"JWT","alg":"ed25519-nkey"}"#), encode(&claims));
+    let signature = signer.sign(signed.as_bytes()).unwrap();
+    format!("{signed}.{}", base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(signature))
+}
+
+#[tokio::test]
+async fn a_file_of_credentials_opens_a_server_with_accounts() {
+    if nats::missing() {
+        return;
+    }
+    let (operator, system) = (nkeys::KeyPair::new_operator(), nkeys::KeyPair::new_account());
+    let (account, user) = (nkeys::KeyPair::new_account(), nkeys::KeyPair::new_user());
+    let limits = r#""limits":{"subs":-1,"data":-1,"payload":-1,"imports":-1,"exports":-1,"wildcards":true,"conn":-1,"leaf":-1,"mem_storage":-1,"disk_storage":-1,"streams":-1,"consumer":-1},"#;
+    let of_user = r#""subs":-1,"data":-1,"payload":-1,"#;
+    let config = format!(
+        "operator: {}\nsystem_account: {}\nresolver: MEMORY\nresolver_preload {{\n{}: {}\n{}: {}\n}}\n",
+        jwt(&operator, &operator, "operator", ""),
+        system.public_key(),
+        system.public_key(),
+        jwt(&operator, &system, "account", ""),
+        account.public_key(),
+        jwt(&operator, &account, "account", limits),
+    );
+    let node = [nats::start(&config, |_| ()).await];
+    let files = tempfile::tempdir().unwrap();
+    let path = files.path().join("user.creds");
+    let line = "------";
+    let credentials = format!(
+        "-----BEGIN NATS USER JWT-----\n{}\n{line}END NATS USER JWT{line}\n\n-----BEGIN USER NKEY SEED-----\n{}\n{line}END USER NKEY SEED{line}\n",
+        jwt(&account, &user, "user", of_user),
+        user.seed().unwrap()
+    );
+    let of = |credentials: &str| {
+        format!(
+            "nats: {{servers: {}, stream: EVENTS, credentials: \"file:{credentials}\", create: {{replicas: 1}}}}",
+            servers(&node)
+        )
+    };
+    std::fs::write(&path, credentials).unwrap();
+    let collector = Collector::new(&of(path.to_str().unwrap()));
+    let _child = collector.start().await;
+    feed(&collector.address(), "a", "b", batches(1..=10, 10)).await;
+    let state = collector.until(|s| s.delivered == 10 || !s.error.is_empty()).await;
+    assert_eq!((state.delivered, state.error.as_str()), (10, ""));
 }

@@ -185,9 +185,9 @@ impl Bus {
             options = options.add_client_certificate(certificate.clone(), key.clone());
         }
         if let Some(credentials) = &settings.credentials {
-            options = options
-                .credentials(&credentials.read()?)
-                .map_err(|e| failed(format!("{credentials}: {e}")))?;
+            // What a secret ends with is not part of it, but of this file.
+            let text = format!("{}\n", credentials.read()?);
+            options = options.credentials(&text).map_err(|e| failed(format!("{credentials}: {e}")))?;
         }
         if let Some(token) = &settings.token {
             options = options.token(token.read()?);
@@ -271,4 +271,52 @@ pub fn chain(error: &(dyn Error + 'static)) -> String {
         cause = error.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::event::pb;
+
+    fn bus(by_sensor: bool) -> Bus {
+        let settings = Settings {
+            servers: Vec::new(),
+            subject: "x.events".to_owned(),
+            by_sensor,
+            tls: false,
+            stream: None,
+            ca: None,
+            cert: None,
+            key: None,
+            credentials: None,
+            token: None,
+            user: None,
+            password: None,
+            create: None,
+        };
+        Bus::new(settings, Format::Ndjson)
+    }
+
+    #[test]
+    fn an_event_has_the_subject_of_its_type_and_where_asked_for_of_its_sensor() {
+        let exec = Some(Body::Exec(pb::Exec::default()));
+        let event = Event { sensor: "web.1 *".to_owned(), seq: 7, body: exec, ..Default::default() };
+        assert_eq!(bus(false).subject(&event), "x.events.exec");
+        assert_eq!(bus(true).subject(&event), "x.events.web=2e1=20=2a.exec");
+        assert_eq!(bus(false).subject(&Event::default()), "x.events.unknown");
+        assert_eq!(bus(true).subject(&Event::default()), "x.events.=.unknown");
+    }
+
+    #[test]
+    fn what_has_no_number_has_an_id_of_its_own() {
+        let loss = |reason: &str, time_unix_ns| {
+            let loss =
+                pb::Loss { r#where: "output:a".to_owned(), reason: reason.to_owned(), ..Default::default() };
+            message_id(&Event { time_unix_ns, body: Some(Body::Loss(loss)), ..Default::default() })
+        };
+        assert_eq!(loss("refused", 5), "output:a/refused/5");
+        assert_ne!(loss("refused", 5), loss("too_large", 5));
+        let event = Event { sensor: "s".to_owned(), boot: "b".to_owned(), seq: 7, ..Default::default() };
+        assert_eq!(message_id(&event), "s/b/7");
+    }
 }
