@@ -69,7 +69,7 @@ async fn what_a_receiver_has_and_what_it_was_told_is_lost_is_everything() {
     let dir = tempfile::tempdir().unwrap();
     let mut server = Server::start(dir.path(), &["faults"]).await;
     let outputs = format!(
-        "outputs:\n  - name: hook\n    webhook: {{url: 'http://127.0.0.1:{}/in', timeout: 300ms, max_bytes: 8192}}\n",
+        "outputs:\n  - name: hook\n    webhook: {{url: 'http://127.0.0.1:{}/in', timeout: 150ms, max_bytes: 8192}}\n",
         server.port
     );
     let mut collecting = Collecting::start(dir.path(), &outputs, &[]).await;
@@ -78,7 +78,7 @@ async fn what_a_receiver_has_and_what_it_was_told_is_lost_is_everything() {
             tokio::time::sleep(Duration::from_millis(40 * round)).await;
             server.kill().await;
         };
-        tokio::join!(send(&collecting, round * 400 + 1..=round * 400 + 400), killing);
+        tokio::join!(send(&collecting, round * 200 + 1..=round * 200 + 200), killing);
         server.run().await;
         if round == 1 {
             collecting.kill().await;
@@ -86,7 +86,7 @@ async fn what_a_receiver_has_and_what_it_was_told_is_lost_is_everything() {
         }
     }
     let bad = |seq: u64| seq.is_multiple_of(97);
-    let wanted = keys((1..=1200).filter(|n| !bad(*n)));
+    let wanted = keys((1..=600).filter(|n| !bad(*n)));
     until("what it takes is there", || server.has(&wanted)).await;
     let state = collecting.wait("hook", |s| s.lag == 0 && s.error.is_empty()).await;
     let lost: u64 = state.lost_by_reason.values().sum();
@@ -98,7 +98,7 @@ async fn what_a_receiver_has_and_what_it_was_told_is_lost_is_everything() {
         let losses = values.iter().filter(|v| v["type"] == "loss" && v["where"] == "output:hook");
         losses.map(|v| v["count"].as_u64().unwrap()).sum()
     };
-    let all_bad = (1..=1200).filter(|n| bad(*n)).count() as u64;
+    let all_bad = (1..=600).filter(|n| bad(*n)).count() as u64;
     // A receiver or a collector that was killed may hear of one again.
     until("the losses are told", || told() >= all_bad).await;
     assert!(lost <= all_bad);

@@ -61,7 +61,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             out.write(json.dumps(event) + "\n")
         out.flush()
         if what == "slow":
-            time.sleep(0.6)
+            time.sleep(0.3)
         if what == "after":
             self.close_connection = True
             return None

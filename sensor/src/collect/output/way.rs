@@ -178,10 +178,12 @@ impl Way {
 
     fn missed(&mut self, from: u64, count: u64, reason: &str) -> Result<(), GivenUp> {
         tracing::error!(output = self.output.name(), count, reason, "events are missing in an output");
-        self.progress.lost(count, reason);
         let loss = self.loss(reason, pb::Loss { count, ..Default::default() });
         let (log, next) = (self.source.cursor(0).log, self.reader.offset());
-        self.deliver(&Batch { log, from, next, events: &[loss] })?;
+        // Who goes back comes to it again.
+        if self.deliver(&Batch { log, from, next, events: &[loss] })? == Step::On {
+            self.progress.lost(count, reason);
+        }
         Ok(())
     }
 
@@ -233,26 +235,29 @@ impl Way {
             loss.denials += u64::from(is_denial(body));
             *types.entry(json::type_name(body)).or_default() += 1;
         }
-        let told: Vec<Event> = losses
-            .into_iter()
-            .map(|(reason, (loss, types))| {
-                let of = |(name, count): (&str, u64)| pb::TypeCount { r#type: name.to_owned(), count };
-                let loss = pb::Loss { types: types.into_iter().map(of).collect(), ..loss };
-                tracing::error!(
-                    output = self.output.name(),
-                    count = loss.count,
-                    reason,
-                    "the receiver will never take these events: they are lost to it"
-                );
-                self.progress.lost(loss.count, reason);
-                self.loss(reason, loss)
-            })
-            .collect();
+        let losses = losses.into_iter().map(|(reason, (loss, types))| {
+            let of = |(name, count): (&str, u64)| pb::TypeCount { r#type: name.to_owned(), count };
+            (reason, pb::Loss { types: types.into_iter().map(of).collect(), ..loss })
+        });
+        let losses: Vec<(&str, pb::Loss)> = losses.collect();
         // A loss that is refused is not told again: that would have no end.
-        if told.is_empty() || batch.events.iter().all(|e| self.is_own_loss(e)) {
-            return Ok(Step::On);
+        if !losses.is_empty() && !batch.events.iter().all(|e| self.is_own_loss(e)) {
+            let told: Vec<Event> = losses.iter().map(|(reason, l)| self.loss(reason, l.clone())).collect();
+            let told = Batch { log: batch.log, from: batch.next, next: batch.next, events: &told };
+            if self.deliver(&told)? == Step::Back {
+                return Ok(Step::Back);
+            }
         }
-        self.deliver(&Batch { log: batch.log, from: batch.next, next: batch.next, events: &told })
+        for (reason, loss) in losses {
+            tracing::error!(
+                output = self.output.name(),
+                count = loss.count,
+                reason,
+                "the receiver will never take these events: they are lost to it"
+            );
+            self.progress.lost(loss.count, reason);
+        }
+        Ok(Step::On)
     }
 
     fn r#where(&self) -> String {

@@ -189,3 +189,20 @@ fn a_unix_socket_has_everything_when_its_program_has_read_it() {
     assert!(matches!(output.finish().unwrap(), Settled::All(_)));
     assert!(reader.join().unwrap().into_iter().eq(1..500));
 }
+
+#[test]
+fn a_unix_stream_has_a_line_for_each_message() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("log");
+    let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
+    let change = |s: &mut Settings| s.framing = Framing::Newline;
+    let mut output = syslog(&format!("unix-stream:{}", path.display()), change);
+    let reader = std::thread::spawn(move || {
+        let mut text = String::new();
+        listener.accept().unwrap().0.read_to_string(&mut text).unwrap();
+        text.lines().map(|l| number(l.as_bytes())).collect::<Vec<u64>>()
+    });
+    taken(output.deliver(&batch(&events(1..200, 100))));
+    assert!(matches!(output.finish().unwrap(), Settled::All(_)));
+    assert!(reader.join().unwrap().into_iter().eq(1..200));
+}
