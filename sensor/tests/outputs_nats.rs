@@ -132,9 +132,7 @@ async fn one_of_three_servers_killed_under_load_loses_nothing_and_doubles_nothin
     let address = collector.address();
     let load = tokio::spawn(async move { feed(&address, "a", "b", batches(1..=20_000, 100)).await });
     nats::wait(&context, "EVENTS", 2000).await;
-    let stream = context.get_stream("EVENTS").await.unwrap();
-    let leader = stream.cached_info().cluster.as_ref().and_then(|c| c.leader.clone()).unwrap();
-    let leader: usize = leader.trim_start_matches('n').parse().unwrap();
+    let leader = nats::leader(&context, "EVENTS").await;
     nodes[leader].kill().await;
     load.await.unwrap();
     assert_eq!(nats::wait(&context, "EVENTS", 20_000).await, 20_000);

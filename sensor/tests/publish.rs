@@ -3,13 +3,15 @@
 
 mod support;
 
-use mcp_sensor::event::{Event, pb};
+use mcp_sensor::event::{Body, Bus, Event, Identity, Limits, pb};
+use mcp_sensor::feed;
 use pb::collector_client::CollectorClient;
 use pb::{feed_request, feed_response};
 use serde_json::Value;
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::Stdio;
+use std::time::Duration;
 use support::collector::{batches, channel, event, events_client, feed};
 use support::nats::{self, Node};
 use support::receiver::free_port;
@@ -31,8 +33,12 @@ fn file(dir: &Path, nodes: &[Node], more: &str) -> String {
 
 async fn publisher(file: &str) -> (Child, String) {
     let address = format!("127.0.0.1:{}", free_port());
+    (publisher_at(&address, file).await, format!("http://{address}"))
+}
+
+async fn publisher_at(listen: &str, file: &str) -> Child {
     let mut child = Command::new(env!("CARGO_BIN_EXE_mcp-sensor"))
-        .args(["collect", "--quiet", "--log", "error", "--listen", &address, "--publish", file])
+        .args(["collect", "--quiet", "--log", "error", "--listen", listen, "--publish", file])
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
@@ -43,7 +49,7 @@ async fn publisher(file: &str) -> (Child, String) {
     let line = timeout(DEADLINE, lines.next_line()).await.unwrap().unwrap().expect("a line on stderr");
     assert!(line.starts_with("listening on "), "{line}");
     tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
-    (child, format!("http://{address}"))
+    child
 }
 
 /// What a collector says of a boot.
@@ -80,7 +86,7 @@ async fn persistent(addresses: Vec<String>, sensor: &str, last: u64) -> u64 {
         let requests: Vec<_> = messages.map(|m| pb::FeedRequest { message: Some(m) }).collect();
         let Ok(endpoint) = tonic::transport::Endpoint::from_shared(address.clone()).unwrap().connect().await
         else {
-            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+            tokio::time::sleep(Duration::from_millis(20)).await;
             continue;
         };
         let mut client = CollectorClient::new(endpoint);
@@ -180,6 +186,93 @@ async fn collectors_and_a_server_killed_under_load_lose_nothing_that_was_acknowl
         );
     }
     drop(second);
+}
+
+#[tokio::test]
+async fn one_of_three_servers_killed_under_two_collectors_loses_nothing() {
+    if nats::missing() {
+        return;
+    }
+    let mut nodes = nats::cluster().await;
+    let context = nats::jetstream(&nodes).await;
+    nats::create(&context, nats::events(3)).await;
+    let dir = tempfile::tempdir().unwrap();
+    let file = file(dir.path(), &nodes, "create: {replicas: 3}");
+    let ((_first, one), (_second, other)) = (publisher(&file).await, publisher(&file).await);
+    const LAST: u64 = 5000;
+    let sensors =
+        ["s1", "s2"].map(|sensor| tokio::spawn(persistent(vec![one.clone(), other.clone()], sensor, LAST)));
+    nats::wait(&context, "EVENTS", 1000).await;
+    let leader = nats::leader(&context, "EVENTS").await;
+    nodes[leader].kill().await;
+    for sensor in sensors {
+        assert_eq!(timeout(4 * DEADLINE, sensor).await.unwrap().unwrap(), LAST);
+    }
+    nats::wait(&context, "EVENTS", 2 * LAST).await;
+    let messages = nats::messages(&context, "EVENTS").await;
+    for sensor in ["s1", "s2"] {
+        let distinct: BTreeSet<u64> = numbers(&messages, sensor).into_iter().collect();
+        assert!(distinct.into_iter().eq(1..=LAST), "{sensor}");
+    }
+    assert_eq!(messages.len() as u64, 2 * LAST);
+}
+
+#[tokio::test]
+async fn a_sensor_with_its_spool_goes_on_with_whichever_collector_comes_next() {
+    if nats::missing() {
+        return;
+    }
+    let mut node = [nats::start("", |_| ()).await];
+    let dir = tempfile::tempdir().unwrap();
+    let file = file(dir.path(), &node, CREATE);
+    let listen = format!("unix:{}/c.sock", dir.path().display());
+    let mut child = publisher_at(&listen, &file).await;
+    let identity = Identity { sensor: "web-1".to_owned(), boot: "b".to_owned() };
+    let bus = Bus::new(identity, Limits::default());
+    let subscriber = bus.subscribe("collector", 100_000).unwrap();
+    let spool = feed::SpoolSettings {
+        dir: dir.path().join("spool"),
+        limits: feed::spool::Limits { bytes: 64 << 20 },
+    };
+    let backoff = (Duration::from_millis(10), Duration::from_millis(50));
+    let settings = feed::Settings { backoff, drain: 4 * DEADLINE, ..feed::Settings::default() };
+    let target = feed::Target::new(&listen, None, false).unwrap();
+    let (feed, task) = feed::spawn(bus.clone(), subscriber, target, &spool, settings, None).unwrap();
+    let exec = || Body::Exec(pb::Exec { argv: vec!["git".to_owned()], ..Default::default() });
+    let until = async |what: &str, is: &dyn Fn(&pb::FeedState) -> bool| {
+        let waiting = async {
+            while !is(&feed.state()) {
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+        };
+        timeout(2 * DEADLINE, waiting).await.unwrap_or_else(|_| panic!("{what}: {:?}", feed.state()));
+    };
+    for round in 1..=4u64 {
+        while bus.last_seq() < round * 2000 {
+            bus.publish_now(exec());
+        }
+        until("some of it is stored", &|s| s.acked_seq > (round - 1) * 2000).await;
+        if round == 2 {
+            node[0].kill().await;
+            while bus.last_seq() < round * 2000 + 500 {
+                bus.publish_now(exec());
+            }
+            until("the sensor hears why", &|s| !s.error.is_empty()).await;
+            node[0].start();
+        } else if round < 4 {
+            // Another, which knows nothing but the stream.
+            child.kill().await.unwrap();
+            child = publisher_at(&listen, &file).await;
+        }
+    }
+    let last = bus.last_seq();
+    bus.close();
+    timeout(4 * DEADLINE, task).await.unwrap().unwrap();
+    assert_eq!((feed.state().acked_seq, feed.state().rejected), (last, 0));
+    let context = nats::jetstream(&node).await;
+    assert_eq!(nats::wait(&context, "EVENTS", last).await, last);
+    let numbers = numbers(&nats::messages(&context, "EVENTS").await, "web-1");
+    assert!(numbers.iter().copied().collect::<BTreeSet<u64>>().into_iter().eq(1..=last));
 }
 
 #[tokio::test]

@@ -184,6 +184,13 @@ pub async fn wait(context: &Context, stream: &str, messages: u64) -> u64 {
     seen
 }
 
+/// Which of a cluster leads the stream.
+pub async fn leader(context: &Context, stream: &str) -> usize {
+    let stream = context.get_stream(stream).await.unwrap();
+    let leader = stream.cached_info().cluster.as_ref().and_then(|c| c.leader.clone()).unwrap();
+    leader.trim_start_matches('n').parse().unwrap()
+}
+
 pub struct Message {
     pub subject: String,
     pub id: String,
