@@ -107,11 +107,30 @@ const NEEDED: &[Needed] = &[
     // Real resolvers.
     Needed { what: "dnsmasq", packages: &["dnsmasq-base"], there: || on_path("dnsmasq") },
     Needed { what: "unbound", packages: &["unbound"], there: || on_path("unbound") },
+    // A bus that collectors publish to; Debian has it where only root's PATH goes.
+    Needed {
+        what: "nats-server",
+        packages: &["nats-server"],
+        there: || on_path("nats-server") || Path::new("/usr/sbin/nats-server").is_file(),
+    },
+    // Receivers of what a collector hands on.
+    Needed {
+        what: "rsyslogd with TLS",
+        packages: &["rsyslog", "rsyslog-openssl"],
+        there: || on_path("rsyslogd") && rsyslog_has_tls(),
+    },
+    Needed { what: "prometheus", packages: &["prometheus"], there: || on_path("prometheus") },
 ];
+
+/// Its TLS is a package of its own.
+fn rsyslog_has_tls() -> bool {
+    let libraries = ["/usr/lib/x86_64-linux-gnu", "/usr/lib/aarch64-linux-gnu", "/usr/lib64", "/usr/lib"];
+    libraries.iter().any(|library| Path::new(library).join("rsyslog/lmnsd_ossl.so").exists())
+}
 
 /// Packages that bring a service along, which Debian starts and enables: no
 /// test is worth that on somebody's host.
-const SERVICES: &[&str] = &["unbound"];
+const SERVICES: &[&str] = &["nats-server", "unbound", "rsyslog", "prometheus"];
 
 /// Those that would start a service are left to the operator.
 pub(crate) fn apt_without_service(packages: &[&str]) -> Result<()> {

@@ -2,34 +2,61 @@
 
 use super::{CollectArgs, Exit, Failure, output};
 use crate::collect::log::Settings;
-use crate::collect::{Archive, Collector, Listen, ListenError, StoreError, View};
+use crate::collect::output::Configured;
+use crate::collect::output::file::{Invalid, LoadError, load};
+use crate::collect::{Archive, Collector, Listen, ListenError, Publisher, StoreError, View, wants_color};
 use crate::event::file::Rotation;
+use crate::metrics::{Exposed, Server};
+use crate::policy::diagnostic::render;
+use std::io::IsTerminal as _;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::JoinHandle;
+
+/// Where events go.
+enum Store {
+    Archive(Box<Archive>),
+    Publisher(Box<Publisher>),
+}
 
 pub(super) fn run(args: &CollectArgs) -> anyhow::Result<ExitCode> {
+    let file = args.publish.as_ref().or(args.outputs.as_ref());
+    if args.check && file.is_none() {
+        let failure = Failure::new(Exit::Usage, "--check: there is no file to check".to_owned());
+        return Err(failure.hint("give --outputs FILE or --publish FILE").into());
+    }
+    let outputs = outputs(args, file.map(PathBuf::as_path))?;
+    let (publisher, outputs) = match &args.publish {
+        None => (None, outputs),
+        Some(path) => {
+            let refused = |e| Failure::new(Exit::Usage, format!("{}: {e}", path.display()));
+            (Some(Publisher::new(outputs).map_err(refused)?), Vec::new())
+        }
+    };
+    if args.check {
+        return Ok(ExitCode::SUCCESS);
+    }
     let listen: Listen =
         args.listen.parse().map_err(|e: ListenError| Failure::new(Exit::Usage, e.to_string()))?;
     let tls = args.tls.open()?;
     raise_file_limit();
-    let settings = Settings {
-        keep_bytes: args.keep_bytes,
-        keep: Duration::from_secs(u64::from(args.keep_days) * 24 * 60 * 60),
+    let store = match publisher {
+        Some(publisher) => Store::Publisher(Box::new(publisher)),
+        None => Store::Archive(Box::new(archive(args, outputs)?)),
     };
-    let lines = (!args.no_ndjson).then_some(Rotation { max_bytes: args.max_bytes, keep: args.keep });
-    let archive = Archive::open(&args.dir, settings, lines).map_err(|error| {
-        let failure = Failure::new(Exit::Failure, error.to_string());
-        match error {
-            StoreError::InUse(_) => failure.hint("give each collector a directory of its own with --dir"),
-            _ => failure,
-        }
-    })?;
     let printing =
         if args.quiet { None } else { Some(View::spawn(output::style(args.output), std::io::stdout())?) };
     let (view, printer) = printing.unzip();
     tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?.block_on(async {
-        let collector = Collector::bind(&listen, archive, view).await.map_err(|error| {
+        let collector = match store {
+            Store::Archive(archive) => Collector::bind(&listen, *archive, view).await,
+            Store::Publisher(publisher) => Collector::publishing(&listen, *publisher, view).await,
+        };
+        let collector = collector.map_err(|error| {
             Failure::new(Exit::NoAgent, format!("{error:#}")).hint("choose another address with --listen")
         })?;
         let collector = match tls {
@@ -45,6 +72,8 @@ pub(super) fn run(args: &CollectArgs) -> anyhow::Result<ExitCode> {
             }
             tracing::warn!("there is no TLS: whoever reaches this address can send events as any sensor, and read what others send");
         }
+        let metrics = args.metrics.zip(collector.metrics());
+        let metrics = metrics.map(|(address, metrics)| serve_metrics(address, metrics)).transpose()?;
         // On stderr: stdout is for events.
         eprintln!("listening on {}", collector.address()?);
         let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
@@ -54,12 +83,79 @@ pub(super) fn run(args: &CollectArgs) -> anyhow::Result<ExitCode> {
                 _ = terminate.recv() => (),
             }
         };
-        collector.serve(ended).await
+        let served = collector.serve(ended).await;
+        if let Some(metrics) = metrics {
+            metrics.abort();
+        }
+        served
     })?;
     if let Some(printer) = printer {
         printer.finish(Duration::from_secs(2));
     }
     Ok(ExitCode::SUCCESS)
+}
+
+fn archive(args: &CollectArgs, outputs: Vec<Configured>) -> anyhow::Result<Archive> {
+    // The parser asks for it otherwise.
+    let dir = args.dir.as_deref().unwrap_or(Path::new("."));
+    let settings = Settings {
+        keep_bytes: args.keep_bytes,
+        keep: Duration::from_secs(u64::from(args.keep_days) * 24 * 60 * 60),
+    };
+    let lines = (!args.no_ndjson).then_some(Rotation { max_bytes: args.max_bytes, keep: args.keep });
+    let failed = |error: StoreError| {
+        let failure = Failure::new(Exit::Failure, error.to_string());
+        match error {
+            StoreError::InUse(_) => failure.hint("give each collector a directory of its own with --dir"),
+            _ => failure,
+        }
+    };
+    let mut archive = Archive::open(dir, settings, lines).map_err(failed)?;
+    for output in outputs {
+        archive.add(output).map_err(failed)?;
+    }
+    Ok(archive)
+}
+
+fn serve_metrics(address: SocketAddr, metrics: Arc<dyn Exposed>) -> anyhow::Result<JoinHandle<()>> {
+    let server = Server::bind(address, metrics).map_err(|error| {
+        Failure::new(Exit::NoAgent, format!("--metrics: cannot listen on {address}: {error}"))
+            .hint("choose another address with --metrics")
+    })?;
+    let address = server.address()?;
+    if !address.ip().is_loopback() {
+        tracing::warn!(%address, "whoever reaches the metrics may read names of sensors");
+    }
+    tracing::info!(%address, "metrics are at /metrics");
+    Ok(tokio::spawn(server.serve()))
+}
+
+/// What the file of outputs says; `--check` prints it.
+fn outputs(args: &CollectArgs, path: Option<&Path>) -> anyhow::Result<Vec<Configured>> {
+    let Some(path) = path else { return Ok(Vec::new()) };
+    let loaded = load(path).map_err(|error| match error {
+        LoadError::Read(..) => Failure::new(Exit::NotFound, error.to_string()),
+        LoadError::Invalid(invalid) => {
+            let Invalid { path, source_text, findings } = &invalid;
+            eprint!(
+                "{}",
+                render(findings, path, source_text, std::io::stderr().is_terminal() && wants_color())
+            );
+            Failure::new(Exit::PolicyInvalid, format!("{path}: nothing was started"))
+                .hint("correct the file; `mcp-sensor collect --check --outputs FILE` only checks it")
+        }
+    })?;
+    for warning in &loaded.warnings {
+        tracing::warn!("{}", warning.line(&path.display().to_string()));
+    }
+    if args.check {
+        let mut text = format!("{}: {} outputs\n", path.display(), loaded.outputs.len());
+        for output in &loaded.outputs {
+            text.push_str(&format!("  {} ({})\n", output.name, output.kind.name()));
+        }
+        output::text(&text)?;
+    }
+    Ok(loaded.outputs)
 }
 
 /// A descriptor for each sensor: the usual soft limit of 1024 is for programs

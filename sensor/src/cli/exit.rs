@@ -26,7 +26,7 @@ Exit codes:
   0    done (for `policy explain`: allowed)
   1    failed
   2    wrong usage
-  3    the policy is not valid
+  3    the policy, or the file of outputs, is not valid
   4    the agent, or the collector's address, cannot be reached
   5    refused: the caller may not do this
   6    this host lacks something that is required

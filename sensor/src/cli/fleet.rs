@@ -8,6 +8,7 @@ use crate::event::pb;
 use crate::event::text::escape;
 use clap::Args;
 use serde_json::{Value, json};
+use std::collections::BTreeMap;
 use std::process::ExitCode;
 
 /// The sensors that feed a collector: versions, policies, lag and losses.
@@ -71,8 +72,9 @@ fn to_json(fleet: &pb::FleetResponse) -> Value {
     };
     let output = |o: &pb::OutputState| {
         json!({
-            "name": o.name, "delivered": o.delivered, "retries": o.retries, "lost": o.lost, "lag": o.lag,
-            "error": o.error,
+            "name": o.name, "kind": o.kind, "delivered": o.delivered, "retries": o.retries, "lost": o.lost,
+            "lost_by_reason": o.lost_by_reason.iter().collect::<BTreeMap<_, _>>(), "lag": o.lag,
+            "last_delivered": time(o.delivered_unix_ns), "error": o.error,
         })
     };
     let log = fleet.log.as_ref().map(|l| {

@@ -223,7 +223,11 @@ pub struct RunArgs {
   mcp-sensor collect --dir ./events
   mcp-sensor collect --dir ./events --listen 0.0.0.0:7117 --tls-ca ca.pem \\
     --tls-cert collector-c.example.pem --tls-key collector-c.example-key.pem
-  mcp-sensor collect --listen unix:/run/mcp-sensor/collect.sock --dir /var/lib/mcp-sensor/events -o json")]
+  mcp-sensor collect --listen unix:/run/mcp-sensor/collect.sock --dir /var/lib/mcp-sensor/events -o json
+  mcp-sensor collect --check --outputs outputs.yaml
+  mcp-sensor collect --dir ./events --outputs outputs.yaml --metrics 9465
+  mcp-sensor collect --publish bus.yaml --listen 0.0.0.0:7117 --tls-ca ca.pem \\
+    --tls-cert collector-c.example.pem --tls-key collector-c.example-key.pem")]
 pub struct CollectArgs {
     /// Where to listen: HOST:PORT, or unix:/PATH. Beyond this host only with TLS.
     #[arg(long, env = "MCP_SENSOR_LISTEN", value_name = "ADDR", default_value = DEFAULT_LISTEN)]
@@ -234,8 +238,8 @@ pub struct CollectArgs {
 
     /// Where the events are kept: a log that `events --collector` and subscribers read, and files of
     /// lines beside it (events.ndjson, events.ndjson.1, …).
-    #[arg(long, env = "MCP_SENSOR_DIR", value_name = "DIR")]
-    pub dir: PathBuf,
+    #[arg(long, env = "MCP_SENSOR_DIR", value_name = "DIR", required_unless_present_any = ["check", "publish"])]
+    pub dir: Option<PathBuf>,
 
     /// What the log may hold; the oldest goes first, also if a subscriber has not read it.
     #[arg(long, env = "MCP_SENSOR_KEEP_BYTES", value_name = "BYTES", default_value_t = 4 << 30,
@@ -245,6 +249,28 @@ pub struct CollectArgs {
     /// How long the log holds events; 0: as long as there is room.
     #[arg(long, env = "MCP_SENSOR_KEEP_DAYS", value_name = "DAYS", default_value_t = 30)]
     pub keep_days: u32,
+
+    /// Where events go beside that: a file (YAML) that says to which receivers, in which format and
+    /// which events. Each has a cursor of its own and goes on where it was after a restart.
+    #[arg(long, env = "MCP_SENSOR_OUTPUTS", value_name = "FILE")]
+    pub outputs: Option<PathBuf>,
+
+    /// Keep nothing here: events go straight into the JetStream stream that this file (YAML, as of
+    /// --outputs, with one output of the kind `nats`) names, and sensors hear that they are stored when
+    /// the stream has them. Any number of such collectors stand beside each other.
+    #[arg(long, env = "MCP_SENSOR_PUBLISH", value_name = "FILE",
+          conflicts_with_all = ["dir", "outputs", "metrics"])]
+    pub publish: Option<PathBuf>,
+
+    /// Check the file of outputs, with the certificates and secrets that it names, and start nothing.
+    #[arg(long)]
+    pub check: bool,
+
+    /// Serve metrics of the collector to Prometheus at http://ADDR/metrics. ADDR is PORT (on
+    /// 127.0.0.1), IP:PORT or [IPV6]:PORT; whoever reaches it may read the names of sensors.
+    #[arg(long, env = "MCP_SENSOR_METRICS", value_name = "ADDR",
+          value_parser = crate::metrics::parse_address)]
+    pub metrics: Option<std::net::SocketAddr>,
 
     /// Write no files of lines, only the log.
     #[arg(long, env = "MCP_SENSOR_NO_NDJSON")]

@@ -5,8 +5,9 @@ use crate::event::{Body, Event, decision, json, pb, server};
 /// Entries of one list of a filter.
 const MAX_ENTRIES: usize = 1024;
 
-#[derive(Clone, Debug)]
-pub(super) struct Filter {
+/// The default lets everything pass.
+#[derive(Clone, Debug, Default)]
+pub struct Filter {
     wanted: pb::EventFilter,
 }
 
@@ -29,6 +30,11 @@ impl Filter {
         Ok(Filter { wanted })
     }
 
+    /// It leaves nothing out.
+    pub(super) fn is_empty(&self) -> bool {
+        self.wanted == pb::EventFilter::default()
+    }
+
     /// From the first, before the second.
     pub(super) fn times(&self) -> (i64, i64) {
         let w = &self.wanted;
@@ -39,14 +45,15 @@ impl Filter {
     pub(super) fn passes(&self, event: &Event) -> bool {
         let w = &self.wanted;
         let (since, until) = self.times();
+        let there = event.time_unix_ns >= since
+            && event.time_unix_ns < until
+            && (w.sensors.is_empty() || w.sensors.contains(&event.sensor));
         let Some(body) = &event.body else {
             // Of a newer sensor: only who asks for nothing special gets it.
-            return w.types.is_empty() && w.servers.is_empty() && w.verdicts.is_empty();
+            return there && w.types.is_empty() && w.servers.is_empty() && w.verdicts.is_empty();
         };
         let low = matches!(body, Body::Finding(f) if f.severity < w.min_severity);
-        !low && event.time_unix_ns >= since
-            && event.time_unix_ns < until
-            && (w.sensors.is_empty() || w.sensors.contains(&event.sensor))
+        !low && there
             && (w.servers.is_empty() || w.servers.iter().any(|s| s == server(body)))
             && (w.verdicts.is_empty() || decision(body).is_some_and(|d| w.verdicts.contains(&d.verdict)))
             && (w.types.is_empty() || w.types.iter().any(|t| t == json::type_name(body)))

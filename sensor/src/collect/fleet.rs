@@ -121,11 +121,29 @@ impl Fleet {
         }
     }
 
+    pub(super) fn summary(&self, most: usize) -> Summary {
+        let mut first: Vec<_> = self.sensors.iter().collect();
+        first.sort_by_key(|(_, k)| k.first_seen_unix_ns);
+        Summary {
+            known: first.len(),
+            connected: first.iter().filter(|(_, k)| k.streams > 0).count(),
+            newest: first.iter().take(most).map(|(name, k)| ((*name).clone(), k.newest_unix_ns)).collect(),
+        }
+    }
+
     /// Sorted by name; empty `names`: all.
     fn list(&self, names: &[String]) -> Vec<pb::FleetSensor> {
         let wanted = |name: &String| names.is_empty() || names.contains(name);
         self.sensors.iter().filter(|(name, _)| wanted(name)).map(|(name, k)| k.show(name)).collect()
     }
+}
+
+/// How many sensors there are, and when some of them were last heard.
+pub(super) struct Summary {
+    pub(super) known: usize,
+    pub(super) connected: usize,
+    /// Name and newest event by its own clock, of those known for longest.
+    pub(super) newest: Vec<(String, i64)>,
 }
 
 impl Known {

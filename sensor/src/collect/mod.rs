@@ -2,7 +2,8 @@
 //! on. Needs no privilege and nothing of the kernel.
 //!
 //! `service` takes what sensors send, `writer` commits it to the `log`; from
-//! there `query` answers those who ask and each `output` goes its way. The
+//! there `query` answers those who ask and each `output` goes its way. A
+//! collector that keeps nothing has `publish` in the writer's place. The
 //! collector inside the sensor (`local`) keeps NDJSON files only (`store`).
 
 mod accept;
@@ -11,9 +12,10 @@ mod filter;
 mod fleet;
 mod local;
 pub mod log;
-mod ndjson;
+mod metrics;
 pub mod output;
 mod positions;
+mod publish;
 mod query;
 mod service;
 mod store;
@@ -22,7 +24,10 @@ mod writer;
 
 pub use archive::Archive;
 pub use local::spawn as spawn_local;
+#[cfg(test)]
+pub(crate) use metrics::tests::every_metric;
 pub use positions::{MAX_BOOTS, Origin};
+pub use publish::{NoPublisher, Publisher};
 pub use query::Limits;
 pub use service::{Collector, Listen, ListenError};
 pub use store::{Store, StoreError};

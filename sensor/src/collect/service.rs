@@ -1,9 +1,11 @@
 //! The collector's gRPC service.
 
 use super::accept::{Bound, Remote, accept};
-use super::archive::Archive;
+use super::archive::{Archive, Started};
 use super::fleet::SharedFleet;
+use super::metrics::Metrics;
 use super::positions::Origin;
+use super::publish::{Elsewhere, Publisher};
 use super::query::{self, EventsServer};
 use super::view::View;
 use super::writer::{self, Ask, Command, Job};
@@ -84,26 +86,47 @@ pub struct Collector {
     writer: std::thread::JoinHandle<()>,
     outputs: Vec<std::thread::JoinHandle<()>>,
     fleet: SharedFleet,
-    events: query::Service,
+    readers: Readers,
+    /// `None`: it keeps nothing to count.
+    metrics: Option<Metrics>,
+}
+
+/// What those get who want to read.
+enum Readers {
+    Log(Box<query::Service>),
+    Elsewhere(Elsewhere),
 }
 
 impl Collector {
     pub async fn bind(listen: &Listen, archive: Archive, view: Option<View>) -> anyhow::Result<Collector> {
-        let bound = match listen {
-            Listen::Tcp(address) => {
-                let tcp = |source| ListenError::Tcp { address: address.clone(), source };
-                Bound::Tcp(listen_tcp(address).await.map_err(tcp)?)
-            }
-            Listen::Unix(path) => {
-                let socket = ControlSocket::bind(path, None).map_err(ListenError::from)?;
-                Bound::Unix(UnixListener::from_std(socket.listener()?)?, socket)
-            }
-        };
+        let bound = bound(listen).await?;
         let fleet = archive.log.fleet();
-        let (log, events, outputs) = archive.start()?;
+        let Started { log, service, outputs: shown, threads: outputs } = archive.start()?;
+        let metrics = Some(Metrics::new(log.source(), fleet.clone(), shown));
+        let readers = Readers::Log(Box::new(service));
         let (commands, writer) = writer::spawn(log, view)?;
         writer::tidy(&commands);
-        Ok(Collector { bound, tls: None, commands, writer, outputs, fleet, events })
+        Ok(Collector { bound, tls: None, commands, writer, outputs, fleet, readers, metrics })
+    }
+
+    /// One that keeps nothing.
+    pub async fn publishing(
+        listen: &Listen,
+        publisher: Publisher,
+        view: Option<View>,
+    ) -> anyhow::Result<Collector> {
+        let bound = bound(listen).await?;
+        let readers = Readers::Elsewhere(publisher.elsewhere());
+        let (commands, writer) = publisher.spawn(view)?;
+        let (outputs, fleet) = (Vec::new(), SharedFleet::default());
+        Ok(Collector { bound, tls: None, commands, writer, outputs, fleet, readers, metrics: None })
+    }
+
+    /// For Prometheus; `None`: it keeps nothing.
+    pub fn metrics(&self) -> Option<Arc<Metrics>> {
+        let mut metrics = self.metrics.clone()?;
+        metrics.tls = self.tls.clone();
+        Some(Arc::new(metrics))
     }
 
     /// TCP connections need TLS from now on, with a sensor's certificate. A unix
@@ -136,10 +159,6 @@ impl Collector {
         let (health, health_service) = tonic_health::server::health_reporter();
         health.set_serving::<CollectorServer<Feeds>>().await;
         let (end, ending) = watch::channel(false);
-        let events = EventsServer::new(self.events.until(ending.clone()))
-            .accept_compressed(CompressionEncoding::Gzip)
-            .send_compressed(CompressionEncoding::Gzip);
-        health.set_serving::<EventsServer<query::Service>>().await;
         let feeds = Feeds { commands: self.commands, fleet: self.fleet, ending: ending.clone() };
         let feeds = CollectorServer::new(feeds)
             // A batch, its envelope, and room for a newer sensor's fields.
@@ -154,10 +173,21 @@ impl Collector {
             .http2_keepalive_interval(Some(Duration::from_secs(30)))
             .http2_keepalive_timeout(Some(Duration::from_secs(10)))
             .add_service(feeds)
-            .add_service(events)
             .add_service(health_service.accept_compressed(CompressionEncoding::Gzip))
             .add_service(reflection_v1()?)
             .add_service(reflection_v1alpha()?);
+        let router = match self.readers {
+            Readers::Log(service) => {
+                health.set_serving::<EventsServer<query::Service>>().await;
+                let events = EventsServer::new(service.until(ending.clone()))
+                    .accept_compressed(CompressionEncoding::Gzip)
+                    .send_compressed(CompressionEncoding::Gzip);
+                router.add_service(events)
+            }
+            Readers::Elsewhere(elsewhere) => {
+                router.add_service(EventsServer::new(elsewhere).accept_compressed(CompressionEncoding::Gzip))
+            }
+        };
         let (connections, incoming) = mpsc::channel(1);
         let watching = self.tls.clone().map(|tls| AbortOnDrop(tokio::spawn(tls.watch())));
         let accepting = accept(&self.bound, self.tls, connections);
@@ -181,6 +211,19 @@ impl Collector {
         }
         Ok(())
     }
+}
+
+async fn bound(listen: &Listen) -> anyhow::Result<Bound> {
+    Ok(match listen {
+        Listen::Tcp(address) => {
+            let tcp = |source| ListenError::Tcp { address: address.clone(), source };
+            Bound::Tcp(listen_tcp(address).await.map_err(tcp)?)
+        }
+        Listen::Unix(path) => {
+            let socket = ControlSocket::bind(path, None).map_err(ListenError::from)?;
+            Bound::Unix(UnixListener::from_std(socket.listener()?)?, socket)
+        }
+    })
 }
 
 async fn listen_tcp(address: &str) -> io::Result<TcpListener> {
@@ -276,7 +319,7 @@ async fn stream(
     let (reply, answered) = oneshot::channel();
     let ask = Ask { origin: origin.clone(), answer: reply };
     commands.send(Command::Ask(ask)).await.map_err(|_| ending())?;
-    let committed_seq = answered.await.map_err(|_| ending())?;
+    let committed_seq = answered.await.map_err(|_| ending())?.map_err(Status::unavailable)?;
     tracing::info!(%from, sensor = %origin.sensor, boot = %origin.boot, committed_seq, "a sensor is connected");
     let _connected = fleet.connected(&hello, committed_seq);
     let ack = pb::HelloAck { committed_seq, credit: CREDIT };

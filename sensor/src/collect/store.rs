@@ -168,22 +168,9 @@ pub(super) fn load(path: &Path, positions: &mut Positions) -> Result<(), StoreEr
 
 /// Takes positions from the lines of a file, from byte `from` on.
 pub(super) fn replay(path: &Path, from: u64, positions: &mut Positions) -> Result<(), StoreError> {
-    let io = |source| StoreError::Io { path: path.to_owned(), source };
-    let mut file = File::open(path).map_err(io)?;
-    file.seek(SeekFrom::Start(from)).map_err(io)?;
-    let mut reader = BufReader::with_capacity(256 << 10, file);
-    let mut line = Vec::new();
-    let mut number = 0;
     let mut last: Option<Arc<Origin>> = None;
-    loop {
-        line.clear();
-        let read = io::Read::take(&mut reader, MAX_LINE).read_until(b'\n', &mut line).map_err(io)?;
-        if read == 0 {
-            return Ok(());
-        }
-        number += 1;
-        let bad = |why: String| StoreError::Line { path: path.to_owned(), line: number, why };
-        let position: Position = serde_json::from_slice(&line).map_err(|e| bad(e.to_string()))?;
+    each_line(path, from, |line| {
+        let position: Position = serde_json::from_slice(line).map_err(|e| e.to_string())?;
         let origin = match &last {
             Some(last) if last.sensor == position.sensor && last.boot == position.boot => last.clone(),
             _ => last.insert(position.origin()).clone(),
@@ -191,6 +178,30 @@ pub(super) fn replay(path: &Path, from: u64, positions: &mut Positions) -> Resul
         if position.seq > positions.get(&origin) {
             positions.set(&origin, position.seq);
         }
+        Ok(())
+    })
+}
+
+/// The lines of a file from byte `from` on; `take` says what is wrong with one.
+pub(super) fn each_line(
+    path: &Path,
+    from: u64,
+    mut take: impl FnMut(&[u8]) -> Result<(), String>,
+) -> Result<(), StoreError> {
+    let io = |source| StoreError::Io { path: path.to_owned(), source };
+    let mut file = File::open(path).map_err(io)?;
+    file.seek(SeekFrom::Start(from)).map_err(io)?;
+    let mut reader = BufReader::with_capacity(256 << 10, file);
+    let mut text = Vec::new();
+    let mut line = 0;
+    loop {
+        text.clear();
+        let read = io::Read::take(&mut reader, MAX_LINE).read_until(b'\n', &mut text).map_err(io)?;
+        if read == 0 {
+            return Ok(());
+        }
+        line += 1;
+        take(&text).map_err(|why| StoreError::Line { path: path.to_owned(), line, why })?;
     }
 }
 

@@ -27,7 +27,8 @@ pub(super) struct Job {
 /// How far a boot is stored.
 pub(super) struct Ask {
     pub origin: Arc<Origin>,
-    pub answer: oneshot::Sender<u64>,
+    /// Or why nobody knows.
+    pub answer: oneshot::Sender<Result<u64, String>>,
 }
 
 pub(super) enum Command {
@@ -49,7 +50,7 @@ pub(super) fn spawn(
             while let Some(command) = next {
                 match command {
                     Command::Store(job) => jobs.push(job),
-                    Command::Ask(ask) => drop(ask.answer.send(log.position(&ask.origin))),
+                    Command::Ask(ask) => drop(ask.answer.send(Ok(log.position(&ask.origin)))),
                     Command::Tidy => log.tidy(),
                 }
                 next = waiting.try_recv().ok();

@@ -1,10 +1,10 @@
-//! Events in the forms that other systems read: OCSF 1.8.0 and ECS. Pure; no IO
-//! but writing what was rendered.
+//! Events in the forms that other systems read: OCSF 1.8.0, ECS and log records of
+//! OpenTelemetry. Pure; no IO but writing what was rendered.
 //!
-//! Both begin with the native form ([`json`]). What a schema has a place for is
+//! All begin with the native form ([`json`]). What a schema has a place for is
 //! taken out of it; the rest goes along under the native names, below `unmapped`
-//! (OCSF) or `mcp_sensor` (ECS). So a field that is new in the native form is in
-//! both at once, and none is ever lost.
+//! (OCSF) or `mcp_sensor` (the others). So a field that is new in the native form is
+//! in all at once, and none is ever lost.
 
 /// A serde struct whose members are left out where they are `None`.
 macro_rules! object {
@@ -19,6 +19,7 @@ macro_rules! object {
 
 pub mod ecs;
 pub mod ocsf;
+pub mod otel;
 mod rest;
 
 use crate::event::{Event, json, text};
@@ -50,9 +51,14 @@ pub fn write_line(format: Format, event: &Event, out: &mut impl Write) -> io::Re
     out.write_all(b"\n")
 }
 
-/// Which event this is, on whatever host: receivers drop what they have by it.
-fn unique_id(event: &Event) -> String {
-    format!("{}/{}/{}", event.sensor, event.boot, event.seq)
+/// Which event this is, on whatever host: receivers drop what they have by it. A
+/// loss of a collector's output has no number, but a time.
+pub(crate) fn unique_id(event: &Event) -> String {
+    let Event { sensor, boot, seq, time_unix_ns, .. } = event;
+    if *seq == 0 {
+        return format!("{sensor}/{boot}/t{time_unix_ns}");
+    }
+    format!("{sensor}/{boot}/{seq}")
 }
 
 /// What a person would read, as `mcp-sensor events` prints it.

@@ -22,6 +22,11 @@ impl Rest {
         }
     }
 
+    /// As it is; empty text is no field here either.
+    pub fn take(&mut self, key: &str) -> Option<Value> {
+        self.0.remove(key).filter(|v| v.as_str().is_none_or(|text| !text.is_empty()))
+    }
+
     /// What both schemas call a long is signed.
     pub fn number(&mut self, key: &str) -> Option<i64> {
         number(&self.0.remove(key)?)

@@ -1,6 +1,7 @@
 mod docs;
 mod ecs_fields;
 mod ocsf_schema;
+mod otel;
 mod samples;
 
 use super::*;

@@ -13,7 +13,7 @@ mod series;
 mod tests;
 
 pub use otlp::{Endpoint, EndpointError, export};
-pub use prometheus::{Server, parse_address};
+pub use prometheus::{Exposed, Server, open_metrics, parse_address};
 
 use crate::event::json::{is_notification, outcome_name, severity_name, type_name, verdict_name};
 use crate::event::{Body, Event, Subscriber, decision, exchange, is_denial, pb, server};

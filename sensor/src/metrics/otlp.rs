@@ -93,7 +93,7 @@ async fn send(
     metrics: &Metrics,
     identity: &Identity,
 ) -> Result<(), String> {
-    let request = metrics.request(identity, now());
+    let request = metrics.request("mcp-sensor", &identity.sensor, now());
     let sent = tokio::time::timeout(PATIENCE, client.export(request)).await;
     let response = sent.map_err(|_| "no answer".to_owned())?.map_err(|s| s.to_string())?.into_inner();
     match response.partial_success.filter(|p| p.rejected_data_points > 0) {
@@ -112,7 +112,8 @@ fn attributes(keys: &'static [&'static str], values: &[String]) -> Vec<KeyValue>
 }
 
 impl Metrics {
-    pub(super) fn request(&self, identity: &Identity, at: i64) -> ExportMetricsServiceRequest {
+    /// `instance`: which one of the service.
+    pub(crate) fn request(&self, service: &str, instance: &str, at: i64) -> ExportMetricsServiceRequest {
         let times = (self.started.unsigned_abs(), at.unsigned_abs());
         let sums = self.sums();
         let mut metrics: Vec<Metric> = counters(&sums, times);
@@ -132,9 +133,9 @@ impl Metrics {
         };
         let resource = Resource {
             attributes: vec![
-                attribute("service.name", "mcp-sensor"),
+                attribute("service.name", service),
                 attribute("service.version", env!("CARGO_PKG_VERSION")),
-                attribute("service.instance.id", &identity.sensor),
+                attribute("service.instance.id", instance),
             ],
             ..Default::default()
         };

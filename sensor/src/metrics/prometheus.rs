@@ -35,17 +35,34 @@ pub fn parse_address(text: &str) -> Result<SocketAddr, String> {
     text.parse().map_err(|_| "write PORT (on 127.0.0.1), IP:PORT or [IPV6]:PORT".to_owned())
 }
 
+/// What a [`Server`] serves.
+pub trait Exposed: Send + Sync {
+    /// OpenMetrics text, version 1.0.0.
+    fn exposition(self: Arc<Self>) -> String;
+}
+
 impl Metrics {
     /// OpenMetrics text, version 1.0.0.
     pub fn text(self: &Arc<Metrics>) -> String {
-        let mut registry = Registry::default();
-        registry.register_collector(Box::new(Scrape(self.clone())));
-        let mut out = String::new();
-        match text::encode(&mut out, &registry) {
-            Ok(()) => out,
-            // A String takes everything.
-            Err(error) => format!("# {error}\n# EOF\n"),
-        }
+        open_metrics(Box::new(Scrape(self.clone())))
+    }
+}
+
+impl Exposed for Metrics {
+    fn exposition(self: Arc<Metrics>) -> String {
+        self.text()
+    }
+}
+
+/// OpenMetrics text of what `collector` gives.
+pub fn open_metrics(collector: Box<dyn Collector>) -> String {
+    let mut registry = Registry::default();
+    registry.register_collector(collector);
+    let mut out = String::new();
+    match text::encode(&mut out, &registry) {
+        Ok(()) => out,
+        // A String takes everything.
+        Err(error) => format!("# {error}\n# EOF\n"),
     }
 }
 
@@ -101,12 +118,12 @@ fn encode(sums: &Sums, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Er
 /// Answers `GET /metrics`.
 pub struct Server {
     listener: TcpListener,
-    metrics: Arc<Metrics>,
+    metrics: Arc<dyn Exposed>,
 }
 
 impl Server {
     /// Needs a tokio runtime around it.
-    pub fn bind(address: SocketAddr, metrics: Arc<Metrics>) -> io::Result<Server> {
+    pub fn bind(address: SocketAddr, metrics: Arc<dyn Exposed>) -> io::Result<Server> {
         let listener = std::net::TcpListener::bind(address)?;
         listener.set_nonblocking(true)?;
         Ok(Server { listener: TcpListener::from_std(listener)?, metrics })
@@ -153,12 +170,12 @@ impl Server {
 }
 
 async fn answer(
-    metrics: Arc<Metrics>,
+    metrics: Arc<dyn Exposed>,
     request: Request<Incoming>,
 ) -> Result<Response<Full<Bytes>>, hyper::http::Error> {
     let (status, kind, body) = match (request.method(), request.uri().path()) {
         (&Method::GET | &Method::HEAD, "/metrics") => {
-            let text = tokio::task::spawn_blocking(move || metrics.text()).await;
+            let text = tokio::task::spawn_blocking(move || metrics.exposition()).await;
             match text {
                 Ok(text) => (StatusCode::OK, CONTENT_TYPE, text),
                 Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, "text/plain", format!("{error}\n")),

@@ -300,7 +300,7 @@ fn the_end_of_the_certificate_is_a_gauge_under_both_names() {
     let text = metrics.text();
     let shown = value(&text, "mcp_sensor_certificate_expiry_timestamp_seconds");
     assert_eq!(shown, Some(end as f64), "{text}");
-    let request = metrics.request(&identity(), 1);
+    let request = metrics.request("mcp-sensor", &identity().sensor, 1);
     let sent = &request.resource_metrics[0].scope_metrics[0].metrics;
     let gauge = sent.iter().find(|m| m.name == CERTIFICATE.0).unwrap();
     let Some(Data::Gauge(gauge)) = &gauge.data else { panic!("{gauge:?}") };
@@ -333,12 +333,12 @@ fn every_metric_is_documented_under_both_names() {
 fn what_is_deployed_names_metrics_and_events_that_exist() {
     let metrics = Metrics::new(1);
     metrics.certificate(crate::tls::tests::sensor("s"));
-    let exposed: std::collections::BTreeSet<String> = metrics
-        .text()
+    let exposed: std::collections::BTreeSet<String> = (metrics.text() + &crate::collect::every_metric())
         .lines()
         .filter_map(|l| l.strip_prefix("# TYPE ")?.split_once(' '))
         .flat_map(|(name, kind)| match kind {
             "counter" => vec![format!("{name}_total")],
+            "info" => vec![format!("{name}_info")],
             "histogram" => ["bucket", "sum", "count"].map(|part| format!("{name}_{part}")).to_vec(),
             _ => vec![name.to_owned()],
         })

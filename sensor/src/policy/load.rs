@@ -122,7 +122,8 @@ fn links(policy: &Policy) -> Vec<Diagnostic> {
     matchers.filter_map(link).collect()
 }
 
-pub(super) fn read_regular(path: &Path, most: usize) -> Result<Vec<u8>, String> {
+/// Of a regular file; does not wait for a FIFO's writer.
+pub fn read_regular(path: &Path, most: usize) -> Result<Vec<u8>, String> {
     let mut options = std::fs::OpenOptions::new();
     // Opening a FIFO would wait for a writer.
     options.read(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY);

@@ -39,6 +39,8 @@ pub enum TlsError {
     Pair { certificate: PathBuf, key: PathBuf },
     #[error("{0}: {1}")]
     Unusable(PathBuf, String),
+    #[error("this system trusts no CA; name one with `ca`")]
+    NoSystemRoots,
 }
 
 /// PEM files: whom to trust, who we are, and the key to it.
@@ -63,7 +65,7 @@ impl Files {
     }
 }
 
-fn read(path: &Path) -> Result<Vec<u8>, TlsError> {
+pub(super) fn read(path: &Path) -> Result<Vec<u8>, TlsError> {
     let failed = |error| TlsError::File(path.to_owned(), error);
     let mut bytes = Vec::new();
     File::open(path).map_err(failed)?.take(MAX_BYTES + 1).read_to_end(&mut bytes).map_err(failed)?;
@@ -286,7 +288,7 @@ fn end(certificate: &Certificate) -> crate::event::json::Time {
     crate::event::json::Time(certificate.not_after.saturating_mul(1_000_000_000))
 }
 
-fn warn_of_readers(key: &Path) {
+pub(super) fn warn_of_readers(key: &Path) {
     use std::os::unix::fs::MetadataExt;
     if std::fs::metadata(key).is_ok_and(|m| m.mode() & 0o007 != 0) {
         tracing::warn!(key = %key.display(), "anyone on this host may read the private key: chmod o= it");

@@ -38,6 +38,25 @@ pub(crate) fn of_collector(error: &io::Error) -> Option<String> {
     })
 }
 
+/// At an output: what it makes of its receiver, or the receiver of it.
+pub(crate) fn of_receiver(error: &io::Error) -> Option<String> {
+    Some(match tls(error)? {
+        Error::AlertReceived(AlertDescription::CertificateRequired) => {
+            "the receiver asks for a certificate, and got none: give `cert` and `key`".to_owned()
+        }
+        Error::AlertReceived(AlertDescription::UnknownCA) => {
+            "the receiver refused our certificate: it is not from a CA that it trusts".to_owned()
+        }
+        Error::AlertReceived(alert) => format!("the receiver ended TLS: {alert:?}"),
+        Error::InvalidCertificate(CertificateError::UnknownIssuer) => {
+            "the receiver's certificate was refused: it is not from a CA in `ca`".to_owned()
+        }
+        Error::InvalidCertificate(why) => format!("the receiver's certificate was refused: {}", flaw(why)),
+        Error::InvalidMessage(_) => "the receiver does not speak TLS".to_owned(),
+        other => format!("TLS with the receiver failed: {other}"),
+    })
+}
+
 /// At a collector: why it refused a client.
 pub(crate) fn of_client(error: &io::Error) -> String {
     let Some(tls) = tls(error) else {

@@ -4,7 +4,12 @@
 #![allow(dead_code, unreachable_pub)]
 
 pub mod collector;
+pub mod driver;
 pub mod log;
+pub mod nats;
+pub mod otlp;
+pub mod outputs;
+pub mod receiver;
 pub mod reflection;
 
 use mcp_sensor::control::{self, Agent, ControlError, ControlSocket, Limits, Peer};
