@@ -5,6 +5,7 @@
 
 pub mod address;
 pub mod cidr;
+pub mod combine;
 pub mod command;
 pub mod compile;
 pub mod diagnostic;
@@ -15,6 +16,7 @@ pub mod host;
 pub mod launchers;
 pub mod load;
 pub mod matching;
+mod meet;
 pub mod model;
 pub mod name_keys;
 pub mod names;
