@@ -6,7 +6,7 @@ use crate::collect::{Printer, Store, Style, View, spawn_local};
 use crate::event::file::{LineFile, Rotation};
 use crate::event::ledger::{Ledger, Unsafe};
 use crate::event::{Bus, ndjson, now, pb};
-use crate::feed::{self, Feed};
+use crate::feed::{self, Collectors, Feed, PolicyLink};
 use crate::metrics::{self, Metrics};
 use anyhow::Context;
 use std::os::unix::fs::DirBuilderExt as _;
@@ -89,7 +89,7 @@ impl Measuring {
 impl Outputs {
     /// Start before the first event is published, or it is missed. Needs a
     /// tokio runtime around it.
-    pub fn start(bus: &Arc<Bus>, args: &RunArgs) -> anyhow::Result<Outputs> {
+    pub fn start(bus: &Arc<Bus>, args: &RunArgs, policy: Option<PolicyLink>) -> anyhow::Result<Outputs> {
         let mut outputs =
             Outputs { feed: None, threads: Vec::new(), printer: None, metrics: Measuring::start(bus, args)? };
         if let Some(path) = &args.events {
@@ -111,8 +111,9 @@ impl Outputs {
             if let (Some(measuring), Some(tls)) = (&outputs.metrics, target.tls()) {
                 measuring.metrics.certificate(tls.clone());
             }
+            let collectors = Collectors { targets: vec![target], policy };
             outputs.feed =
-                Some(feed::spawn(bus.clone(), subscriber, target, &spool, settings, left.as_ref())?);
+                Some(feed::spawn(bus.clone(), subscriber, collectors, &spool, settings, left.as_ref())?);
             return Ok(outputs);
         }
         let dir = args.state_dir.join("events");

@@ -383,6 +383,7 @@ async fn malformed_streams_and_batches_are_refused_and_the_rest_is_stored() {
             feed_response::Message::HelloAck(ack) => format!("hello {}", ack.committed_seq),
             feed_response::Message::Ack(ack) => format!("ack {}", ack.seq),
             feed_response::Message::Nack(nack) => format!("nack {} {}", nack.first_seq, nack.retry),
+            other => panic!("{other:?}"),
         });
     }
     let expected = ["hello 0", "ack 2", "nack 3 false", "nack 3 false", "nack 0 false", "ack 2", "ack 5"];

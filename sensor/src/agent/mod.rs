@@ -2,6 +2,7 @@
 //! ties records to servers, clients and users, and passes events on.
 
 mod adopt;
+mod bundles;
 mod containment;
 mod content;
 mod core;
@@ -29,6 +30,7 @@ pub mod translate;
 mod watch;
 mod wires;
 
+use self::bundles::Bundles;
 use self::core::{Core, lock};
 use self::identity::Identities;
 use self::reload::Reloader;
@@ -41,7 +43,7 @@ use crate::event::{Body, Bus, Identity, Limits, now, pb};
 use crate::kernel::{self, LoadError, Options};
 use crate::mcp::inventory;
 use crate::outputs::Outputs;
-use crate::policy::load::{LoadError as PolicyError, load as load_policy};
+use crate::policy::load::LoadError as PolicyError;
 use anyhow::Context as _;
 use sensor_common::record::Loss;
 use sensor_common::socket::Tuple;
@@ -139,7 +141,8 @@ async fn serve(args: RunArgs) -> anyhow::Result<ExitCode> {
             pins.display()
         ))
     })?;
-    let loaded = load_policy(&args.policy, &mut ids).map_err(|error| {
+    let bundles = Bundles::open(&args)?;
+    let (loaded, absent) = reload::first(&args.policy, bundles.as_ref(), &mut ids).map_err(|error| {
         let text = match &error {
             PolicyError::Read { .. } => error.to_string(),
             PolicyError::Invalid { .. } => error.render(std::io::stderr().is_terminal()),
@@ -155,7 +158,8 @@ async fn serve(args: RunArgs) -> anyhow::Result<ExitCode> {
     let identity =
         Identity { sensor: sensor_name(args.sensor.clone()), boot: format!("{:x}", started / 1_000_000) };
     let bus = Bus::new(identity, Limits::default());
-    let outputs = Outputs::start(&bus, &args)?;
+    let (link, offered) = bundles.as_ref().map(Bundles::link).unzip();
+    let outputs = Outputs::start(&bus, &args, link)?;
 
     // The socket before the kernel: a second sensor ends here.
     let socket = ControlSocket::bind(&args.control, args.control_group.as_deref())
@@ -214,7 +218,8 @@ async fn serve(args: RunArgs) -> anyhow::Result<ExitCode> {
         bus.publish_now(Body::Finding(inventory_lost(&damage)));
     }
     identity::start(core.clone(), jobs)?;
-    let reloader = Arc::new(Reloader::new(core.clone(), args.policy.clone(), ids_file, ids, names));
+    let reloader =
+        Arc::new(Reloader::new(core.clone(), args.policy.clone(), ids_file, ids, names, (bundles, absent)));
     reloader.start(loaded).map_err(|e| Failure::new(Exit::Failure, e))?;
     if loaded_kernel.adopted {
         info!("took over from an earlier agent");
@@ -224,7 +229,10 @@ async fn serve(args: RunArgs) -> anyhow::Result<ExitCode> {
 
     let state = |phase: pb::SensorPhase| {
         let current = core.in_force();
+        let bundle = current.as_ref().and_then(|p| p.loaded.bundle.clone());
         let mut state = pb::SensorState {
+            bundle_version: bundle.as_ref().map_or(0, |b| b.version),
+            bundle: bundle.map(|b| b.hash.clone()).unwrap_or_default(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             kernel: service::kernel_release(),
             host: service::host_name(),
@@ -278,8 +286,8 @@ async fn serve(args: RunArgs) -> anyhow::Result<ExitCode> {
     std::io::stdout().flush()?;
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
 
-    events_loop(&core, &reloader, &inventory_file, || bus.publish_now(state(pb::SensorPhase::Heartbeat)))
-        .await?;
+    let heartbeat = || bus.publish_now(state(pb::SensorPhase::Heartbeat));
+    events_loop(&core, &reloader, &inventory_file, offered, heartbeat).await?;
 
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
     bus.publish_now(state(pb::SensorPhase::Stopping));
@@ -306,6 +314,7 @@ async fn events_loop(
     core: &Arc<Core>,
     reloader: &Arc<Reloader>,
     inventory_file: &Path,
+    mut offered: Option<tokio::sync::watch::Receiver<Vec<u8>>>,
     heartbeat: impl Fn() -> u64,
 ) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
@@ -328,17 +337,25 @@ async fn events_loop(
                 std::future::pending::<()>().await;
             }
         };
+        let offer = async {
+            if let Some(offered) = &mut offered
+                && offered.changed().await.is_ok()
+            {
+                return offered.borrow_and_update().clone();
+            }
+            std::future::pending().await
+        };
         tokio::select! {
+            bytes = offer => {
+                offered_bundle(core, reloader, bytes).await;
+                (files, watch) = watched_again(reloader, files, watch);
+            }
             _ = terminate.recv() => return Ok(()),
             _ = interrupt.recv() => return Ok(()),
             _ = hangup.recv() => reload(core, reloader, "signal").await,
             () = changed => {
                 reload(core, reloader, "file").await;
-                let now = reloader.files();
-                if now != files {
-                    watch = watching(&now);
-                    files = now;
-                }
+                (files, watch) = watched_again(reloader, files, watch);
             }
             _ = beating.tick() => { heartbeat(); }
             _ = counting.tick() => {
@@ -353,6 +370,16 @@ async fn events_loop(
     }
 }
 
+/// Another policy may refer to other files.
+fn watched_again(
+    reloader: &Reloader,
+    files: BTreeSet<PathBuf>,
+    watch: Option<Watch>,
+) -> (BTreeSet<PathBuf>, Option<Watch>) {
+    let now = reloader.files();
+    if now == files { (files, watch) } else { (now.clone(), watching(&now)) }
+}
+
 fn watching(files: &BTreeSet<PathBuf>) -> Option<Watch> {
     Watch::new(files)
         .inspect_err(|error| warn!(%error, "the policy file is not watched; SIGHUP still reads it again"))
@@ -363,6 +390,16 @@ async fn reload(core: &Arc<Core>, reloader: &Arc<Reloader>, trigger: &'static st
     let (core, reloader) = (core.clone(), reloader.clone());
     let _ = tokio::task::spawn_blocking(move || {
         if reloader.reload(trigger).is_ok_and(|r| r.changed) {
+            core.adopt_running();
+        }
+    })
+    .await;
+}
+
+async fn offered_bundle(core: &Arc<Core>, reloader: &Arc<Reloader>, bytes: Vec<u8>) {
+    let (core, reloader) = (core.clone(), reloader.clone());
+    let _ = tokio::task::spawn_blocking(move || {
+        if reloader.offer(&bytes) {
             core.adopt_running();
         }
     })

@@ -82,7 +82,8 @@ impl Service {
     fn policy_state(&self) -> pb::PolicyState {
         let current = self.core.in_force();
         let path = self.reloader.path().display().to_string();
-        let Some(p) = current else { return pb::PolicyState { path, ..Default::default() } };
+        let bundle = self.reloader.bundle();
+        let Some(p) = current else { return pb::PolicyState { path, bundle, ..Default::default() } };
         pb::PolicyState {
             warnings: p.loaded.warnings.iter().map(|w| w.line(&path)).collect(),
             path,
@@ -90,6 +91,7 @@ impl Service {
             generation: p.generation.into(),
             loaded_unix_ns: p.loaded_unix_ns,
             error: self.reloader.error(),
+            bundle,
         }
     }
 }
@@ -222,7 +224,11 @@ impl control::Agent for Service {
     async fn policy(&self) -> Result<pb::PolicyShowResponse, ControlError> {
         let policy =
             self.core.in_force().ok_or_else(|| ControlError::Unavailable("no policy is in force".into()))?;
-        Ok(pb::PolicyShowResponse { state: Some(self.policy_state()), text: policy.loaded.source.clone() })
+        Ok(pb::PolicyShowResponse {
+            state: Some(self.policy_state()),
+            text: policy.loaded.source.clone(),
+            bundle: policy.loaded.bundle.as_ref().map(|b| b.signed.clone()).unwrap_or_default(),
+        })
     }
 
     async fn reload(&self) -> Result<pb::PolicyReloadResponse, ControlError> {

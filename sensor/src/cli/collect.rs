@@ -36,6 +36,13 @@ pub(super) fn run(args: &CollectArgs) -> anyhow::Result<ExitCode> {
             Some(tls) => collector.secured(tls),
             None => collector,
         };
+        let collector = match &args.policies {
+            Some(dir) => collector.with_policies(dir).map_err(|error| {
+                Failure::new(Exit::Failure, format!("--policies {}: {error}", dir.display()))
+                    .hint("give a directory with bundles that `mcp-sensor policy sign` made; it may be empty")
+            })?,
+            None => collector,
+        };
         if collector.is_exposed() {
             if !args.tls.insecure_plaintext {
                 let message = format!("{}: without TLS only this host may send events", args.listen);

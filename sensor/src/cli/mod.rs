@@ -1,5 +1,6 @@
 //! The command line. Each subcommand is a file of its name.
 
+mod bundle;
 mod calls;
 mod certs;
 mod client;
@@ -148,6 +149,22 @@ pub struct RunArgs {
     #[command(flatten)]
     pub tls: TlsArgs,
 
+    /// Group of this sensor: the collector gives it the policies of the group.
+    #[arg(long, env = "MCP_SENSOR_GROUP", value_name = "NAME", requires = "collector")]
+    pub group: Option<String>,
+
+    /// Take policies from the collector that are signed with this key (PEM, `policy keygen` makes
+    /// it); again for another key. What both the signed policy and --policy allow is allowed;
+    /// without --policy's file, what the signed one allows.
+    #[arg(
+        long,
+        env = "MCP_SENSOR_POLICY_KEY",
+        value_name = "FILE",
+        value_delimiter = ',',
+        requires = "collector"
+    )]
+    pub policy_key: Vec<PathBuf>,
+
     /// Where events wait that the collector has not acknowledged; default: `spool` below the state
     /// directory. They outlive the sensor.
     #[arg(long, env = "MCP_SENSOR_SPOOL", value_name = "DIR", requires = "collector")]
@@ -236,6 +253,11 @@ pub struct CollectArgs {
     /// lines beside it (events.ndjson, events.ndjson.1, …).
     #[arg(long, env = "MCP_SENSOR_DIR", value_name = "DIR")]
     pub dir: PathBuf,
+
+    /// Give sensors policies: the signed bundles in this directory (`policy sign`), the newest to
+    /// each sensor that it is for. Changes are taken up; a file that is no bundle changes nothing.
+    #[arg(long, env = "MCP_SENSOR_POLICIES", value_name = "DIR")]
+    pub policies: Option<PathBuf>,
 
     /// What the log may hold; the oldest goes first, also if a subscriber has not read it.
     #[arg(long, env = "MCP_SENSOR_KEEP_BYTES", value_name = "BYTES", default_value_t = 4 << 30,
@@ -417,9 +439,12 @@ pub struct EventsArgs {
     pub limit: Option<u64>,
 }
 
-/// Check, explain, derive and load policies.
+/// Check, explain, derive, load and sign policies.
 #[derive(Debug, Subcommand)]
 pub enum PolicyCommand {
+    Keygen(bundle::KeygenArgs),
+    Sign(bundle::SignArgs),
+    Verify(bundle::VerifyArgs),
     Check(PolicyCheckArgs),
     Explain(PolicyExplainArgs),
     Suggest(PolicySuggestArgs),

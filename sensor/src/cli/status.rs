@@ -28,6 +28,14 @@ pub(super) fn policy_json(policy: &pb::PolicyState) -> Value {
         "loaded": Time(policy.loaded_unix_ns).to_string(),
         "error": policy.error,
         "warnings": policy.warnings,
+        "bundle": policy.bundle.as_ref().map(bundle_json),
+    })
+}
+
+pub(super) fn bundle_json(bundle: &pb::BundleState) -> Value {
+    json!({
+        "version": bundle.version, "hash": bundle.hash, "group": bundle.group,
+        "refused_hash": bundle.refused_hash, "kind": bundle.kind, "error": bundle.error,
     })
 }
 
@@ -106,6 +114,19 @@ fn print(s: &pb::StatusResponse) -> anyhow::Result<()> {
         );
         if !policy.error.is_empty() {
             line("", format!("the file as it is now was REFUSED: {}", escape(&policy.error)));
+        }
+        if let Some(bundle) = &policy.bundle {
+            let short = bundle.hash.get(..12).unwrap_or(&bundle.hash);
+            line(
+                "bundle",
+                match bundle.version {
+                    0 => "none yet".to_owned(),
+                    version => format!("version {version}, {short}"),
+                },
+            );
+            if !bundle.error.is_empty() {
+                line("", format!("the last one was REFUSED: {}", escape(&bundle.error)));
+            }
         }
         for warning in &policy.warnings {
             line("", format!("warning: {}", escape(warning)));

@@ -13,6 +13,7 @@ mod local;
 pub mod log;
 mod ndjson;
 pub mod output;
+mod policies;
 mod positions;
 mod query;
 mod service;

@@ -5,6 +5,7 @@ use super::filter::Filter;
 use super::fleet::SharedFleet;
 use super::log::{Cursor, Next, Reader, Source};
 use super::output::Progress;
+use super::policies::Policies;
 use crate::event::{Event, pb};
 use pb::events_server::Events;
 use prost::Message as _;
@@ -54,13 +55,20 @@ pub(super) struct Service {
     subscribers: Arc<Semaphore>,
     queries: Arc<Semaphore>,
     ending: watch::Receiver<bool>,
+    policies: Policies,
 }
 
 impl Service {
     pub(super) fn new(source: Source, fleet: SharedFleet, outputs: Vec<Progress>, limits: Limits) -> Service {
         let (subscribers, queries) = (Semaphore::new(limits.subscribers), Semaphore::new(limits.queries));
         let (subscribers, queries) = (Arc::new(subscribers), Arc::new(queries));
-        Service { source, fleet, outputs, limits, subscribers, queries, ending: watch::channel(false).1 }
+        let (ending, policies) = (watch::channel(false).1, Policies::default());
+        Service { source, fleet, outputs, limits, subscribers, queries, ending, policies }
+    }
+
+    /// Tells of these as well.
+    pub(super) fn serving(self, policies: Policies) -> Service {
+        Service { policies, ..self }
     }
 
     /// Streams end with this.
@@ -412,6 +420,7 @@ impl Events for Service {
             sensors: self.fleet.list(&request.get_ref().sensors),
             log: Some(log),
             outputs: self.outputs.iter().map(Progress::state).collect(),
+            policies: self.policies.list(),
         }))
     }
 }

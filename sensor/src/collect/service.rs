@@ -3,6 +3,7 @@
 use super::accept::{Bound, Remote, accept};
 use super::archive::Archive;
 use super::fleet::SharedFleet;
+use super::policies::Policies;
 use super::positions::Origin;
 use super::query::{self, EventsServer};
 use super::view::View;
@@ -16,6 +17,7 @@ use pb::collector_server::{Collector as Service, CollectorServer};
 use pb::{feed_request, feed_response};
 use std::future::Future;
 use std::io;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
@@ -84,6 +86,7 @@ pub struct Collector {
     writer: std::thread::JoinHandle<()>,
     outputs: Vec<std::thread::JoinHandle<()>>,
     fleet: SharedFleet,
+    policies: Policies,
     events: query::Service,
 }
 
@@ -103,7 +106,16 @@ impl Collector {
         let (log, events, outputs) = archive.start()?;
         let (commands, writer) = writer::spawn(log, view)?;
         writer::tidy(&commands);
-        Ok(Collector { bound, tls: None, commands, writer, outputs, fleet, events })
+        Ok(Collector {
+            bound,
+            tls: None,
+            commands,
+            writer,
+            outputs,
+            fleet,
+            policies: Policies::default(),
+            events,
+        })
     }
 
     /// TCP connections need TLS from now on, with a sensor's certificate. A unix
@@ -111,6 +123,12 @@ impl Collector {
     #[must_use]
     pub fn secured(self, tls: Arc<Tls>) -> Collector {
         Collector { tls: Some(tls), ..self }
+    }
+
+    /// Sensors get the policies of this directory from now on. Needs a tokio
+    /// runtime around it.
+    pub fn with_policies(self, dir: &Path) -> io::Result<Collector> {
+        Ok(Collector { policies: Policies::of(dir)?, ..self })
     }
 
     /// As `--collector` of a sensor takes it.
@@ -136,11 +154,16 @@ impl Collector {
         let (health, health_service) = tonic_health::server::health_reporter();
         health.set_serving::<CollectorServer<Feeds>>().await;
         let (end, ending) = watch::channel(false);
-        let events = EventsServer::new(self.events.until(ending.clone()))
+        let events = EventsServer::new(self.events.until(ending.clone()).serving(self.policies.clone()))
             .accept_compressed(CompressionEncoding::Gzip)
             .send_compressed(CompressionEncoding::Gzip);
         health.set_serving::<EventsServer<query::Service>>().await;
-        let feeds = Feeds { commands: self.commands, fleet: self.fleet, ending: ending.clone() };
+        let feeds = Feeds {
+            commands: self.commands,
+            fleet: self.fleet,
+            policies: self.policies,
+            ending: ending.clone(),
+        };
         let feeds = CollectorServer::new(feeds)
             // A batch, its envelope, and room for a newer sensor's fields.
             .max_decoding_message_size(MAX_BATCH_BYTES + (64 << 10))
@@ -201,7 +224,7 @@ async fn listen_tcp(address: &str) -> io::Result<TcpListener> {
     Err(last)
 }
 
-struct AbortOnDrop(tokio::task::JoinHandle<()>);
+pub(super) struct AbortOnDrop(pub(super) tokio::task::JoinHandle<()>);
 
 impl Drop for AbortOnDrop {
     fn drop(&mut self) {
@@ -217,6 +240,7 @@ async fn ended(mut ending: watch::Receiver<bool>) {
 struct Feeds {
     commands: mpsc::Sender<Command>,
     fleet: SharedFleet,
+    policies: Policies,
     ending: watch::Receiver<bool>,
 }
 
@@ -232,10 +256,10 @@ impl Service for Feeds {
         let mut requests = request.into_inner();
         let (to_sensor, responses) = mpsc::channel(CREDIT as usize);
         let (commands, ending) = (self.commands.clone(), self.ending.clone());
-        let fleet = self.fleet.clone();
+        let (fleet, policies) = (self.fleet.clone(), self.policies.clone());
         tokio::spawn(async move {
             let ended = tokio::select! {
-                ended = stream(&mut requests, &to_sensor, (&commands, &fleet), &from) => ended,
+                ended = stream(&mut requests, &to_sensor, (&commands, &fleet, &policies), &from) => ended,
                 () = ended(ending) => Err(Status::unavailable("the collector is ending")),
                 () = to_sensor.closed() => Ok(()),
             };
@@ -266,7 +290,7 @@ struct Waiting {
 async fn stream(
     requests: &mut Streaming<pb::FeedRequest>,
     to_sensor: &ToSensor,
-    (commands, fleet): (&mpsc::Sender<Command>, &SharedFleet),
+    (commands, fleet, policies): (&mpsc::Sender<Command>, &SharedFleet, &Policies),
     from: &Remote,
 ) -> Result<(), Status> {
     let ending = || Status::unavailable("the collector is ending");
@@ -279,15 +303,32 @@ async fn stream(
     let committed_seq = answered.await.map_err(|_| ending())?;
     tracing::info!(%from, sensor = %origin.sensor, boot = %origin.boot, committed_seq, "a sensor is connected");
     let _connected = fleet.connected(&hello, committed_seq);
-    let ack = pb::HelloAck { committed_seq, credit: CREDIT };
+    let ack = pb::HelloAck { committed_seq, credit: CREDIT, takes_reports: true };
     if to_sensor.send(answer(feed_response::Message::HelloAck(ack))).await.is_err() {
         return Ok(());
     }
     let (waiting, done) = mpsc::channel(CREDIT as usize);
     // Acks of what was taken still go out when the sensor sends no more.
-    let (taken, ()) =
-        tokio::join!(batches(requests, &origin, commands, waiting), acknowledge(done, to_sensor));
-    taken
+    let feeding = async {
+        let sensor = (&origin, fleet);
+        let (taken, ()) =
+            tokio::join!(batches(requests, sensor, commands, waiting), acknowledge(done, to_sensor));
+        taken
+    };
+    let serving = async {
+        if let Some(sensor) = &hello.bundle {
+            let send = |update| {
+                let message = answer(feed_response::Message::PolicyUpdate(update));
+                async move { to_sensor.send(message).await.is_ok() }
+            };
+            policies.serve(sensor, send).await;
+        }
+        std::future::pending::<()>().await;
+    };
+    tokio::select! {
+        taken = feeding => taken,
+        () = serving => Ok(()),
+    }
 }
 
 /// The Hello that every stream begins with.
@@ -310,7 +351,7 @@ async fn greet(requests: &mut Streaming<pb::FeedRequest>) -> Result<pb::Hello, S
 
 async fn batches(
     requests: &mut Streaming<pb::FeedRequest>,
-    origin: &Arc<Origin>,
+    (origin, fleet): (&Arc<Origin>, &SharedFleet),
     commands: &mpsc::Sender<Command>,
     waiting: mpsc::Sender<Waiting>,
 ) -> Result<(), Status> {
@@ -318,8 +359,17 @@ async fn batches(
     loop {
         // A connection that breaks is no error: the sensor comes back.
         let Ok(Some(request)) = requests.message().await else { return Ok(()) };
-        let Some(feed_request::Message::Batch(mut batch)) = request.message else {
-            return Err(Status::invalid_argument("expected a batch"));
+        let mut batch = match request.message {
+            Some(feed_request::Message::Batch(batch)) => batch,
+            Some(feed_request::Message::Bundle(state)) => {
+                let new = fleet.bundle(&origin.sensor, &state);
+                if new && !state.kind.is_empty() {
+                    tracing::warn!(sensor = %origin.sensor, kind = %state.kind, error = %state.error,
+                        "a sensor refused a policy");
+                }
+                continue;
+            }
+            _ => return Err(Status::invalid_argument("expected a batch")),
         };
         let (reply, done) = oneshot::channel();
         let wait = Waiting { first_seq: batch.first_seq, done };

@@ -1,6 +1,6 @@
 //! Keeps a stream to the collector, and the events moving over it.
 
-use super::batch::hello;
+use super::batch::{bundle, hello};
 use super::codec::SealedCodec;
 use super::connect::{AddressError, Heard, Target};
 use super::spool::{Limits, Owner, Spool, SpoolError};
@@ -15,7 +15,7 @@ use prost::bytes::Bytes;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::client::Grpc;
@@ -80,6 +80,28 @@ pub enum FeedError {
     Thread(std::io::Error),
 }
 
+/// Where events go, and where policies come from.
+pub struct Collectors {
+    /// The first that answers is fed.
+    pub targets: Vec<Target>,
+    /// `None`: policies are not taken.
+    pub policy: Option<PolicyLink>,
+}
+
+impl From<Target> for Collectors {
+    fn from(target: Target) -> Collectors {
+        Collectors { targets: vec![target], policy: None }
+    }
+}
+
+/// To whoever puts policies in force.
+pub struct PolicyLink {
+    /// The last bundle that a collector offered, as it came.
+    pub offers: watch::Sender<Vec<u8>>,
+    /// What became of them.
+    pub state: watch::Receiver<pb::BundleState>,
+}
+
 /// Starts spooling what `subscriber` gets and sending it to `target`. The task
 /// ends when the bus is closed and everything is acknowledged, or the drain time
 /// is over; what is left then is sent by the next run. `left`: what went with the
@@ -87,12 +109,13 @@ pub enum FeedError {
 pub fn spawn(
     bus: Arc<Bus>,
     subscriber: Subscriber,
-    target: Target,
+    collectors: impl Into<Collectors>,
     spool: &SpoolSettings,
     settings: Settings,
     left: Option<&Unsafe>,
 ) -> Result<(Feed, tokio::task::JoinHandle<()>), FeedError> {
-    let target = target.within(settings.connect);
+    let Collectors { targets, policy } = collectors.into();
+    let target = targets.into_iter().next().expect("a collector").within(settings.connect);
     let identity = bus.identity();
     let owner = Owner { sensor: identity.sensor.clone(), boot: identity.boot.clone() };
     let (mut store, report) = Spool::open(&spool.dir, spool.limits, owner.clone())?;
@@ -128,6 +151,8 @@ pub fn spawn(
         store,
         window: Window::new(),
         owner: Arc::new(owner),
+        policy,
+        reports: false,
     };
     let running = async move {
         task.run().await;
@@ -177,6 +202,9 @@ struct Task {
     window: Window,
     /// Of the batches in the window.
     owner: Arc<Owner>,
+    policy: Option<PolicyLink>,
+    /// This collector hears what became of policies.
+    reports: bool,
 }
 
 impl Task {
@@ -246,6 +274,7 @@ impl Task {
             s.error.clear();
         });
         tracing::info!(collector = %self.feed.state().address, boot = %self.owner.boot, acked, "feeding the collector");
+        let mut report: Option<Bytes> = None;
         loop {
             // Before looking: nothing comes after it.
             let drained = self.store.drained();
@@ -263,6 +292,9 @@ impl Task {
             }
             if self.window.len() == 0 && drained && self.window.has_room() {
                 return End::Done;
+            }
+            if let Some(bytes) = report.take() {
+                report = requests.try_send(bytes).err().map(mpsc::error::TrySendError::into_inner);
             }
             while let Some(batch) = self.window.next() {
                 // The channel holds a whole window. Should the stream be gone,
@@ -283,6 +315,7 @@ impl Task {
                 },
                 () = at(self.store.closed().map(|at| at + self.settings.drain)) => return End::Done,
                 () = self.store.ready() => (),
+                state = news(self.policy.as_mut()), if self.reports => report = Some(bundle(state)),
             }
         }
     }
@@ -309,7 +342,7 @@ impl Task {
         let channel = self.target.connect(heard).await.map_err(|e| lost(&e))?;
         let mut grpc = Grpc::new(channel);
         grpc.ready().await.map_err(|e| lost(&e))?;
-        let (requests, stream) = mpsc::channel(super::window::MOST + 1);
+        let (requests, stream) = mpsc::channel(super::window::MOST + 2);
         // Of a run that is over nobody knows the next number, nor needs to.
         let current = self.owner.boot == self.bus.identity().boot;
         let next_seq = if current { self.bus.last_seq() + 1 } else { 0 };
@@ -319,13 +352,17 @@ impl Task {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             oldest_seq: self.window.oldest().unwrap_or(next_seq),
             next_seq,
+            bundle: self.policy.as_mut().map(|policy| policy.state.borrow_and_update().clone()),
         });
         let _ = requests.try_send(greeting);
         let path = PathAndQuery::from_static("/mcp_sensor.v1.Collector/Feed");
         let response = grpc.streaming(Request::new(ReceiverStream::new(stream)), path, SealedCodec).await?;
         let mut responses = response.into_inner();
         match responses.message().await?.and_then(|r| r.message) {
-            Some(Message::HelloAck(ack)) => self.window.restart(ack.committed_seq, ack.credit),
+            Some(Message::HelloAck(ack)) => {
+                self.window.restart(ack.committed_seq, ack.credit);
+                self.reports = ack.takes_reports;
+            }
             other => return Err(End::Lost(format!("the collector did not greet: {other:?}"))),
         }
         Ok((requests, responses))
@@ -349,10 +386,26 @@ impl Task {
                 super::lost(&self.bus, "rejected", batch.events as u64, batch.first_seq, batch.last_seq);
                 None
             }
+            Some(Message::PolicyUpdate(update)) => {
+                if let Some(policy) = &self.policy {
+                    policy.offers.send_replace(update.signed_bundle);
+                }
+                None
+            }
             // From a newer collector; nothing that needs an answer.
             Some(Message::HelloAck(_)) | None => None,
         }
     }
+}
+
+/// The next change of what became of policies.
+async fn news(policy: Option<&mut PolicyLink>) -> pb::BundleState {
+    if let Some(policy) = policy
+        && policy.state.changed().await.is_ok()
+    {
+        return policy.state.borrow_and_update().clone();
+    }
+    std::future::pending().await
 }
 
 fn shown(tls: &Tls) -> pb::TlsState {

@@ -19,7 +19,7 @@ mod writer;
 
 pub use batch::{MAX_BATCH_BYTES, MAX_BATCH_EVENTS};
 pub(crate) use batch::{encode_event, event_length};
-pub use client::{Feed, FeedError, Settings, SpoolSettings, spawn};
+pub use client::{Collectors, Feed, FeedError, PolicyLink, Settings, SpoolSettings, spawn};
 pub use connect::{AddressError, Target};
 
 use crate::event::{Body, Bus, pb};

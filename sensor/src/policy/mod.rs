@@ -4,6 +4,7 @@
 //! `compile` makes of that what the kernel's maps hold.
 
 pub mod address;
+pub mod bundle;
 pub mod cidr;
 pub mod combine;
 pub mod command;
