@@ -170,6 +170,16 @@ fn what_is_not_to_be_believed_changes_nothing_and_is_told() {
         world
             .until("a rollback is refused", |b| b["kind"] == "policy_bundle_rollback" && b["version"] == 5)?;
         ensure!(!world.reaches()?, "an older version opened it");
+        let other = Policy::default().server(
+            "other",
+            "none",
+            "enforce",
+            &format!("match: [{{argv: [only-by-exec-{SERVER}]}}]"),
+        );
+        world.publish(&other, 6, "key.pem", &[])?;
+        world.until("what does not go together", |b| {
+            b["kind"] == "policy_bundle_invalid" && b["version"] == 5
+        })?;
         world.publish(&governed("wire"), 4, "key.pem", &["--allow-rollback"])?;
         world.in_force(4)?;
         ensure!(world.reaches()?, "a rollback that is signed as one");
