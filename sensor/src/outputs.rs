@@ -7,6 +7,8 @@ use crate::event::file::{LineFile, Rotation};
 use crate::event::ledger::{Ledger, Unsafe};
 use crate::event::{Bus, ndjson, now, pb};
 use crate::feed::{self, Collectors, Feed, PolicyLink};
+use crate::health::Health;
+use crate::metrics::gauge::Family;
 use crate::metrics::{self, Metrics};
 use anyhow::Context;
 use std::os::unix::fs::DirBuilderExt as _;
@@ -135,6 +137,15 @@ impl Outputs {
             Handle::current(),
         )?);
         Ok(outputs)
+    }
+
+    /// Answers `/healthz` and `/readyz` beside the metrics, and shows these with
+    /// them.
+    pub fn told(&self, health: Health, present: impl Fn() -> Vec<Family> + Send + Sync + 'static) {
+        if let Some(measuring) = &self.metrics {
+            measuring.metrics.healthy(health);
+            measuring.metrics.present(present);
+        }
     }
 
     /// For `status`; `None`: the collector is in this process.

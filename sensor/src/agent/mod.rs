@@ -8,6 +8,8 @@ mod content;
 mod core;
 mod discovery;
 mod exchange;
+mod gauges;
+mod health;
 mod http;
 pub mod identity;
 pub mod instances;
@@ -268,7 +270,18 @@ async fn serve(args: RunArgs) -> anyhow::Result<ExitCode> {
         let core = Arc::downgrade(&core);
         std::thread::Builder::new().name("resets".to_owned()).spawn(move || reset::run(&core, &to_reset))?;
     }
+    let checks = health::Checks::new(core.clone(), loaded_kernel.links, &loaded_kernel.hooks);
+    let sources = gauges::Sources {
+        core: core.clone(),
+        reloader: reloader.clone(),
+        gauges: loaded_kernel.gauges,
+        feed: outputs.feed(),
+        health: checks.health(),
+        degraded: degraded.len(),
+    };
+    outputs.told(checks.health(), move || sources.look().families());
     let agent = Arc::new(Service {
+        health: checks.health(),
         core: core.clone(),
         reloader: reloader.clone(),
         hooks: hooks.clone(),
@@ -287,7 +300,7 @@ async fn serve(args: RunArgs) -> anyhow::Result<ExitCode> {
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
 
     let heartbeat = || bus.publish_now(state(pb::SensorPhase::Heartbeat));
-    events_loop(&core, &reloader, &inventory_file, offered, heartbeat).await?;
+    events_loop(&core, &reloader, &inventory_file, offered, checks, heartbeat).await?;
 
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
     bus.publish_now(state(pb::SensorPhase::Stopping));
@@ -315,8 +328,10 @@ async fn events_loop(
     reloader: &Arc<Reloader>,
     inventory_file: &Path,
     mut offered: Option<tokio::sync::watch::Receiver<Vec<u8>>>,
+    checks: health::Checks,
     heartbeat: impl Fn() -> u64,
 ) -> anyhow::Result<()> {
+    let checks = Arc::new(checks);
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut hangup = signal(SignalKind::hangup())?;
@@ -359,8 +374,12 @@ async fn events_loop(
             }
             _ = beating.tick() => { heartbeat(); }
             _ = counting.tick() => {
-                let (core, counted) = (core.clone(), counted.clone());
-                let _ = tokio::task::spawn_blocking(move || counters(&core, &mut lock(&counted))).await;
+                let (core, counted, checks) = (core.clone(), counted.clone(), checks.clone());
+                let looking = tokio::task::spawn_blocking(move || {
+                    counters(&core, &mut lock(&counted));
+                    checks.look();
+                });
+                let _ = looking.await;
             }
             _ = saving.tick() => {
                 let (core, file) = (core.clone(), inventory_file.to_owned());

@@ -9,6 +9,7 @@ use super::stdio::Shown;
 use crate::control::{self, ControlError, Peer};
 use crate::event::{Bus, now, pb};
 use crate::feed::Feed;
+use crate::health::Health;
 use crate::kernel::maps::Shared;
 use crate::kernel::{Hook, HookState};
 use sensor_common::label::{Label, ROLE_LAUNCHER};
@@ -22,6 +23,7 @@ pub struct Service {
     pub cgroup: String,
     pub started: i64,
     pub feed: Option<Feed>,
+    pub health: Health,
 }
 
 /// A hook as events and `status` show it.
@@ -100,6 +102,10 @@ impl Service {
 impl control::Agent for Service {
     fn bus(&self) -> &Arc<Bus> {
         &self.core.bus
+    }
+
+    fn health(&self) -> Health {
+        self.health.clone()
     }
 
     fn is_labelled(&self, pid: u32) -> bool {

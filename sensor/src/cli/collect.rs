@@ -4,6 +4,7 @@ use super::{CollectArgs, Exit, Failure, output};
 use crate::collect::log::Settings;
 use crate::collect::{Archive, Collector, Listen, ListenError, StoreError, View};
 use crate::event::file::Rotation;
+use crate::metrics;
 use std::process::ExitCode;
 use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
@@ -51,6 +52,13 @@ pub(super) fn run(args: &CollectArgs) -> anyhow::Result<ExitCode> {
                     .into());
             }
             tracing::warn!("there is no TLS: whoever reaches this address can send events as any sensor, and read what others send");
+        }
+        if let Some(address) = args.metrics {
+            let server = metrics::Server::bind(address, collector.page()).map_err(|error| {
+                Failure::new(Exit::Failure, format!("--metrics: cannot listen on {address}: {error}"))
+            })?;
+            tracing::info!(address = %server.address()?, "metrics are at /metrics");
+            tokio::spawn(server.serve());
         }
         // On stderr: stdout is for events.
         eprintln!("listening on {}", collector.address()?);

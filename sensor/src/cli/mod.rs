@@ -176,8 +176,8 @@ pub struct RunArgs {
           value_parser = clap::value_parser!(u64).range(1 << 20..))]
     pub spool_bytes: u64,
 
-    /// Serve metrics to Prometheus at http://ADDR/metrics. ADDR is PORT (on 127.0.0.1),
-    /// IP:PORT or [IPV6]:PORT; whoever reaches it may read the names of servers and tools.
+    /// Serve metrics to Prometheus at http://ADDR/metrics, and /healthz and /readyz beside them. ADDR
+    /// is PORT (on 127.0.0.1), IP:PORT or [IPV6]:PORT; whoever reaches it may read the names of servers and tools.
     #[arg(long, env = "MCP_SENSOR_METRICS", value_name = "ADDR",
           value_parser = crate::metrics::parse_address)]
     pub metrics: Option<std::net::SocketAddr>,
@@ -259,6 +259,12 @@ pub struct CollectArgs {
     #[arg(long, env = "MCP_SENSOR_POLICIES", value_name = "DIR")]
     pub policies: Option<PathBuf>,
 
+    /// Serve metrics to Prometheus at http://ADDR/metrics, and /healthz and /readyz beside them. ADDR
+    /// is PORT (on 127.0.0.1), IP:PORT or [IPV6]:PORT.
+    #[arg(long, env = "MCP_SENSOR_METRICS", value_name = "ADDR",
+          value_parser = crate::metrics::parse_address)]
+    pub metrics: Option<std::net::SocketAddr>,
+
     /// What the log may hold; the oldest goes first, also if a subscriber has not read it.
     #[arg(long, env = "MCP_SENSOR_KEEP_BYTES", value_name = "BYTES", default_value_t = 4 << 30,
           value_parser = clap::value_parser!(u64).range(8 << 20..))]
@@ -332,12 +338,17 @@ pub struct ExecArgs {
 #[derive(Args, Debug, Clone)]
 #[command(after_help = "Examples:
   mcp-sensor status
-  mcp-sensor status -o json")]
+  mcp-sensor status -o json
+  mcp-sensor status --check || systemctl restart mcp-sensor")]
 pub struct StatusArgs {
     #[command(flatten)]
     pub control: ControlArgs,
     #[command(flatten)]
     pub output: OutputArgs,
+    /// End with 9 if the sensor does not do its work: a hook is not attached any more, the rings are
+    /// not read, no policy is in force. Prints only why.
+    #[arg(long)]
+    pub check: bool,
 }
 
 /// Servers and their running instances.

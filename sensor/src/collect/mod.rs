@@ -11,6 +11,7 @@ mod filter;
 mod fleet;
 mod local;
 pub mod log;
+mod metrics;
 mod ndjson;
 pub mod output;
 mod policies;
@@ -23,6 +24,8 @@ mod writer;
 
 pub use archive::Archive;
 pub use local::spawn as spawn_local;
+#[cfg(test)]
+pub(crate) use metrics::of_nothing as metrics_of_nothing;
 pub use positions::{MAX_BOOTS, Origin};
 pub use query::Limits;
 pub use service::{Collector, Listen, ListenError};

@@ -47,6 +47,7 @@ impl Default for Limits {
     }
 }
 
+#[derive(Clone)]
 pub(super) struct Service {
     source: Source,
     fleet: SharedFleet,
@@ -69,6 +70,17 @@ impl Service {
     /// Tells of these as well.
     pub(super) fn serving(self, policies: Policies) -> Service {
         Service { policies, ..self }
+    }
+
+    /// Everything that there is to say; empty `sensors`: of all.
+    pub(super) fn overview(&self, sensors: &[String]) -> pb::FleetResponse {
+        let used = self.limits.subscribers - self.subscribers.available_permits();
+        pb::FleetResponse {
+            sensors: self.fleet.list(sensors),
+            log: Some(pb::LogState { subscribers: used as u64, ..self.source.describe() }),
+            outputs: self.outputs.iter().map(Progress::state).collect(),
+            policies: self.policies.list(),
+        }
     }
 
     /// Streams end with this.
@@ -414,13 +426,6 @@ impl Events for Service {
 
     async fn fleet(&self, request: Request<pb::FleetRequest>) -> Result<Response<pb::FleetResponse>, Status> {
         may_read(&request)?;
-        let used = self.limits.subscribers - self.subscribers.available_permits();
-        let log = pb::LogState { subscribers: used as u64, ..self.source.describe() };
-        Ok(Response::new(pb::FleetResponse {
-            sensors: self.fleet.list(&request.get_ref().sensors),
-            log: Some(log),
-            outputs: self.outputs.iter().map(Progress::state).collect(),
-            policies: self.policies.list(),
-        }))
+        Ok(Response::new(self.overview(&request.get_ref().sensors)))
     }
 }

@@ -3,6 +3,7 @@
 use super::accept::{Bound, Remote, accept};
 use super::archive::Archive;
 use super::fleet::SharedFleet;
+use super::metrics::Metrics;
 use super::policies::Policies;
 use super::positions::Origin;
 use super::query::{self, EventsServer};
@@ -12,6 +13,8 @@ use crate::control::{BindError, ControlSocket};
 use crate::event::pb;
 use crate::feed::{MAX_BATCH_BYTES, MAX_BATCH_EVENTS};
 use crate::grpc::{reflection_v1, reflection_v1alpha};
+use crate::health::{self, Health, State};
+use crate::metrics::Page;
 use crate::tls::Tls;
 use pb::collector_server::{Collector as Service, CollectorServer};
 use pb::{feed_request, feed_response};
@@ -37,6 +40,8 @@ const HELLO: Duration = Duration::from_secs(10);
 const BACKLOG: u32 = 4096;
 /// Longest name of a sensor or a boot.
 const MAX_NAME: usize = 128;
+/// That are as healthy as the log.
+const SERVICES: [&str; 2] = ["mcp_sensor.v1.Collector", "mcp_sensor.v1.Events"];
 /// How long open streams may go on after the signal to end.
 const DRAIN: Duration = Duration::from_secs(2);
 /// How long outputs may take for the rest after that.
@@ -88,6 +93,7 @@ pub struct Collector {
     fleet: SharedFleet,
     policies: Policies,
     events: query::Service,
+    health: watch::Sender<State>,
 }
 
 impl Collector {
@@ -104,8 +110,10 @@ impl Collector {
         };
         let fleet = archive.log.fleet();
         let (log, events, outputs) = archive.start()?;
-        let (commands, writer) = writer::spawn(log, view)?;
+        let health = watch::Sender::default();
+        let (commands, writer) = writer::spawn(log, view, health.clone())?;
         writer::tidy(&commands);
+        writer::pulse(&commands, health.clone());
         Ok(Collector {
             bound,
             tls: None,
@@ -115,6 +123,7 @@ impl Collector {
             fleet,
             policies: Policies::default(),
             events,
+            health,
         })
     }
 
@@ -140,6 +149,16 @@ impl Collector {
         })
     }
 
+    pub fn health(&self) -> Health {
+        self.health.subscribe()
+    }
+
+    /// For `metrics::Server`; of the policies that it has at this moment.
+    pub fn page(&self) -> Arc<dyn Page> {
+        let events = self.events.clone().serving(self.policies.clone());
+        Arc::new(Metrics { events, health: self.health() })
+    }
+
     /// Whether others than this host can connect, and nobody asks who they are.
     pub fn is_exposed(&self) -> bool {
         match &self.bound {
@@ -151,13 +170,13 @@ impl Collector {
 
     /// Serves until `shutdown`; then everything that was taken is on disk.
     pub async fn serve(self, shutdown: impl Future<Output = ()> + Send) -> anyhow::Result<()> {
-        let (health, health_service) = tonic_health::server::health_reporter();
-        health.set_serving::<CollectorServer<Feeds>>().await;
+        let (reporter, health_service) = tonic_health::server::health_reporter();
+        let telling = health::tell(reporter, SERVICES.to_vec(), self.health.subscribe()).await;
+        let telling = AbortOnDrop(tokio::spawn(telling));
         let (end, ending) = watch::channel(false);
         let events = EventsServer::new(self.events.until(ending.clone()).serving(self.policies.clone()))
             .accept_compressed(CompressionEncoding::Gzip)
             .send_compressed(CompressionEncoding::Gzip);
-        health.set_serving::<EventsServer<query::Service>>().await;
         let feeds = Feeds {
             commands: self.commands,
             fleet: self.fleet,
@@ -191,7 +210,7 @@ impl Collector {
             () = accepting => (),
             () = shutdown => (),
         }
-        drop(watching);
+        drop((watching, telling));
         // Streams end with UNAVAILABLE; sensors come back and send the rest again.
         let _ = end.send(true);
         let _ = tokio::time::timeout(DRAIN, serving).await;

@@ -8,7 +8,7 @@ use super::store::{Next, Store};
 use super::window::Window;
 use super::writer;
 use crate::event::ledger::Unsafe;
-use crate::event::{Bus, Subscriber, pb};
+use crate::event::{Bus, Subscriber, now, pb};
 use crate::tls::{Certificate, Tls};
 use pb::feed_response::Message;
 use prost::bytes::Bytes;
@@ -373,7 +373,7 @@ impl Task {
             Some(Message::Ack(ack)) => {
                 self.window.ack(ack.seq);
                 self.store.acked(&self.owner.boot, ack.seq);
-                self.feed.update(|s| s.acked_seq = ack.seq);
+                self.feed.update(|s| (s.acked_seq, s.last_ack_unix_ns) = (ack.seq, now()));
                 None
             }
             Some(Message::Nack(nack)) if nack.retry => {

@@ -1,7 +1,9 @@
 //! Prometheus: the OpenMetrics text of everything, over HTTP.
 
+use super::gauge::Family;
 use super::series::{BOUNDS, BYTES, present};
 use super::{Metrics, Sums};
+use crate::health::State;
 use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
 use hyper::service::service_fn;
@@ -60,7 +62,31 @@ impl Collector for Scrape {
                 .encode_descriptor(&name(key), help, Some(&Unit::Seconds), MetricType::Gauge)?
                 .encode_gauge(&end)?;
         }
+        for family in self.0.present.get().map(|present| present()).unwrap_or_default() {
+            family.encode(&mut encoder)?;
+        }
         encode(&self.0.sums(), encoder)
+    }
+}
+
+/// OpenMetrics text of these alone.
+pub fn families_text(families: Vec<Family>) -> String {
+    #[derive(Debug)]
+    struct All(Vec<Family>);
+
+    impl Collector for All {
+        fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+            self.0.iter().try_for_each(|family| family.encode(&mut encoder))
+        }
+    }
+
+    let mut registry = Registry::default();
+    registry.register_collector(Box::new(All(families)));
+    let mut out = String::new();
+    match text::encode(&mut out, &registry) {
+        Ok(()) => out,
+        // A String takes everything.
+        Err(error) => format!("# {error}\n# EOF\n"),
     }
 }
 
@@ -98,18 +124,37 @@ fn encode(sums: &Sums, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Er
     Ok(())
 }
 
-/// Answers `GET /metrics`.
+/// What is served.
+pub trait Page: Send + Sync + 'static {
+    /// OpenMetrics text.
+    fn scrape(self: Arc<Self>) -> String;
+
+    fn health(&self) -> State;
+}
+
+impl Page for Metrics {
+    fn scrape(self: Arc<Self>) -> String {
+        self.text()
+    }
+
+    fn health(&self) -> State {
+        let starting = || State { not_ready: vec!["it is starting".to_owned()], ..State::default() };
+        self.health.get().map_or_else(starting, |health| health.borrow().clone())
+    }
+}
+
+/// Answers `GET` of `/metrics`, `/healthz` and `/readyz`.
 pub struct Server {
     listener: TcpListener,
-    metrics: Arc<Metrics>,
+    page: Arc<dyn Page>,
 }
 
 impl Server {
     /// Needs a tokio runtime around it.
-    pub fn bind(address: SocketAddr, metrics: Arc<Metrics>) -> io::Result<Server> {
+    pub fn bind(address: SocketAddr, page: Arc<dyn Page>) -> io::Result<Server> {
         let listener = std::net::TcpListener::bind(address)?;
         listener.set_nonblocking(true)?;
-        Ok(Server { listener: TcpListener::from_std(listener)?, metrics })
+        Ok(Server { listener: TcpListener::from_std(listener)?, page })
     }
 
     pub fn address(&self) -> io::Result<SocketAddr> {
@@ -133,7 +178,7 @@ impl Server {
                     continue;
                 }
             };
-            let metrics = self.metrics.clone();
+            let page = self.page.clone();
             connections.spawn(async move {
                 let _place = place;
                 let answering = hyper::server::conn::http1::Builder::new()
@@ -144,7 +189,7 @@ impl Server {
                     .keep_alive(false)
                     .serve_connection(
                         TokioIo::new(stream),
-                        service_fn(|request| answer(metrics.clone(), request)),
+                        service_fn(|request| answer(page.clone(), request)),
                     );
                 let _ = tokio::time::timeout(3 * PATIENCE, answering).await;
             });
@@ -152,20 +197,30 @@ impl Server {
     }
 }
 
+fn answer_health(good: bool, state: &State) -> (StatusCode, &'static str, String) {
+    let status = if good { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    let lines: String = state.reasons().map(|reason| format!("{reason}\n")).collect();
+    (status, "text/plain", if lines.is_empty() { "ok\n".to_owned() } else { lines })
+}
+
 async fn answer(
-    metrics: Arc<Metrics>,
+    page: Arc<dyn Page>,
     request: Request<Incoming>,
 ) -> Result<Response<Full<Bytes>>, hyper::http::Error> {
     let (status, kind, body) = match (request.method(), request.uri().path()) {
         (&Method::GET | &Method::HEAD, "/metrics") => {
-            let text = tokio::task::spawn_blocking(move || metrics.text()).await;
+            let text = tokio::task::spawn_blocking(move || page.scrape()).await;
             match text {
                 Ok(text) => (StatusCode::OK, CONTENT_TYPE, text),
                 Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, "text/plain", format!("{error}\n")),
             }
         }
-        (_, "/metrics") => (StatusCode::METHOD_NOT_ALLOWED, "text/plain", "GET only\n".to_owned()),
-        _ => (StatusCode::NOT_FOUND, "text/plain", "metrics are at /metrics\n".to_owned()),
+        (&Method::GET | &Method::HEAD, "/healthz") => answer_health(page.health().is_live(), &page.health()),
+        (&Method::GET | &Method::HEAD, "/readyz") => answer_health(page.health().is_ready(), &page.health()),
+        (_, "/metrics" | "/healthz" | "/readyz") => {
+            (StatusCode::METHOD_NOT_ALLOWED, "text/plain", "GET only\n".to_owned())
+        }
+        _ => (StatusCode::NOT_FOUND, "text/plain", "there are /metrics, /healthz and /readyz\n".to_owned()),
     };
     Response::builder().status(status).header(header::CONTENT_TYPE, kind).body(Full::from(body))
 }
