@@ -103,17 +103,21 @@ impl Outputs {
         }
         let subscriber = bus.subscribe("collector", feed::BACKLOG)?;
         let left = keep_ledger(bus, &args.state_dir)?;
-        if let Some(address) = &args.collector {
+        if !args.collector.is_empty() {
             let spool = feed::SpoolSettings {
                 dir: args.spool.clone().unwrap_or_else(|| args.state_dir.join("spool")),
                 limits: feed::spool::Limits { bytes: args.spool_bytes },
             };
             let settings = feed::Settings::default();
-            let target = feed::Target::new(address, args.tls.open()?, args.tls.insecure_plaintext)?;
-            if let (Some(measuring), Some(tls)) = (&outputs.metrics, target.tls()) {
+            let tls = args.tls.open()?;
+            let target =
+                |address: &String| feed::Target::new(address, tls.clone(), args.tls.insecure_plaintext);
+            let targets = args.collector.iter().map(target).collect::<Result<Vec<_>, _>>()?;
+            let used = targets.iter().find_map(feed::Target::tls);
+            if let (Some(measuring), Some(tls)) = (&outputs.metrics, used) {
                 measuring.metrics.certificate(tls.clone());
             }
-            let collectors = Collectors { targets: vec![target], policy };
+            let collectors = Collectors { targets, policy };
             outputs.feed =
                 Some(feed::spawn(bus.clone(), subscriber, collectors, &spool, settings, left.as_ref())?);
             return Ok(outputs);

@@ -142,9 +142,10 @@ pub struct RunArgs {
     pub events_keep: u32,
 
     /// Send events to this collector: https://HOST:PORT, on this host also http://127.0.0.1:PORT or
-    /// unix:/PATH. Without it they are collected in this process, below the state directory.
-    #[arg(long, env = "MCP_SENSOR_COLLECTOR", value_name = "ADDR")]
-    pub collector: Option<String>,
+    /// unix:/PATH. Without it they are collected in this process, below the state directory. Again
+    /// for others that are fed while those before do not take events, in this order.
+    #[arg(long, env = "MCP_SENSOR_COLLECTOR", value_name = "ADDR", value_delimiter = ',')]
+    pub collector: Vec<String>,
 
     #[command(flatten)]
     pub tls: TlsArgs,

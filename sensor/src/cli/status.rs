@@ -60,7 +60,7 @@ fn to_json(s: &pb::StatusResponse) -> Value {
     let subscriber = |s: &pb::Subscriber| json!({"name": s.name, "queued": s.queued, "lost": s.lost, "capacity": s.capacity});
     let feed = s.feed.as_ref().map(|f| {
         json!({
-            "address": f.address, "connected": f.connected, "acked_seq": f.acked_seq,
+            "address": f.address, "addresses": f.addresses, "connected": f.connected, "acked_seq": f.acked_seq,
             "unacked_batches": f.unacked_batches, "reconnects": f.reconnects, "rejected": f.rejected,
             "error": f.error,
             "tls": f.tls.as_ref().map(|t| json!({
@@ -176,6 +176,10 @@ fn print(s: &pb::StatusResponse) -> anyhow::Result<()> {
             ),
         ),
         Some(f) => line("collector", format!("{}: NOT CONNECTED: {}", escape(&f.address), escape(&f.error))),
+    }
+    let others = s.feed.iter().flat_map(|f| f.addresses.iter().filter(|a| **a != f.address));
+    for other in others {
+        line("", format!("also: {}", escape(other)));
     }
     if let Some(tls) = s.feed.as_ref().and_then(|f| f.tls.as_ref()) {
         line("certificate", certificate(tls));

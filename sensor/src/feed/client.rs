@@ -3,6 +3,7 @@
 use super::batch::{bundle, hello};
 use super::codec::SealedCodec;
 use super::connect::{AddressError, Heard, Target};
+use super::order::{LookBack, Order};
 use super::spool::{Limits, Owner, Spool, SpoolError};
 use super::store::{Next, Store};
 use super::window::Window;
@@ -19,6 +20,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::client::Grpc;
+use tonic::codec::CompressionEncoding;
 use tonic::codegen::http::uri::PathAndQuery;
 use tonic::{Code, Request, Status, Streaming};
 
@@ -32,6 +34,11 @@ pub struct Settings {
     pub connect: Duration,
     /// For the last acks when the sensor ends.
     pub drain: Duration,
+    /// Until collectors before the one that is fed are asked whether they are
+    /// back, and between two such questions.
+    pub look_back: Duration,
+    /// Whether batches are compressed; `None`: on the way to another host.
+    pub compress: Option<bool>,
 }
 
 impl Default for Settings {
@@ -41,6 +48,8 @@ impl Default for Settings {
             backoff: (Duration::from_millis(200), Duration::from_secs(10)),
             connect: Duration::from_secs(10),
             drain: Duration::from_secs(3),
+            look_back: Duration::from_secs(300),
+            compress: None,
         }
     }
 }
@@ -82,7 +91,7 @@ pub enum FeedError {
 
 /// Where events go, and where policies come from.
 pub struct Collectors {
-    /// The first that answers is fed.
+    /// In the order in which they are tried; never empty.
     pub targets: Vec<Target>,
     /// `None`: policies are not taken.
     pub policy: Option<PolicyLink>,
@@ -115,7 +124,7 @@ pub fn spawn(
     left: Option<&Unsafe>,
 ) -> Result<(Feed, tokio::task::JoinHandle<()>), FeedError> {
     let Collectors { targets, policy } = collectors.into();
-    let target = targets.into_iter().next().expect("a collector").within(settings.connect);
+    let order = Order::new(targets.into_iter().map(|t| t.within(settings.connect)).collect());
     let identity = bus.identity();
     let owner = Owner { sensor: identity.sensor.clone(), boot: identity.boot.clone() };
     let (mut store, report) = Spool::open(&spool.dir, spool.limits, owner.clone())?;
@@ -131,21 +140,23 @@ pub fn spawn(
     }
     let store = Arc::new(Store::new(store));
     writer::spawn(store.clone(), bus.clone(), subscriber, settings.linger).map_err(FeedError::Thread)?;
-    if target.is_exposed() {
+    for target in order.all().filter(|target| target.is_exposed()) {
         tracing::warn!(
             collector = target.address(),
             "events are sent in the clear: whoever is on the way can read and change them"
         );
     }
-    if let Some(state) = target.tls().map(|tls| tls.state()) {
+    let tls = order.all().find_map(Target::tls).cloned();
+    if let Some(state) = tls.as_ref().map(|tls| tls.state()) {
         warn_of_other_name(&state.certificate, &identity.sensor);
     }
-    let watching = target.tls().map(|tls| tokio::spawn(tls.clone().watch()));
-    let state = pb::FeedState { address: target.address().to_owned(), ..Default::default() };
-    let feed = Feed { state: Arc::new(Mutex::new(state)), tls: target.tls().cloned() };
+    let watching = tls.as_ref().map(|tls| tokio::spawn(tls.clone().watch()));
+    let addresses: Vec<String> = order.all().map(|target| target.address().to_owned()).collect();
+    let state = pb::FeedState { address: addresses[0].clone(), addresses, ..Default::default() };
+    let feed = Feed { state: Arc::new(Mutex::new(state)), tls };
     let task = Task {
         bus,
-        target,
+        order,
         settings,
         feed: feed.clone(),
         store,
@@ -180,6 +191,8 @@ enum End {
     Done,
     /// What comes next is of another run of the sensor: it needs a stream of its own.
     Other,
+    /// A collector that comes before this one is back.
+    Better,
     /// Try again.
     Lost(String),
 }
@@ -195,7 +208,7 @@ impl From<Status> for End {
 
 struct Task {
     bus: Arc<Bus>,
-    target: Target,
+    order: Order,
     settings: Settings,
     feed: Feed,
     store: Arc<Store>,
@@ -219,6 +232,14 @@ impl Task {
                     pause = first;
                     continue;
                 }
+                End::Better => {
+                    pause = first;
+                    tracing::info!(
+                        collector = self.order.current().address(),
+                        "the collector before is back"
+                    );
+                    continue;
+                }
                 End::Lost(why) => why,
             };
             if self.window.acked_seq() > acked || started.elapsed() > longest {
@@ -231,15 +252,22 @@ impl Task {
                 s.reconnects += 1;
             });
             self.show();
+            // Another may take them at once; the round as a whole has a pause.
+            let all = self.order.next();
+            let wait = if all { spread(pause) } else { spread(first.min(pause)) };
             tokio::select! {
-                () = sleep(pause + spread(pause)) => (),
+                () = sleep(wait) => (),
                 () = self.store.closing(), if self.store.closed().is_none() => (),
             }
             if self.is_over() {
                 break;
             }
             // An ending sensor has only the drain time: it does not wait long.
-            pause = if self.store.closed().is_some() { first } else { (pause * 2).min(longest) };
+            pause = match all {
+                _ if self.store.closed().is_some() => first,
+                true => (pause * 2).min(longest),
+                false => pause,
+            };
         }
         self.feed.update(|s| s.connected = false);
         let bytes = self.store.end(&self.owner.boot, self.window.acked_seq());
@@ -274,6 +302,7 @@ impl Task {
             s.error.clear();
         });
         tracing::info!(collector = %self.feed.state().address, boot = %self.owner.boot, acked, "feeding the collector");
+        let mut looking = LookBack::new(&self.order, self.settings);
         let mut report: Option<Bytes> = None;
         loop {
             // Before looking: nothing comes after it.
@@ -315,6 +344,10 @@ impl Task {
                 },
                 () = at(self.store.closed().map(|at| at + self.settings.drain)) => return End::Done,
                 () = self.store.ready() => (),
+                back = looking.back() => {
+                    self.order.take(back);
+                    return End::Better;
+                }
                 state = news(self.policy.as_mut()), if self.reports => report = Some(bundle(state)),
             }
         }
@@ -339,8 +372,14 @@ impl Task {
         heard: &Heard,
     ) -> Result<(mpsc::Sender<Bytes>, Streaming<pb::FeedResponse>), End> {
         let lost = |error: &dyn std::error::Error| End::Lost(chain(error));
-        let channel = self.target.connect(heard).await.map_err(|e| lost(&e))?;
+        let target = self.order.current();
+        self.feed.update(|s| target.address().clone_into(&mut s.address));
+        let channel = target.connect(heard).await.map_err(|e| lost(&e))?;
         let mut grpc = Grpc::new(channel);
+        let compress = self.order.compresses(self.settings.compress);
+        if compress {
+            grpc = grpc.send_compressed(CompressionEncoding::Zstd);
+        }
         grpc.ready().await.map_err(|e| lost(&e))?;
         let (requests, stream) = mpsc::channel(super::window::MOST + 2);
         // Of a run that is over nobody knows the next number, nor needs to.
@@ -356,7 +395,15 @@ impl Task {
         });
         let _ = requests.try_send(greeting);
         let path = PathAndQuery::from_static("/mcp_sensor.v1.Collector/Feed");
-        let response = grpc.streaming(Request::new(ReceiverStream::new(stream)), path, SealedCodec).await?;
+        let response = grpc.streaming(Request::new(ReceiverStream::new(stream)), path, SealedCodec).await;
+        let response = match response {
+            Err(status) if compress && status.code() == Code::Unimplemented => {
+                // An older collector; the same one is asked again.
+                self.order.without_compression();
+                return Err(End::Other);
+            }
+            response => response?,
+        };
         let mut responses = response.into_inner();
         match responses.message().await?.and_then(|r| r.message) {
             Some(Message::HelloAck(ack)) => {
@@ -426,9 +473,10 @@ async fn at(when: Option<Instant>) {
     }
 }
 
-/// So that sensors that lost one collector do not come back in one instant.
+/// From half of it to one and a half, so that sensors that lost one collector do
+/// not come back in one instant.
 fn spread(pause: Duration) -> Duration {
-    pause * (std::process::id() % 100) / 400
+    pause.mul_f64(0.5 + fastrand::f64())
 }
 
 /// tonic's transport errors say what happened only in their sources.
