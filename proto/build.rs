@@ -3,7 +3,8 @@
 use std::path::PathBuf;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let protos = ["event", "collector", "control", "query"].map(|name| format!("mcp_sensor/v1/{name}.proto"));
+    let protos = ["event", "policy", "collector", "control", "query"]
+        .map(|name| format!("mcp_sensor/v1/{name}.proto"));
     println!("cargo::rerun-if-changed=mcp_sensor");
     let descriptors = protox::compile(&protos, ["."])?;
     let out = PathBuf::from(std::env::var("OUT_DIR")?);

@@ -8,6 +8,7 @@ pub mod event;
 pub mod feed;
 pub mod format;
 pub mod grpc;
+pub mod health;
 pub mod inspect;
 pub mod kernel;
 pub mod mcp;

@@ -6,7 +6,9 @@ use crate::collect::{Printer, Store, Style, View, spawn_local};
 use crate::event::file::{LineFile, Rotation};
 use crate::event::ledger::{Ledger, Unsafe};
 use crate::event::{Bus, ndjson, now, pb};
-use crate::feed::{self, Feed};
+use crate::feed::{self, Collectors, Feed, PolicyLink};
+use crate::health::Health;
+use crate::metrics::gauge::Family;
 use crate::metrics::{self, Metrics};
 use anyhow::Context;
 use std::os::unix::fs::DirBuilderExt as _;
@@ -89,7 +91,7 @@ impl Measuring {
 impl Outputs {
     /// Start before the first event is published, or it is missed. Needs a
     /// tokio runtime around it.
-    pub fn start(bus: &Arc<Bus>, args: &RunArgs) -> anyhow::Result<Outputs> {
+    pub fn start(bus: &Arc<Bus>, args: &RunArgs, policy: Option<PolicyLink>) -> anyhow::Result<Outputs> {
         let mut outputs =
             Outputs { feed: None, threads: Vec::new(), printer: None, metrics: Measuring::start(bus, args)? };
         if let Some(path) = &args.events {
@@ -101,18 +103,23 @@ impl Outputs {
         }
         let subscriber = bus.subscribe("collector", feed::BACKLOG)?;
         let left = keep_ledger(bus, &args.state_dir)?;
-        if let Some(address) = &args.collector {
+        if !args.collector.is_empty() {
             let spool = feed::SpoolSettings {
                 dir: args.spool.clone().unwrap_or_else(|| args.state_dir.join("spool")),
                 limits: feed::spool::Limits { bytes: args.spool_bytes },
             };
             let settings = feed::Settings::default();
-            let target = feed::Target::new(address, args.tls.open()?, args.tls.insecure_plaintext)?;
-            if let (Some(measuring), Some(tls)) = (&outputs.metrics, target.tls()) {
+            let tls = args.tls.open()?;
+            let target =
+                |address: &String| feed::Target::new(address, tls.clone(), args.tls.insecure_plaintext);
+            let targets = args.collector.iter().map(target).collect::<Result<Vec<_>, _>>()?;
+            let used = targets.iter().find_map(feed::Target::tls);
+            if let (Some(measuring), Some(tls)) = (&outputs.metrics, used) {
                 measuring.metrics.certificate(tls.clone());
             }
+            let collectors = Collectors { targets, policy };
             outputs.feed =
-                Some(feed::spawn(bus.clone(), subscriber, target, &spool, settings, left.as_ref())?);
+                Some(feed::spawn(bus.clone(), subscriber, collectors, &spool, settings, left.as_ref())?);
             return Ok(outputs);
         }
         let dir = args.state_dir.join("events");
@@ -134,6 +141,15 @@ impl Outputs {
             Handle::current(),
         )?);
         Ok(outputs)
+    }
+
+    /// Answers `/healthz` and `/readyz` beside the metrics, and shows these with
+    /// them.
+    pub fn told(&self, health: Health, present: impl Fn() -> Vec<Family> + Send + Sync + 'static) {
+        if let Some(measuring) = &self.metrics {
+            measuring.metrics.healthy(health);
+            measuring.metrics.present(present);
+        }
     }
 
     /// For `status`; `None`: the collector is in this process.

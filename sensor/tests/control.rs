@@ -278,3 +278,80 @@ async fn health_and_both_reflections_answer() {
     drop(channel);
     control.stop().await;
 }
+
+#[tokio::test]
+async fn health_follows_the_agent_and_is_the_exit_code_of_status() {
+    use mcp_sensor::health::State;
+    use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus};
+    let control = Control::start(Limits::default());
+    let channel = channel(&control.path).await.unwrap();
+    let asked = |service: &'static str| {
+        let mut client = tonic_health::pb::health_client::HealthClient::new(channel.clone());
+        async move {
+            let request = HealthCheckRequest { service: service.to_owned() };
+            client.check(request).await.unwrap().into_inner().status()
+        }
+    };
+    let until = async |service: &'static str, wanted| {
+        let waiting = async {
+            while asked(service).await != wanted {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        timeout(DEADLINE, waiting).await.unwrap_or_else(|_| panic!("{service}: {wanted:?}"));
+    };
+    let check = async || {
+        let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_mcp-sensor"));
+        let done =
+            command.args(["status", "--check", "--control"]).arg(&control.path).output().await.unwrap();
+        (done.status.code(), String::from_utf8(done.stdout).unwrap())
+    };
+    assert_eq!(check().await, (Some(0), String::new()));
+    let why = "the hook `egress` is not attached any more";
+    control.agent.health.send_replace(State { not_ready: vec![why.to_owned()], ..State::default() });
+    for service in ["", "readiness", "mcp_sensor.v1.Control"] {
+        until(service, ServingStatus::NotServing).await;
+    }
+    until("liveness", ServingStatus::Serving).await;
+    assert_eq!(check().await, (Some(9), format!("{why}\n")));
+    control.agent.health.send_replace(State { not_live: vec!["it hangs".to_owned()], ..State::default() });
+    until("liveness", ServingStatus::NotServing).await;
+    control.agent.health.send_replace(State::default());
+    for service in ["", "readiness", "liveness", "mcp_sensor.v1.Control"] {
+        until(service, ServingStatus::Serving).await;
+    }
+    drop(channel);
+    control.stop().await;
+}
+
+/// Answer of an HTTP server to one GET: status and body.
+async fn get(address: std::net::SocketAddr, path: &str) -> (u16, String) {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
+    stream.write_all(format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n").as_bytes()).await.unwrap();
+    let mut text = String::new();
+    timeout(DEADLINE, stream.read_to_string(&mut text)).await.unwrap().unwrap();
+    let (head, body) = text.split_once("\r\n\r\n").unwrap();
+    (head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_owned())
+}
+
+#[tokio::test]
+async fn probes_over_http_say_why() {
+    use mcp_sensor::health::State;
+    use mcp_sensor::metrics::{Metrics, Server};
+    let metrics = Metrics::new(1);
+    let server = Server::bind("127.0.0.1:0".parse().unwrap(), metrics.clone()).unwrap();
+    let address = server.address().unwrap();
+    let serving = tokio::spawn(server.serve());
+    assert_eq!(get(address, "/readyz").await, (503, "it is starting\n".to_owned()));
+    assert_eq!(get(address, "/healthz").await.0, 200);
+    let state = tokio::sync::watch::Sender::new(State::default());
+    metrics.healthy(state.subscribe());
+    assert_eq!(get(address, "/readyz").await, (200, "ok\n".to_owned()));
+    state.send_replace(State { not_ready: vec!["no policy".to_owned()], ..State::default() });
+    assert_eq!(get(address, "/readyz").await, (503, "no policy\n".to_owned()));
+    assert_eq!(get(address, "/healthz").await.0, 200, "a restart would not help");
+    state.send_replace(State { not_live: vec!["it hangs".to_owned()], ..State::default() });
+    assert_eq!(get(address, "/healthz").await, (503, "it hangs\n".to_owned()));
+    serving.abort();
+}

@@ -188,6 +188,26 @@ async fn collect(dir: &Path, listen: &str, most: u64) -> Child {
     child
 }
 
+/// Waits until a collector says that it is, or is not.
+async fn healthy(listen: &str, service: &str, wanted: bool) {
+    use tonic_health::pb::health_client::HealthClient;
+    use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus};
+    let channel =
+        tonic::transport::Endpoint::from_shared(listen.to_owned()).unwrap().connect().await.unwrap();
+    let mut client = HealthClient::new(channel);
+    let asking = async {
+        loop {
+            let request = HealthCheckRequest { service: service.to_owned() };
+            let status = client.check(request).await.unwrap().into_inner().status();
+            if (status == ServingStatus::Serving) == wanted {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(DEADLINE, asking).await.unwrap_or_else(|_| panic!("{service} is not {wanted}"));
+}
+
 /// Lets the files of a running process grow without limit.
 fn lift_limit(child: &Child) {
     let limit = libc::rlimit { rlim_cur: libc::RLIM_INFINITY, rlim_max: libc::RLIM_INFINITY };
@@ -208,12 +228,16 @@ async fn a_full_disk_holds_events_back_and_then_each_is_stored_once() {
         bus.publish_now(telemetry());
     }
     until("the disk is full", || feed.state().error.contains("cannot store")).await;
+    healthy(&listen, "readiness", false).await;
+    healthy(&listen, "mcp_sensor.v1.Collector", false).await;
+    healthy(&listen, "liveness", true).await;
     let stuck = feed.state().acked_seq;
     assert!(stuck > 0 && stuck < 10_000, "{stuck}");
     lift_limit(&child);
     bus.close();
     timeout(DEADLINE, task).await.unwrap().unwrap();
     assert_eq!(feed.state().acked_seq, 10_000);
+    healthy(&listen, "readiness", true).await;
     written(&store, 10_000).await;
     assert!(seqs(&stored(&store)).into_iter().eq(1..=10_000), "each once and in order");
 }
@@ -383,6 +407,7 @@ async fn malformed_streams_and_batches_are_refused_and_the_rest_is_stored() {
             feed_response::Message::HelloAck(ack) => format!("hello {}", ack.committed_seq),
             feed_response::Message::Ack(ack) => format!("ack {}", ack.seq),
             feed_response::Message::Nack(nack) => format!("nack {} {}", nack.first_seq, nack.retry),
+            other => panic!("{other:?}"),
         });
     }
     let expected = ["hello 0", "ack 2", "nack 3 false", "nack 3 false", "nack 0 false", "ack 2", "ack 5"];

@@ -399,6 +399,7 @@ async fn raw_stream(
             feed_response::Message::HelloAck(ack) => format!("hello {}", ack.committed_seq),
             feed_response::Message::Ack(ack) => format!("ack {}", ack.seq),
             feed_response::Message::Nack(nack) => format!("nack {} {}", nack.first_seq, nack.retry),
+            other => panic!("{other:?}"),
         });
     }
     Ok(got)

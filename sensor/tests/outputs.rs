@@ -30,7 +30,7 @@ async fn an_address_for_metrics_that_is_taken_is_an_error_that_names_it() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();
     let args = args(dir.path(), &["--metrics", &address]);
-    let error = Outputs::start(&bus(), &args).err().unwrap();
+    let error = Outputs::start(&bus(), &args, None).err().unwrap();
     assert!(format!("{error:#}").contains(&format!("--metrics: cannot listen on {address}")), "{error:#}");
 }
 
@@ -40,7 +40,7 @@ async fn every_event_is_in_the_file_and_in_the_local_store_when_the_sensor_ends(
     let file = dir.path().join("events.ndjson");
     let args = args(&dir.path().join("state"), &["--events", file.to_str().unwrap()]);
     let bus = bus();
-    let outputs = Outputs::start(&bus, &args).unwrap();
+    let outputs = Outputs::start(&bus, &args, None).unwrap();
     assert_eq!(outputs.feed_state(), None);
     for _ in 0..5000 {
         bus.publish_now(denial("time", 10));
@@ -63,9 +63,9 @@ async fn every_event_is_in_the_file_and_in_the_local_store_when_the_sensor_ends(
 async fn what_cannot_be_opened_is_an_error_at_the_start_that_names_it() {
     let dir = tempfile::tempdir().unwrap();
     let args_file = args(dir.path(), &["--events", "/nonexistent/x.ndjson"]);
-    let error = Outputs::start(&bus(), &args_file).err().unwrap();
+    let error = Outputs::start(&bus(), &args_file, None).err().unwrap();
     assert!(format!("{error:#}").contains("/nonexistent/x.ndjson"), "{error:#}");
     let args_address = args(dir.path(), &["--collector", "nowhere"]);
-    let error = Outputs::start(&bus(), &args_address).err().unwrap();
+    let error = Outputs::start(&bus(), &args_address, None).err().unwrap();
     assert!(format!("{error:#}").contains("https://HOST:PORT"), "{error:#}");
 }

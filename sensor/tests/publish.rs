@@ -97,6 +97,7 @@ async fn persistent(addresses: Vec<String>, sensor: &str, last: u64) -> u64 {
                 feed_response::Message::HelloAck(ack) => acked = acked.max(ack.committed_seq),
                 feed_response::Message::Ack(ack) => acked = acked.max(ack.seq),
                 feed_response::Message::Nack(nack) => assert!(nack.retry, "{nack:?}"),
+                feed_response::Message::PolicyUpdate(update) => panic!("nobody gave it policies: {update:?}"),
             }
         }
     }

@@ -87,6 +87,11 @@ impl Sensor {
         self.folder.path()
     }
 
+    /// Where its maps and links are pinned.
+    pub fn pins(&self) -> PathBuf {
+        pins(&self.folder.path().join("state"))
+    }
+
     pub fn events(&self) -> std::sync::MutexGuard<'_, Events> {
         self.events.lock().expect("events")
     }

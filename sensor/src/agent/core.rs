@@ -30,7 +30,7 @@ use sensor_common::record::{
 };
 use sensor_common::socket::Tuple;
 use std::collections::{BTreeMap, HashSet, VecDeque};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -55,6 +55,8 @@ pub struct Core {
     pub inventory: Mutex<Inventory>,
     /// Losses since the start, for `status`.
     pub losses: Mutex<BTreeMap<(String, String), u64>>,
+    /// When the rings were looked at last, CLOCK_BOOTTIME.
+    pub turned: AtomicI64,
     next_instance: AtomicU32,
 }
 
@@ -91,6 +93,7 @@ impl Core {
             told: Mutex::default(),
             inventory: Mutex::new(inventory),
             losses: Mutex::default(),
+            turned: AtomicI64::new(0),
             next_instance: AtomicU32::new(INSTANCE_BY_AGENT | seed << 4),
         }
     }

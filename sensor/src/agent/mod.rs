@@ -2,11 +2,14 @@
 //! ties records to servers, clients and users, and passes events on.
 
 mod adopt;
+mod bundles;
 mod containment;
 mod content;
 mod core;
 mod discovery;
 mod exchange;
+mod gauges;
+mod health;
 mod http;
 pub mod identity;
 pub mod instances;
@@ -29,6 +32,7 @@ pub mod translate;
 mod watch;
 mod wires;
 
+use self::bundles::Bundles;
 use self::core::{Core, lock};
 use self::identity::Identities;
 use self::reload::Reloader;
@@ -41,7 +45,7 @@ use crate::event::{Body, Bus, Identity, Limits, now, pb};
 use crate::kernel::{self, LoadError, Options};
 use crate::mcp::inventory;
 use crate::outputs::Outputs;
-use crate::policy::load::{LoadError as PolicyError, load as load_policy};
+use crate::policy::load::LoadError as PolicyError;
 use anyhow::Context as _;
 use sensor_common::record::Loss;
 use sensor_common::socket::Tuple;
@@ -139,7 +143,8 @@ async fn serve(args: RunArgs) -> anyhow::Result<ExitCode> {
             pins.display()
         ))
     })?;
-    let loaded = load_policy(&args.policy, &mut ids).map_err(|error| {
+    let bundles = Bundles::open(&args)?;
+    let (loaded, absent) = reload::first(&args.policy, bundles.as_ref(), &mut ids).map_err(|error| {
         let text = match &error {
             PolicyError::Read { .. } => error.to_string(),
             PolicyError::Invalid { .. } => error.render(std::io::stderr().is_terminal()),
@@ -155,7 +160,8 @@ async fn serve(args: RunArgs) -> anyhow::Result<ExitCode> {
     let identity =
         Identity { sensor: sensor_name(args.sensor.clone()), boot: format!("{:x}", started / 1_000_000) };
     let bus = Bus::new(identity, Limits::default());
-    let outputs = Outputs::start(&bus, &args)?;
+    let (link, offered) = bundles.as_ref().map(Bundles::link).unzip();
+    let outputs = Outputs::start(&bus, &args, link)?;
 
     // The socket before the kernel: a second sensor ends here.
     let socket = ControlSocket::bind(&args.control, args.control_group.as_deref())
@@ -214,7 +220,8 @@ async fn serve(args: RunArgs) -> anyhow::Result<ExitCode> {
         bus.publish_now(Body::Finding(inventory_lost(&damage)));
     }
     identity::start(core.clone(), jobs)?;
-    let reloader = Arc::new(Reloader::new(core.clone(), args.policy.clone(), ids_file, ids, names));
+    let reloader =
+        Arc::new(Reloader::new(core.clone(), args.policy.clone(), ids_file, ids, names, (bundles, absent)));
     reloader.start(loaded).map_err(|e| Failure::new(Exit::Failure, e))?;
     if loaded_kernel.adopted {
         info!("took over from an earlier agent");
@@ -224,7 +231,10 @@ async fn serve(args: RunArgs) -> anyhow::Result<ExitCode> {
 
     let state = |phase: pb::SensorPhase| {
         let current = core.in_force();
+        let bundle = current.as_ref().and_then(|p| p.loaded.bundle.clone());
         let mut state = pb::SensorState {
+            bundle_version: bundle.as_ref().map_or(0, |b| b.version),
+            bundle: bundle.map(|b| b.hash.clone()).unwrap_or_default(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             kernel: service::kernel_release(),
             host: service::host_name(),
@@ -260,7 +270,18 @@ async fn serve(args: RunArgs) -> anyhow::Result<ExitCode> {
         let core = Arc::downgrade(&core);
         std::thread::Builder::new().name("resets".to_owned()).spawn(move || reset::run(&core, &to_reset))?;
     }
+    let checks = health::Checks::new(core.clone(), loaded_kernel.links, &loaded_kernel.hooks);
+    let sources = gauges::Sources {
+        core: core.clone(),
+        reloader: reloader.clone(),
+        gauges: loaded_kernel.gauges,
+        feed: outputs.feed(),
+        health: checks.health(),
+        degraded: degraded.len(),
+    };
+    outputs.told(checks.health(), move || sources.look().families());
     let agent = Arc::new(Service {
+        health: checks.health(),
         core: core.clone(),
         reloader: reloader.clone(),
         hooks: hooks.clone(),
@@ -278,8 +299,8 @@ async fn serve(args: RunArgs) -> anyhow::Result<ExitCode> {
     std::io::stdout().flush()?;
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
 
-    events_loop(&core, &reloader, &inventory_file, || bus.publish_now(state(pb::SensorPhase::Heartbeat)))
-        .await?;
+    let heartbeat = || bus.publish_now(state(pb::SensorPhase::Heartbeat));
+    events_loop(&core, &reloader, &inventory_file, offered, checks, heartbeat).await?;
 
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
     bus.publish_now(state(pb::SensorPhase::Stopping));
@@ -306,8 +327,11 @@ async fn events_loop(
     core: &Arc<Core>,
     reloader: &Arc<Reloader>,
     inventory_file: &Path,
+    mut offered: Option<tokio::sync::watch::Receiver<Vec<u8>>>,
+    checks: health::Checks,
     heartbeat: impl Fn() -> u64,
 ) -> anyhow::Result<()> {
+    let checks = Arc::new(checks);
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut hangup = signal(SignalKind::hangup())?;
@@ -328,22 +352,34 @@ async fn events_loop(
                 std::future::pending::<()>().await;
             }
         };
+        let offer = async {
+            if let Some(offered) = &mut offered
+                && offered.changed().await.is_ok()
+            {
+                return offered.borrow_and_update().clone();
+            }
+            std::future::pending().await
+        };
         tokio::select! {
+            bytes = offer => {
+                offered_bundle(core, reloader, bytes).await;
+                (files, watch) = watched_again(reloader, files, watch);
+            }
             _ = terminate.recv() => return Ok(()),
             _ = interrupt.recv() => return Ok(()),
             _ = hangup.recv() => reload(core, reloader, "signal").await,
             () = changed => {
                 reload(core, reloader, "file").await;
-                let now = reloader.files();
-                if now != files {
-                    watch = watching(&now);
-                    files = now;
-                }
+                (files, watch) = watched_again(reloader, files, watch);
             }
             _ = beating.tick() => { heartbeat(); }
             _ = counting.tick() => {
-                let (core, counted) = (core.clone(), counted.clone());
-                let _ = tokio::task::spawn_blocking(move || counters(&core, &mut lock(&counted))).await;
+                let (core, counted, checks) = (core.clone(), counted.clone(), checks.clone());
+                let looking = tokio::task::spawn_blocking(move || {
+                    counters(&core, &mut lock(&counted));
+                    checks.look();
+                });
+                let _ = looking.await;
             }
             _ = saving.tick() => {
                 let (core, file) = (core.clone(), inventory_file.to_owned());
@@ -351,6 +387,16 @@ async fn events_loop(
             }
         }
     }
+}
+
+/// Another policy may refer to other files.
+fn watched_again(
+    reloader: &Reloader,
+    files: BTreeSet<PathBuf>,
+    watch: Option<Watch>,
+) -> (BTreeSet<PathBuf>, Option<Watch>) {
+    let now = reloader.files();
+    if now == files { (files, watch) } else { (now.clone(), watching(&now)) }
 }
 
 fn watching(files: &BTreeSet<PathBuf>) -> Option<Watch> {
@@ -363,6 +409,16 @@ async fn reload(core: &Arc<Core>, reloader: &Arc<Reloader>, trigger: &'static st
     let (core, reloader) = (core.clone(), reloader.clone());
     let _ = tokio::task::spawn_blocking(move || {
         if reloader.reload(trigger).is_ok_and(|r| r.changed) {
+            core.adopt_running();
+        }
+    })
+    .await;
+}
+
+async fn offered_bundle(core: &Arc<Core>, reloader: &Arc<Reloader>, bytes: Vec<u8>) {
+    let (core, reloader) = (core.clone(), reloader.clone());
+    let _ = tokio::task::spawn_blocking(move || {
+        if reloader.offer(&bytes) {
             core.adopt_running();
         }
     })

@@ -25,7 +25,9 @@ pub struct Rings {
 pub fn run(core: &Arc<Core>, mut rings: Rings, stop: &AtomicBool) {
     loop {
         let stopping = stop.load(Ordering::Acquire);
-        let offset = now() - boottime();
+        let turn = boottime();
+        core.turned.store(turn, Ordering::Relaxed);
+        let offset = now() - turn;
         let mut more = drain(core, &mut rings.verdicts, offset, usize::MAX) > 0;
         more |= drain(core, &mut rings.telemetry, offset, TURN) > 0;
         if more {

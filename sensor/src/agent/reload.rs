@@ -1,12 +1,14 @@
 //! From the policy file to the kernel, again and again. A file that is bad, or
 //! gone, changes nothing.
 
+use super::bundles::{Bundles, Refusal};
 use super::core::{Core, in_force, lock};
 use crate::event::{Body, pb};
 use crate::kernel::tables;
+use crate::policy::bundle::Bundle;
 use crate::policy::compile::{Compiled, Ids, UNKNOWN};
 use crate::policy::exec::ExecEntry;
-use crate::policy::load::{Loaded, load};
+use crate::policy::load::{self, LoadError, Loaded};
 use crate::policy::matching::exe_key;
 use sensor_common::exec::{ExecRule, FLAG_OWN, KEY_BYTES, KIND_EXE};
 use sensor_common::policy::{MODE_AUDIT, MODE_ENFORCE};
@@ -32,7 +34,34 @@ struct Inner {
     names: BTreeMap<String, u16>,
     /// Why the file as it is now was refused.
     error: String,
+    /// `None`: no bundle is taken.
+    bundles: Option<Bundles>,
+    /// There was no policy file yet; only where bundles are taken.
+    absent: bool,
 }
+
+/// The policy of a start, and whether the host has a file of its own.
+pub fn first(path: &Path, bundles: Option<&Bundles>, ids: &mut Ids) -> Result<(Loaded, bool), LoadError> {
+    let absent = bundles.is_some() && !path.exists();
+    let loaded = layers(path, absent, bundles.and_then(Bundles::current), ids)?;
+    Ok((loaded, absent))
+}
+
+fn layers(
+    path: &Path,
+    absent: bool,
+    bundle: Option<Arc<Bundle>>,
+    ids: &mut Ids,
+) -> Result<Loaded, LoadError> {
+    let own = if absent && !path.exists() { None } else { Some(load::read(path)?) };
+    match bundle {
+        Some(bundle) => load::combined(bundle, own.as_deref(), path, ids),
+        None => load::from_bytes(own.as_deref().unwrap_or(NOTHING), path, ids),
+    }
+}
+
+/// A policy that says nothing.
+const NOTHING: &[u8] = b"version: 1\n";
 
 /// What a reload did.
 pub struct Reloaded {
@@ -71,8 +100,54 @@ impl Reloader {
         ids_file: PathBuf,
         ids: Ids,
         names: BTreeMap<String, u16>,
+        (bundles, absent): (Option<Bundles>, bool),
     ) -> Reloader {
-        Reloader { core, path, ids_file, inner: Mutex::new(Inner { ids, names, error: String::new() }) }
+        let inner = Inner { ids, names, error: String::new(), bundles, absent };
+        Reloader { core, path, ids_file, inner: Mutex::new(inner) }
+    }
+
+    /// `None`: no bundle is taken.
+    pub fn bundle(&self) -> Option<pb::BundleState> {
+        lock(&self.inner).bundles.as_ref().map(Bundles::state)
+    }
+
+    /// A bundle that the collector offers. True: it is in force now.
+    pub fn offer(&self, bytes: &[u8]) -> bool {
+        let mut inner = lock(&self.inner);
+        let Some(mut bundles) = inner.bundles.take() else { return false };
+        let taken = match bundles.admit(bytes) {
+            Ok(None) => {
+                bundles.settled();
+                Ok(false)
+            }
+            Ok(Some(bundle)) => self.take(&mut inner, &mut bundles, bundle).map(|()| true),
+            Err(refusal) => Err(refusal),
+        };
+        let taken = taken.unwrap_or_else(|refusal| {
+            bundles.refuse(&self.core.bus, refusal);
+            false
+        });
+        inner.bundles = Some(bundles);
+        drop(inner);
+        give_back();
+        taken
+    }
+
+    fn take(&self, inner: &mut Inner, bundles: &mut Bundles, bundle: Bundle) -> Result<(), Refusal> {
+        let bundle = Arc::new(bundle);
+        let refusal = |kind, text: String| Refusal { kind, hash: bundle.hash.clone(), text };
+        let mut loaded = layers(&self.path, inner.absent, Some(bundle.clone()), &mut inner.ids)
+            .map_err(|e| refusal("policy_bundle_invalid", format!("version {}: {e}", bundle.version)))?;
+        exempt_own_binary(&mut loaded);
+        let staged = bundles.stage(&bundle).map_err(|e| {
+            refusal("policy_bundle_not_kept", format!("it cannot be written to the disk: {e}"))
+        })?;
+        self.install(inner, loaded, "bundle")
+            .map_err(|e| refusal("policy_bundle_invalid", format!("version {}: {e}", bundle.version)))?;
+        if let Err(error) = bundles.keep(bundle.clone(), &staged) {
+            tracing::error!(%error, "the policy bundle is in force, but would not outlive the sensor");
+        }
+        Ok(())
     }
 
     pub fn path(&self) -> &Path {
@@ -97,6 +172,9 @@ impl Reloader {
         exempt_own_binary(&mut loaded);
         let mut inner = lock(&self.inner);
         let started = self.install(&mut inner, loaded, "start");
+        if let Some(bundles) = &mut inner.bundles {
+            bundles.report_unkept(&self.core.bus);
+        }
         give_back();
         started
     }
@@ -110,8 +188,12 @@ impl Reloader {
 
     fn switch(&self, trigger: &str) -> Result<Reloaded, String> {
         let mut inner = lock(&self.inner);
-        let mut loaded = match load(&self.path, &mut inner.ids) {
-            Ok(loaded) => loaded,
+        let (absent, bundle) = (inner.absent, inner.bundles.as_ref().and_then(Bundles::current));
+        let mut loaded = match layers(&self.path, absent, bundle, &mut inner.ids) {
+            Ok(loaded) => {
+                inner.absent = absent && !self.path.exists();
+                loaded
+            }
             Err(error) => {
                 let text = error.to_string();
                 // The watcher sees one change several times.
@@ -201,6 +283,7 @@ impl Reloader {
             path: self.path.display().to_string(),
             trigger: trigger.to_owned(),
             warnings,
+            bundle_version: policy.loaded.bundle.as_ref().map_or(0, |b| b.version),
             ..Default::default()
         }));
         // Programs that began under the old generation have ended long before.
@@ -275,6 +358,9 @@ fn unresolved(compiled: &Compiled, server: &str) -> bool {
 fn hash(loaded: &Loaded) -> String {
     let mut hash = Sha256::new();
     hash.update(loaded.source.as_bytes());
+    if let Some(bundle) = &loaded.bundle {
+        hash.update(bundle.hash.as_bytes());
+    }
     let compiled = &loaded.compiled;
     for profile in &compiled.profiles {
         hash.update(profile.as_bytes());

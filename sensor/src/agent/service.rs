@@ -9,6 +9,7 @@ use super::stdio::Shown;
 use crate::control::{self, ControlError, Peer};
 use crate::event::{Bus, now, pb};
 use crate::feed::Feed;
+use crate::health::Health;
 use crate::kernel::maps::Shared;
 use crate::kernel::{Hook, HookState};
 use sensor_common::label::{Label, ROLE_LAUNCHER};
@@ -22,6 +23,7 @@ pub struct Service {
     pub cgroup: String,
     pub started: i64,
     pub feed: Option<Feed>,
+    pub health: Health,
 }
 
 /// A hook as events and `status` show it.
@@ -82,7 +84,8 @@ impl Service {
     fn policy_state(&self) -> pb::PolicyState {
         let current = self.core.in_force();
         let path = self.reloader.path().display().to_string();
-        let Some(p) = current else { return pb::PolicyState { path, ..Default::default() } };
+        let bundle = self.reloader.bundle();
+        let Some(p) = current else { return pb::PolicyState { path, bundle, ..Default::default() } };
         pb::PolicyState {
             warnings: p.loaded.warnings.iter().map(|w| w.line(&path)).collect(),
             path,
@@ -90,6 +93,7 @@ impl Service {
             generation: p.generation.into(),
             loaded_unix_ns: p.loaded_unix_ns,
             error: self.reloader.error(),
+            bundle,
         }
     }
 }
@@ -98,6 +102,10 @@ impl Service {
 impl control::Agent for Service {
     fn bus(&self) -> &Arc<Bus> {
         &self.core.bus
+    }
+
+    fn health(&self) -> Health {
+        self.health.clone()
     }
 
     fn is_labelled(&self, pid: u32) -> bool {
@@ -222,7 +230,11 @@ impl control::Agent for Service {
     async fn policy(&self) -> Result<pb::PolicyShowResponse, ControlError> {
         let policy =
             self.core.in_force().ok_or_else(|| ControlError::Unavailable("no policy is in force".into()))?;
-        Ok(pb::PolicyShowResponse { state: Some(self.policy_state()), text: policy.loaded.source.clone() })
+        Ok(pb::PolicyShowResponse {
+            state: Some(self.policy_state()),
+            text: policy.loaded.source.clone(),
+            bundle: policy.loaded.bundle.as_ref().map(|b| b.signed.clone()).unwrap_or_default(),
+        })
     }
 
     async fn reload(&self) -> Result<pb::PolicyReloadResponse, ControlError> {

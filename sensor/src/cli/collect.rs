@@ -6,7 +6,7 @@ use crate::collect::output::Configured;
 use crate::collect::output::file::{Invalid, LoadError, load};
 use crate::collect::{Archive, Collector, Listen, ListenError, Publisher, StoreError, View, wants_color};
 use crate::event::file::Rotation;
-use crate::metrics::{Exposed, Server};
+use crate::metrics::{Page, Server};
 use crate::policy::diagnostic::render;
 use std::io::IsTerminal as _;
 use std::net::SocketAddr;
@@ -63,6 +63,13 @@ pub(super) fn run(args: &CollectArgs) -> anyhow::Result<ExitCode> {
             Some(tls) => collector.secured(tls),
             None => collector,
         };
+        let collector = match &args.policies {
+            Some(dir) => collector.with_policies(dir).map_err(|error| {
+                Failure::new(Exit::Failure, format!("--policies {}: {error}", dir.display()))
+                    .hint("give a directory with bundles that `mcp-sensor policy sign` made; it may be empty")
+            })?,
+            None => collector,
+        };
         if collector.is_exposed() {
             if !args.tls.insecure_plaintext {
                 let message = format!("{}: without TLS only this host may send events", args.listen);
@@ -72,8 +79,7 @@ pub(super) fn run(args: &CollectArgs) -> anyhow::Result<ExitCode> {
             }
             tracing::warn!("there is no TLS: whoever reaches this address can send events as any sensor, and read what others send");
         }
-        let metrics = args.metrics.zip(collector.metrics());
-        let metrics = metrics.map(|(address, metrics)| serve_metrics(address, metrics)).transpose()?;
+        let metrics = args.metrics.map(|address| serve_metrics(address, collector.page())).transpose()?;
         // On stderr: stdout is for events.
         eprintln!("listening on {}", collector.address()?);
         let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
@@ -117,8 +123,8 @@ fn archive(args: &CollectArgs, outputs: Vec<Configured>) -> anyhow::Result<Archi
     Ok(archive)
 }
 
-fn serve_metrics(address: SocketAddr, metrics: Arc<dyn Exposed>) -> anyhow::Result<JoinHandle<()>> {
-    let server = Server::bind(address, metrics).map_err(|error| {
+fn serve_metrics(address: SocketAddr, page: Arc<dyn Page>) -> anyhow::Result<JoinHandle<()>> {
+    let server = Server::bind(address, page).map_err(|error| {
         Failure::new(Exit::NoAgent, format!("--metrics: cannot listen on {address}: {error}"))
             .hint("choose another address with --metrics")
     })?;

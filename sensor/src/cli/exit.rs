@@ -17,6 +17,8 @@ pub enum Exit {
     NotFound = 7,
     /// `policy explain`: the answer is "denied".
     Denied = 8,
+    /// `status --check`: it does not do its work.
+    NotReady = 9,
     CannotExecute = 126,
     CommandNotFound = 127,
 }
@@ -32,6 +34,7 @@ Exit codes:
   6    this host lacks something that is required
   7    no such server, file or record
   8    `policy explain`: denied
+  9    `status --check`: not ready
   126  `exec`: the command cannot be executed
   127  `exec`: the command was not found";
 

@@ -1,7 +1,7 @@
 //! `mcp-sensor fleet`.
 
 use super::output::{self, Table};
-use super::status::age;
+use super::status::{age, bundle_json};
 use super::{DEFAULT_LISTEN, Output, OutputArgs, TlsArgs, client, collector};
 use crate::event::json::Time;
 use crate::event::pb;
@@ -68,6 +68,7 @@ fn to_json(fleet: &pb::FleetResponse) -> Value {
             "first_seen": time(s.first_seen_unix_ns), "last_seen": time(s.last_seen_unix_ns),
             "newest": time(s.newest_unix_ns), "committed_seq": s.committed_seq, "next_seq": s.next_seq,
             "waiting": waiting(s), "lost": s.lost, "lost_denials": s.lost_denials,
+            "bundle": s.bundle.as_ref().map(bundle_json),
         })
     };
     let output = |o: &pb::OutputState| {
@@ -77,6 +78,7 @@ fn to_json(fleet: &pb::FleetResponse) -> Value {
             "last_delivered": time(o.delivered_unix_ns), "error": o.error,
         })
     };
+    let policy = |p: &pb::ServedPolicy| json!({"file": p.file, "version": p.version, "group": p.group, "hash": p.hash, "error": p.error});
     let log = fleet.log.as_ref().map(|l| {
         json!({
             "bytes": l.bytes, "segments": l.segments, "oldest": l.oldest, "next": l.next,
@@ -87,7 +89,17 @@ fn to_json(fleet: &pb::FleetResponse) -> Value {
         "sensors": fleet.sensors.iter().map(sensor).collect::<Vec<_>>(),
         "log": log,
         "outputs": fleet.outputs.iter().map(output).collect::<Vec<_>>(),
+        "policies": fleet.policies.iter().map(policy).collect::<Vec<_>>(),
     })
+}
+
+/// The version of the policy that it was given; `!`: it refused another.
+fn bundle(bundle: &pb::BundleState) -> String {
+    let refused = if bundle.error.is_empty() { "" } else { "!" };
+    match bundle.version {
+        0 => refused.to_owned(),
+        version => format!("{version}{refused}"),
+    }
 }
 
 fn print(fleet: &pb::FleetResponse) -> anyhow::Result<()> {
@@ -96,6 +108,7 @@ fn print(fleet: &pb::FleetResponse) -> anyhow::Result<()> {
         "HOST",
         "VERSION",
         "POLICY",
+        "BUNDLE",
         "CONNECTED",
         "SEEN",
         "NEWEST",
@@ -110,6 +123,7 @@ fn print(fleet: &pb::FleetResponse) -> anyhow::Result<()> {
             or_dash(s.host.clone()),
             or_dash(s.version.clone()),
             or_dash(s.policy.chars().take(SHORT_HASH).collect()),
+            or_dash(s.bundle.as_ref().map_or(String::new(), bundle)),
             if s.connected { "yes" } else { "no" }.to_owned(),
             age(s.last_seen_unix_ns),
             if s.newest_unix_ns == 0 { "-".to_owned() } else { age(s.newest_unix_ns) },
@@ -119,6 +133,14 @@ fn print(fleet: &pb::FleetResponse) -> anyhow::Result<()> {
         ]);
     }
     table.print()?;
+    for (s, bundle) in fleet.sensors.iter().filter_map(|s| Some((s, s.bundle.as_ref()?))) {
+        if !bundle.error.is_empty() {
+            output::text(&format!("{} REFUSED a policy: {}\n", escape(&s.sensor), escape(&bundle.error)))?;
+        }
+    }
+    for policy in fleet.policies.iter().filter(|p| !p.error.is_empty()) {
+        output::text(&format!("{} is NOT SERVED: {}\n", escape(&policy.file), escape(&policy.error)))?;
+    }
     for o in fleet.outputs.iter().filter(|o| !o.error.is_empty() || o.lost > 0) {
         let error = if o.error.is_empty() { String::new() } else { format!(": {}", escape(&o.error)) };
         output::text(&format!("output {}: {} events behind, {} lost{error}\n", o.name, o.lag, o.lost))?;

@@ -1,5 +1,6 @@
 //! The command line. Each subcommand is a file of its name.
 
+mod bundle;
 mod calls;
 mod certs;
 mod client;
@@ -141,12 +142,29 @@ pub struct RunArgs {
     pub events_keep: u32,
 
     /// Send events to this collector: https://HOST:PORT, on this host also http://127.0.0.1:PORT or
-    /// unix:/PATH. Without it they are collected in this process, below the state directory.
-    #[arg(long, env = "MCP_SENSOR_COLLECTOR", value_name = "ADDR")]
-    pub collector: Option<String>,
+    /// unix:/PATH. Without it they are collected in this process, below the state directory. Again
+    /// for others that are fed while those before do not take events, in this order.
+    #[arg(long, env = "MCP_SENSOR_COLLECTOR", value_name = "ADDR", value_delimiter = ',')]
+    pub collector: Vec<String>,
 
     #[command(flatten)]
     pub tls: TlsArgs,
+
+    /// Group of this sensor: the collector gives it the policies of the group.
+    #[arg(long, env = "MCP_SENSOR_GROUP", value_name = "NAME", requires = "collector")]
+    pub group: Option<String>,
+
+    /// Take policies from the collector that are signed with this key (PEM, `policy keygen` makes
+    /// it); again for another key. What both the signed policy and --policy allow is allowed;
+    /// without --policy's file, what the signed one allows.
+    #[arg(
+        long,
+        env = "MCP_SENSOR_POLICY_KEY",
+        value_name = "FILE",
+        value_delimiter = ',',
+        requires = "collector"
+    )]
+    pub policy_key: Vec<PathBuf>,
 
     /// Where events wait that the collector has not acknowledged; default: `spool` below the state
     /// directory. They outlive the sensor.
@@ -159,8 +177,8 @@ pub struct RunArgs {
           value_parser = clap::value_parser!(u64).range(1 << 20..))]
     pub spool_bytes: u64,
 
-    /// Serve metrics to Prometheus at http://ADDR/metrics. ADDR is PORT (on 127.0.0.1),
-    /// IP:PORT or [IPV6]:PORT; whoever reaches it may read the names of servers and tools.
+    /// Serve metrics to Prometheus at http://ADDR/metrics, and /healthz and /readyz beside them. ADDR
+    /// is PORT (on 127.0.0.1), IP:PORT or [IPV6]:PORT; whoever reaches it may read the names of servers and tools.
     #[arg(long, env = "MCP_SENSOR_METRICS", value_name = "ADDR",
           value_parser = crate::metrics::parse_address)]
     pub metrics: Option<std::net::SocketAddr>,
@@ -241,6 +259,11 @@ pub struct CollectArgs {
     #[arg(long, env = "MCP_SENSOR_DIR", value_name = "DIR", required_unless_present_any = ["check", "publish"])]
     pub dir: Option<PathBuf>,
 
+    /// Give sensors policies: the signed bundles in this directory (`policy sign`), the newest to
+    /// each sensor that it is for. Changes are taken up; a file that is no bundle changes nothing.
+    #[arg(long, env = "MCP_SENSOR_POLICIES", value_name = "DIR")]
+    pub policies: Option<PathBuf>,
+
     /// What the log may hold; the oldest goes first, also if a subscriber has not read it.
     #[arg(long, env = "MCP_SENSOR_KEEP_BYTES", value_name = "BYTES", default_value_t = 4 << 30,
           value_parser = clap::value_parser!(u64).range(8 << 20..))]
@@ -259,15 +282,16 @@ pub struct CollectArgs {
     /// --outputs, with one output of the kind `nats`) names, and sensors hear that they are stored when
     /// the stream has them. Any number of such collectors stand beside each other.
     #[arg(long, env = "MCP_SENSOR_PUBLISH", value_name = "FILE",
-          conflicts_with_all = ["dir", "outputs", "metrics"])]
+          conflicts_with_all = ["dir", "outputs"])]
     pub publish: Option<PathBuf>,
 
     /// Check the file of outputs, with the certificates and secrets that it names, and start nothing.
     #[arg(long)]
     pub check: bool,
 
-    /// Serve metrics of the collector to Prometheus at http://ADDR/metrics. ADDR is PORT (on
-    /// 127.0.0.1), IP:PORT or [IPV6]:PORT; whoever reaches it may read the names of sensors.
+    /// Serve metrics of the collector to Prometheus at http://ADDR/metrics, and /healthz and /readyz
+    /// beside them. ADDR is PORT (on 127.0.0.1), IP:PORT or [IPV6]:PORT; whoever reaches it may read the
+    /// names of sensors.
     #[arg(long, env = "MCP_SENSOR_METRICS", value_name = "ADDR",
           value_parser = crate::metrics::parse_address)]
     pub metrics: Option<std::net::SocketAddr>,
@@ -336,12 +360,17 @@ pub struct ExecArgs {
 #[derive(Args, Debug, Clone)]
 #[command(after_help = "Examples:
   mcp-sensor status
-  mcp-sensor status -o json")]
+  mcp-sensor status -o json
+  mcp-sensor status --check || systemctl restart mcp-sensor")]
 pub struct StatusArgs {
     #[command(flatten)]
     pub control: ControlArgs,
     #[command(flatten)]
     pub output: OutputArgs,
+    /// End with 9 if the sensor does not do its work: a hook is not attached any more, the rings are
+    /// not read, no policy is in force. Prints only why.
+    #[arg(long)]
+    pub check: bool,
 }
 
 /// Servers and their running instances.
@@ -443,9 +472,12 @@ pub struct EventsArgs {
     pub limit: Option<u64>,
 }
 
-/// Check, explain, derive and load policies.
+/// Check, explain, derive, load and sign policies.
 #[derive(Debug, Subcommand)]
 pub enum PolicyCommand {
+    Keygen(bundle::KeygenArgs),
+    Sign(bundle::SignArgs),
+    Verify(bundle::VerifyArgs),
     Check(PolicyCheckArgs),
     Explain(PolicyExplainArgs),
     Suggest(PolicySuggestArgs),

@@ -4,10 +4,11 @@ use super::output::{self};
 use super::status::policy_json;
 use super::{
     Exit, Failure, Output, PolicyCommand, PolicyExplainArgs, PolicyReloadArgs, PolicyShowArgs,
-    PolicySuggestArgs, client, events,
+    PolicySuggestArgs, bundle, client, events,
 };
 use crate::event::text::{escape, escape_lines};
 use crate::event::{json as event_json, pb};
+use crate::policy::bundle::Bundle;
 use crate::policy::command::{self, Format, Question, Status};
 use crate::policy::explain::{Query, Target};
 use crate::policy::model::Direction;
@@ -15,6 +16,7 @@ use crate::policy::suggest::Suggester;
 use serde_json::json;
 use std::path::Path;
 use std::process::ExitCode;
+use std::sync::Arc;
 use time::OffsetDateTime;
 
 pub(super) fn run(command: &PolicyCommand) -> anyhow::Result<ExitCode> {
@@ -25,6 +27,9 @@ pub(super) fn run(command: &PolicyCommand) -> anyhow::Result<ExitCode> {
         PolicyCommand::Schema(_) => finish(&command::schema()),
         PolicyCommand::Show(args) => show(args),
         PolicyCommand::Reload(args) => reload(args),
+        PolicyCommand::Keygen(args) => bundle::keygen(args),
+        PolicyCommand::Sign(args) => bundle::sign(args),
+        PolicyCommand::Verify(args) => bundle::verify(args),
     }
 }
 
@@ -72,7 +77,13 @@ fn asked(args: &PolicyExplainArgs, question: Question<'_>, format: Format) -> an
     }
     let shown = show_from(&args.control)?;
     let path = shown.state.unwrap_or_default().path;
-    finish(&command::explain_text(&shown.text, Path::new(&path), question, format))
+    let path = Path::new(&path);
+    if shown.bundle.is_empty() {
+        return finish(&command::explain_text(&shown.text, path, question, format));
+    }
+    // The agent has verified it.
+    let bundle = Bundle::parse(&shown.bundle).map_err(|e| Failure::new(Exit::Failure, e.to_string()))?;
+    finish(&command::explain_combined(Arc::new(bundle), &shown.text, path, question, format))
 }
 
 fn suggest(args: &PolicySuggestArgs) -> anyhow::Result<ExitCode> {
@@ -111,7 +122,11 @@ fn show(args: &PolicyShowArgs) -> anyhow::Result<ExitCode> {
     match args.output.output {
         Output::Json => {
             let state = shown.state.as_ref().map(policy_json);
-            output::json(&json!({"state": state, "text": shown.text}))?;
+            let bundle = Bundle::parse(&shown.bundle).ok().map(|bundle| {
+                let (name, text) = bundle.policy();
+                json!({"version": bundle.version, "hash": bundle.hash, "file": name, "text": String::from_utf8_lossy(text)})
+            });
+            output::json(&json!({"state": state, "text": shown.text, "bundle": bundle}))?;
         }
         Output::Table => {
             let state = shown.state.unwrap_or_default();
@@ -119,6 +134,12 @@ fn show(args: &PolicyShowArgs) -> anyhow::Result<ExitCode> {
                 format!("# {} (generation {}, {})\n", escape(&state.path), state.generation, state.hash);
             for warning in &state.warnings {
                 text.push_str(&format!("# warning: {}\n", escape(warning)));
+            }
+            if let Ok(bundle) = Bundle::parse(&shown.bundle) {
+                let (name, policy) = bundle.policy();
+                text.push_str(&format!("# from bundle {}, {}:\n", bundle.version, escape(name)));
+                text.push_str(&escape_lines(&String::from_utf8_lossy(policy)));
+                text.push_str("\n# of this host:\n");
             }
             text.push_str(&escape_lines(&shown.text));
             if !text.ends_with('\n') {

@@ -1,7 +1,7 @@
 //! `mcp-sensor status`.
 
 use super::output::{self, Table};
-use super::{Output, StatusArgs, client};
+use super::{Exit, Output, StatusArgs, client};
 use crate::event::json::{Hook, Time, hook_status_name};
 use crate::event::text::escape;
 use crate::event::{now, pb};
@@ -13,6 +13,15 @@ pub(super) fn run(args: &StatusArgs) -> anyhow::Result<ExitCode> {
         let mut control = client::connect(&args.control).await?;
         Ok(control.status(pb::StatusRequest {}).await.map_err(|s| client::failed(&s))?.into_inner())
     })?;
+    let health = status.health.clone().unwrap_or_default();
+    if args.check {
+        let reasons: Vec<&String> = health.not_live.iter().chain(&health.not_ready).collect();
+        match args.output.output {
+            Output::Json => output::json(&health_json(&health))?,
+            Output::Table => reasons.iter().try_for_each(|r| output::text(&format!("{}\n", escape(r))))?,
+        }
+        return Ok(if reasons.is_empty() { Exit::Ok } else { Exit::NotReady }.into());
+    }
     match args.output.output {
         Output::Json => output::json(&to_json(&status))?,
         Output::Table => print(&status)?,
@@ -28,6 +37,21 @@ pub(super) fn policy_json(policy: &pb::PolicyState) -> Value {
         "loaded": Time(policy.loaded_unix_ns).to_string(),
         "error": policy.error,
         "warnings": policy.warnings,
+        "bundle": policy.bundle.as_ref().map(bundle_json),
+    })
+}
+
+pub(super) fn bundle_json(bundle: &pb::BundleState) -> Value {
+    json!({
+        "version": bundle.version, "hash": bundle.hash, "group": bundle.group,
+        "refused_hash": bundle.refused_hash, "kind": bundle.kind, "error": bundle.error,
+    })
+}
+
+fn health_json(health: &pb::HealthState) -> Value {
+    json!({
+        "live": health.not_live.is_empty(), "ready": health.not_live.is_empty() && health.not_ready.is_empty(),
+        "not_live": health.not_live, "not_ready": health.not_ready,
     })
 }
 
@@ -36,7 +60,7 @@ fn to_json(s: &pb::StatusResponse) -> Value {
     let subscriber = |s: &pb::Subscriber| json!({"name": s.name, "queued": s.queued, "lost": s.lost, "capacity": s.capacity});
     let feed = s.feed.as_ref().map(|f| {
         json!({
-            "address": f.address, "connected": f.connected, "acked_seq": f.acked_seq,
+            "address": f.address, "addresses": f.addresses, "connected": f.connected, "acked_seq": f.acked_seq,
             "unacked_batches": f.unacked_batches, "reconnects": f.reconnects, "rejected": f.rejected,
             "error": f.error,
             "tls": f.tls.as_ref().map(|t| json!({
@@ -61,6 +85,7 @@ fn to_json(s: &pb::StatusResponse) -> Value {
         "events": s.events, "servers": s.servers, "instances": s.instances,
         "labelled_tasks": s.labelled_tasks,
         "feed": feed,
+        "health": s.health.as_ref().map(health_json),
     })
 }
 
@@ -92,6 +117,10 @@ fn print(s: &pb::StatusResponse) -> anyhow::Result<()> {
     let mut line = |name: &str, text: String| table.row([name.to_owned(), text]);
     line("sensor", format!("{} ({}), version {}", escape(&s.sensor), escape(&s.host), s.version));
     line("running", format!("pid {} for {}, kernel {}", s.pid, age(s.started_unix_ns), escape(&s.kernel)));
+    let health = s.health.clone().unwrap_or_default();
+    for reason in health.not_live.iter().chain(&health.not_ready) {
+        line("NOT READY", escape(reason));
+    }
     line("cgroup", escape(&s.cgroup));
     if let Some(policy) = &s.policy {
         let short = policy.hash.get(..12).unwrap_or(&policy.hash);
@@ -106,6 +135,19 @@ fn print(s: &pb::StatusResponse) -> anyhow::Result<()> {
         );
         if !policy.error.is_empty() {
             line("", format!("the file as it is now was REFUSED: {}", escape(&policy.error)));
+        }
+        if let Some(bundle) = &policy.bundle {
+            let short = bundle.hash.get(..12).unwrap_or(&bundle.hash);
+            line(
+                "bundle",
+                match bundle.version {
+                    0 => "none yet".to_owned(),
+                    version => format!("version {version}, {short}"),
+                },
+            );
+            if !bundle.error.is_empty() {
+                line("", format!("the last one was REFUSED: {}", escape(&bundle.error)));
+            }
         }
         for warning in &policy.warnings {
             line("", format!("warning: {}", escape(warning)));
@@ -134,6 +176,10 @@ fn print(s: &pb::StatusResponse) -> anyhow::Result<()> {
             ),
         ),
         Some(f) => line("collector", format!("{}: NOT CONNECTED: {}", escape(&f.address), escape(&f.error))),
+    }
+    let others = s.feed.iter().flat_map(|f| f.addresses.iter().filter(|a| **a != f.address));
+    for other in others {
+        line("", format!("also: {}", escape(other)));
     }
     if let Some(tls) = s.feed.as_ref().and_then(|f| f.tls.as_ref()) {
         line("certificate", certificate(tls));

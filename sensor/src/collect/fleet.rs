@@ -33,6 +33,9 @@ struct Known {
     streams: u32,
     #[serde(skip)]
     next_seq: u64,
+    /// As it said last, on a stream since the collector's start.
+    #[serde(skip)]
+    bundle: Option<pb::BundleState>,
 }
 
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -56,6 +59,17 @@ pub(super) struct Heard {
 
 fn cut(text: &str) -> String {
     text.chars().take(MAX_TEXT).collect()
+}
+
+fn said(state: &pb::BundleState) -> pb::BundleState {
+    pb::BundleState {
+        version: state.version,
+        hash: cut(&state.hash),
+        refused_hash: cut(&state.refused_hash),
+        kind: cut(&state.kind),
+        error: cut(&state.error),
+        group: cut(&state.group),
+    }
 }
 
 impl Heard {
@@ -131,6 +145,12 @@ impl Fleet {
         }
     }
 
+    /// How many refused the policy they were given.
+    pub(super) fn refusing(&self) -> usize {
+        let refuses = |k: &&Known| k.bundle.as_ref().is_some_and(|bundle| !bundle.kind.is_empty());
+        self.sensors.values().filter(refuses).count()
+    }
+
     /// Sorted by name; empty `names`: all.
     fn list(&self, names: &[String]) -> Vec<pb::FleetSensor> {
         let wanted = |name: &String| names.is_empty() || names.contains(name);
@@ -173,6 +193,7 @@ impl Known {
             next_seq: self.next_seq,
             lost: self.lost,
             lost_denials: self.lost_denials,
+            bundle: self.bundle.clone(),
         }
     }
 }
@@ -194,6 +215,18 @@ impl SharedFleet {
         self.with(|fleet| fleet.list(names))
     }
 
+    /// What became of the policies that a sensor was offered. True: it did not
+    /// say so before.
+    pub(super) fn bundle(&self, sensor: &str, state: &pb::BundleState) -> bool {
+        let state = Some(said(state));
+        self.with(|fleet| {
+            let known = fleet.known(sensor, now());
+            let new = known.bundle != state;
+            known.bundle = state;
+            new
+        })
+    }
+
     /// As long as the answer lives, the sensor has a stream.
     pub(super) fn connected(&self, hello: &pb::Hello, committed_seq: u64) -> Stream {
         self.with(|fleet| {
@@ -205,6 +238,7 @@ impl SharedFleet {
             if !hello.version.is_empty() {
                 known.version = cut(&hello.version);
             }
+            known.bundle = hello.bundle.as_ref().map(said);
         });
         Stream { fleet: self.clone(), sensor: hello.sensor.clone() }
     }

@@ -4,8 +4,10 @@
 use super::fleet::SharedFleet;
 use super::log::Source;
 use super::output::Progress;
+use super::policies::Policies;
 use crate::event::pb;
-use crate::metrics::{Exposed, open_metrics};
+use crate::health::{Health, State};
+use crate::metrics::{Page, open_metrics};
 use crate::tls::Tls;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric};
@@ -19,30 +21,36 @@ use std::sync::Arc;
 /// Sensors that have a series of their own: those known for longest.
 const MAX_SENSORS: usize = 2000;
 
-#[derive(Clone)]
-pub struct Metrics {
-    source: Source,
-    fleet: SharedFleet,
-    outputs: Vec<Progress>,
+/// Of one collector.
+pub(super) struct Metrics {
+    pub kept: Option<Kept>,
+    pub fleet: SharedFleet,
+    pub policies: Policies,
+    pub health: Health,
     /// Whose certificate's end is told.
-    pub(super) tls: Option<Arc<Tls>>,
+    pub tls: Option<Arc<Tls>>,
 }
 
-impl Metrics {
-    pub(super) fn new(source: Source, fleet: SharedFleet, outputs: Vec<Progress>) -> Metrics {
-        Metrics { source, fleet, outputs, tls: None }
-    }
+/// Its log, and what hands on from there.
+#[derive(Clone)]
+pub(super) struct Kept {
+    pub source: Source,
+    pub outputs: Vec<Progress>,
 }
 
 impl fmt::Debug for Metrics {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Metrics").field("outputs", &self.outputs).finish_non_exhaustive()
+        f.debug_struct("Metrics").finish_non_exhaustive()
     }
 }
 
-impl Exposed for Metrics {
-    fn exposition(self: Arc<Metrics>) -> String {
+impl Page for Metrics {
+    fn scrape(self: Arc<Self>) -> String {
         open_metrics(Box::new(Scrape(self)))
+    }
+
+    fn health(&self) -> State {
+        self.health.borrow().clone()
     }
 }
 
@@ -100,7 +108,7 @@ fn gauge(value: u64) -> ConstGauge<i64> {
 impl Collector for Scrape {
     fn encode(&self, mut to: DescriptorEncoder<'_>) -> fmt::Result {
         let to = &mut to;
-        let Metrics { source, fleet, outputs, tls } = &*self.0;
+        let Metrics { kept, fleet, policies, health, tls } = &*self.0;
         let version = [("version", env!("CARGO_PKG_VERSION"))];
         family("build", "Which collector this is", None).info(to, &version)?;
         if let Some(tls) = tls {
@@ -108,13 +116,16 @@ impl Collector for Scrape {
             let help = "When the collector's certificate ends";
             family("certificate_expiry_timestamp", help, Some(&Unit::Seconds)).one(to, &end)?;
         }
-        let log = source.describe();
-        family("events_stored", "Events that this log ever stored", None)
-            .one(to, &ConstCounter::new(log.next))?;
-        family("log", "Of the log on the disk", Some(&Unit::Bytes)).one(to, &gauge(log.bytes))?;
-        if log.oldest_unix_ns > 0 {
-            family("log_oldest_timestamp", "When the oldest event was stored", Some(&Unit::Seconds))
-                .one(to, &seconds(log.oldest_unix_ns))?;
+        let ready = health.borrow().is_ready();
+        family("ready", "Whether it takes events", None).one(to, &gauge(ready.into()))?;
+        let refused = policies.list().iter().filter(|p| !p.error.is_empty()).count();
+        family("policies_refused", "Files of --policies that are no policy bundle", None)
+            .one(to, &gauge(refused as u64))?;
+        let refusing = fleet.with(|fleet| fleet.refusing());
+        let help = "Sensors that refused the policy they were given";
+        family("sensors_refusing_policy", help, None).one(to, &gauge(refusing as u64))?;
+        if let Some(kept) = kept {
+            encode_log(&kept.source, to)?;
         }
         let sensors = fleet.with(|fleet| fleet.summary(MAX_SENSORS));
         family("sensors", "Sensors that are known", None).one(to, &gauge(sensors.known as u64))?;
@@ -128,7 +139,8 @@ impl Collector for Scrape {
             MetricType::Gauge,
             heard.map(|(sensor, newest)| ([("sensor", sensor)], seconds(newest))),
         )?;
-        let states: Vec<pb::OutputState> = outputs.iter().map(Progress::state).collect();
+        let outputs = kept.iter().flat_map(|kept| &kept.outputs);
+        let states: Vec<pb::OutputState> = outputs.map(Progress::state).collect();
         encode_outputs(&states, to)
     }
 }
@@ -138,6 +150,18 @@ impl Family<'_> {
         let name = format!("mcp_sensor_collector_{}", self.name);
         to.encode_descriptor(&name, self.help, None, MetricType::Info)?.encode_info(labels)
     }
+}
+
+fn encode_log(source: &Source, to: &mut DescriptorEncoder<'_>) -> fmt::Result {
+    let log = source.describe();
+    family("events_stored", "Events that this log ever stored", None)
+        .one(to, &ConstCounter::new(log.next))?;
+    family("log", "Of the log on the disk", Some(&Unit::Bytes)).one(to, &gauge(log.bytes))?;
+    if log.oldest_unix_ns > 0 {
+        family("log_oldest_timestamp", "When the oldest event was stored", Some(&Unit::Seconds))
+            .one(to, &seconds(log.oldest_unix_ns))?;
+    }
+    Ok(())
 }
 
 fn encode_outputs(states: &[pb::OutputState], to: &mut DescriptorEncoder<'_>) -> fmt::Result {
@@ -196,9 +220,14 @@ pub(crate) mod tests {
             (s.delivered, s.lag, s.retries, s.delivered_unix_ns) = (9, 4, 2, 2_000_000_000);
             s.error = "down".to_owned();
         });
-        let mut metrics = Metrics::new(log.source(), log.fleet(), vec![progress]);
-        metrics.tls = Some(crate::tls::tests::sensor("s"));
-        Arc::new(metrics).exposition()
+        let metrics = Metrics {
+            kept: Some(Kept { source: log.source(), outputs: vec![progress] }),
+            fleet: log.fleet(),
+            policies: Policies::default(),
+            health: crate::health::always(State::default()),
+            tls: Some(crate::tls::tests::sensor("s")),
+        };
+        Arc::new(metrics).scrape()
     }
 
     #[test]
@@ -206,6 +235,9 @@ pub(crate) mod tests {
         let text = every_metric();
         for line in [
             concat!("mcp_sensor_collector_build_info{version=\"", env!("CARGO_PKG_VERSION"), "\"} 1"),
+            "mcp_sensor_collector_ready 1",
+            "mcp_sensor_collector_policies_refused 0",
+            "mcp_sensor_collector_sensors_refusing_policy 0",
             "mcp_sensor_collector_events_stored_total 1",
             "mcp_sensor_collector_sensors 1",
             "mcp_sensor_collector_sensors_connected 0",

@@ -14,6 +14,7 @@ mod local;
 pub mod log;
 mod metrics;
 pub mod output;
+mod policies;
 mod positions;
 mod publish;
 mod query;

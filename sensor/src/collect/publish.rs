@@ -8,13 +8,14 @@ use super::positions::{Origin, Positions};
 use super::view::View;
 use super::writer::{Ask, Command, Job};
 use crate::event::{Body, Event, is_denial, json, pb};
+use crate::health::{self, State};
 use pb::events_server::Events;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
 use std::time::Duration;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio_stream::Empty;
 use tonic::{Request, Response, Status};
 
@@ -69,7 +70,11 @@ impl Publisher {
         }
     }
 
-    pub(super) fn spawn(self, view: Option<View>) -> io::Result<(mpsc::Sender<Command>, JoinHandle<()>)> {
+    pub(super) fn spawn(
+        self,
+        view: Option<View>,
+        health: watch::Sender<State>,
+    ) -> io::Result<(mpsc::Sender<Command>, JoinHandle<()>)> {
         let (commands, mut waiting) = mpsc::channel(WAITING);
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
@@ -88,10 +93,18 @@ impl Publisher {
                         Command::Store(job) => jobs.push(job),
                         Command::Ask(ask) => runtime.block_on(writer.answer(ask)),
                         Command::Tidy => (),
+                        Command::Ping(answer) => drop(answer.send(())),
                     }
                     next = if jobs.len() < GROUP { waiting.try_recv().ok() } else { None };
                 }
-                runtime.block_on(writer.group(jobs));
+                if jobs.is_empty() {
+                    continue;
+                }
+                let published = runtime.block_on(writer.group(jobs));
+                health::change(&health, |state| {
+                    let failed = published.err().map(|why| format!("events cannot be published: {why}"));
+                    state.not_ready = failed.into_iter().collect();
+                });
             }
             runtime.block_on(writer.bus.flush(FLUSH));
         })?;
@@ -121,7 +134,7 @@ impl Writer {
 
     /// Stores a group and answers. Batches before the first that was not stored
     /// count.
-    async fn group(&mut self, jobs: Vec<Job>) {
+    async fn group(&mut self, jobs: Vec<Job>) -> io::Result<()> {
         let (broken, jobs): (Vec<Job>, Vec<Job>) =
             jobs.into_iter().partition(|job| job.broken.load(Ordering::Relaxed));
         for job in broken {
@@ -162,6 +175,7 @@ impl Writer {
             events.truncate(taken);
             view.show(events.into_iter().map(Arc::new).collect());
         }
+        published
     }
 
     async fn stored(&mut self, origin: &Arc<Origin>, last: u64) {

@@ -5,6 +5,7 @@ use super::filter::Filter;
 use super::fleet::SharedFleet;
 use super::log::{Cursor, Next, Reader, Source};
 use super::output::Progress;
+use super::policies::Policies;
 use crate::event::{Event, pb};
 use pb::events_server::Events;
 use prost::Message as _;
@@ -46,6 +47,7 @@ impl Default for Limits {
     }
 }
 
+#[derive(Clone)]
 pub(super) struct Service {
     source: Source,
     fleet: SharedFleet,
@@ -54,13 +56,31 @@ pub(super) struct Service {
     subscribers: Arc<Semaphore>,
     queries: Arc<Semaphore>,
     ending: watch::Receiver<bool>,
+    policies: Policies,
 }
 
 impl Service {
     pub(super) fn new(source: Source, fleet: SharedFleet, outputs: Vec<Progress>, limits: Limits) -> Service {
         let (subscribers, queries) = (Semaphore::new(limits.subscribers), Semaphore::new(limits.queries));
         let (subscribers, queries) = (Arc::new(subscribers), Arc::new(queries));
-        Service { source, fleet, outputs, limits, subscribers, queries, ending: watch::channel(false).1 }
+        let (ending, policies) = (watch::channel(false).1, Policies::default());
+        Service { source, fleet, outputs, limits, subscribers, queries, ending, policies }
+    }
+
+    /// Tells of these as well.
+    pub(super) fn serving(self, policies: Policies) -> Service {
+        Service { policies, ..self }
+    }
+
+    /// Everything that there is to say; empty `sensors`: of all.
+    pub(super) fn overview(&self, sensors: &[String]) -> pb::FleetResponse {
+        let used = self.limits.subscribers - self.subscribers.available_permits();
+        pb::FleetResponse {
+            sensors: self.fleet.list(sensors),
+            log: Some(pb::LogState { subscribers: used as u64, ..self.source.describe() }),
+            outputs: self.outputs.iter().map(Progress::state).collect(),
+            policies: self.policies.list(),
+        }
     }
 
     /// Streams end with this.
@@ -406,12 +426,6 @@ impl Events for Service {
 
     async fn fleet(&self, request: Request<pb::FleetRequest>) -> Result<Response<pb::FleetResponse>, Status> {
         may_read(&request)?;
-        let used = self.limits.subscribers - self.subscribers.available_permits();
-        let log = pb::LogState { subscribers: used as u64, ..self.source.describe() };
-        Ok(Response::new(pb::FleetResponse {
-            sensors: self.fleet.list(&request.get_ref().sensors),
-            log: Some(log),
-            outputs: self.outputs.iter().map(Progress::state).collect(),
-        }))
+        Ok(Response::new(self.overview(&request.get_ref().sensors)))
     }
 }

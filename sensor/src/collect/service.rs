@@ -3,7 +3,8 @@
 use super::accept::{Bound, Remote, accept};
 use super::archive::{Archive, Started};
 use super::fleet::SharedFleet;
-use super::metrics::Metrics;
+use super::metrics::{Kept, Metrics};
+use super::policies::Policies;
 use super::positions::Origin;
 use super::publish::{Elsewhere, Publisher};
 use super::query::{self, EventsServer};
@@ -13,11 +14,14 @@ use crate::control::{BindError, ControlSocket};
 use crate::event::pb;
 use crate::feed::{MAX_BATCH_BYTES, MAX_BATCH_EVENTS};
 use crate::grpc::{reflection_v1, reflection_v1alpha};
+use crate::health::{self, Health, State};
+use crate::metrics::Page;
 use crate::tls::Tls;
 use pb::collector_server::{Collector as Service, CollectorServer};
 use pb::{feed_request, feed_response};
 use std::future::Future;
 use std::io;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
@@ -37,6 +41,8 @@ const HELLO: Duration = Duration::from_secs(10);
 const BACKLOG: u32 = 4096;
 /// Longest name of a sensor or a boot.
 const MAX_NAME: usize = 128;
+/// That are as healthy as the log.
+const SERVICES: [&str; 2] = ["mcp_sensor.v1.Collector", "mcp_sensor.v1.Events"];
 /// How long open streams may go on after the signal to end.
 const DRAIN: Duration = Duration::from_secs(2);
 /// How long outputs may take for the rest after that.
@@ -86,9 +92,11 @@ pub struct Collector {
     writer: std::thread::JoinHandle<()>,
     outputs: Vec<std::thread::JoinHandle<()>>,
     fleet: SharedFleet,
+    policies: Policies,
     readers: Readers,
-    /// `None`: it keeps nothing to count.
-    metrics: Option<Metrics>,
+    /// Of its log; `None`: it has none.
+    kept: Option<Kept>,
+    health: watch::Sender<State>,
 }
 
 /// What those get who want to read.
@@ -102,11 +110,14 @@ impl Collector {
         let bound = bound(listen).await?;
         let fleet = archive.log.fleet();
         let Started { log, service, outputs: shown, threads: outputs } = archive.start()?;
-        let metrics = Some(Metrics::new(log.source(), fleet.clone(), shown));
+        let kept = Some(Kept { source: log.source(), outputs: shown });
         let readers = Readers::Log(Box::new(service));
-        let (commands, writer) = writer::spawn(log, view)?;
+        let health = watch::Sender::default();
+        let (commands, writer) = writer::spawn(log, view, health.clone())?;
         writer::tidy(&commands);
-        Ok(Collector { bound, tls: None, commands, writer, outputs, fleet, readers, metrics })
+        writer::pulse(&commands, health.clone());
+        let policies = Policies::default();
+        Ok(Collector { bound, tls: None, commands, writer, outputs, fleet, policies, readers, kept, health })
     }
 
     /// One that keeps nothing.
@@ -117,16 +128,21 @@ impl Collector {
     ) -> anyhow::Result<Collector> {
         let bound = bound(listen).await?;
         let readers = Readers::Elsewhere(publisher.elsewhere());
-        let (commands, writer) = publisher.spawn(view)?;
-        let (outputs, fleet) = (Vec::new(), SharedFleet::default());
-        Ok(Collector { bound, tls: None, commands, writer, outputs, fleet, readers, metrics: None })
-    }
-
-    /// For Prometheus; `None`: it keeps nothing.
-    pub fn metrics(&self) -> Option<Arc<Metrics>> {
-        let mut metrics = self.metrics.clone()?;
-        metrics.tls = self.tls.clone();
-        Some(Arc::new(metrics))
+        let health = watch::Sender::default();
+        let (commands, writer) = publisher.spawn(view, health.clone())?;
+        let (outputs, fleet, policies) = (Vec::new(), SharedFleet::default(), Policies::default());
+        Ok(Collector {
+            bound,
+            tls: None,
+            commands,
+            writer,
+            outputs,
+            fleet,
+            policies,
+            readers,
+            kept: None,
+            health,
+        })
     }
 
     /// TCP connections need TLS from now on, with a sensor's certificate. A unix
@@ -136,12 +152,33 @@ impl Collector {
         Collector { tls: Some(tls), ..self }
     }
 
+    /// Sensors get the policies of this directory from now on. Needs a tokio
+    /// runtime around it.
+    pub fn with_policies(self, dir: &Path) -> io::Result<Collector> {
+        Ok(Collector { policies: Policies::of(dir)?, ..self })
+    }
+
     /// As `--collector` of a sensor takes it.
     pub fn address(&self) -> io::Result<String> {
         let scheme = if self.tls.is_some() { "https" } else { "http" };
         Ok(match &self.bound {
             Bound::Tcp(listener) => format!("{scheme}://{}", listener.local_addr()?),
             Bound::Unix(_, socket) => format!("unix:{}", socket.path().display()),
+        })
+    }
+
+    pub fn health(&self) -> Health {
+        self.health.subscribe()
+    }
+
+    /// For `metrics::Server`; of the policies that it has at this moment.
+    pub fn page(&self) -> Arc<dyn Page> {
+        Arc::new(Metrics {
+            kept: self.kept.clone(),
+            fleet: self.fleet.clone(),
+            policies: self.policies.clone(),
+            health: self.health(),
+            tls: self.tls.clone(),
         })
     }
 
@@ -156,10 +193,16 @@ impl Collector {
 
     /// Serves until `shutdown`; then everything that was taken is on disk.
     pub async fn serve(self, shutdown: impl Future<Output = ()> + Send) -> anyhow::Result<()> {
-        let (health, health_service) = tonic_health::server::health_reporter();
-        health.set_serving::<CollectorServer<Feeds>>().await;
+        let (reporter, health_service) = tonic_health::server::health_reporter();
+        let telling = health::tell(reporter, SERVICES.to_vec(), self.health.subscribe()).await;
+        let telling = AbortOnDrop(tokio::spawn(telling));
         let (end, ending) = watch::channel(false);
-        let feeds = Feeds { commands: self.commands, fleet: self.fleet, ending: ending.clone() };
+        let feeds = Feeds {
+            commands: self.commands,
+            fleet: self.fleet,
+            policies: self.policies.clone(),
+            ending: ending.clone(),
+        };
         let feeds = CollectorServer::new(feeds)
             // A batch, its envelope, and room for a newer sensor's fields.
             .max_decoding_message_size(MAX_BATCH_BYTES + (64 << 10))
@@ -178,8 +221,7 @@ impl Collector {
             .add_service(reflection_v1alpha()?);
         let router = match self.readers {
             Readers::Log(service) => {
-                health.set_serving::<EventsServer<query::Service>>().await;
-                let events = EventsServer::new(service.until(ending.clone()))
+                let events = EventsServer::new(service.until(ending.clone()).serving(self.policies))
                     .accept_compressed(CompressionEncoding::Gzip)
                     .send_compressed(CompressionEncoding::Gzip);
                 router.add_service(events)
@@ -198,7 +240,7 @@ impl Collector {
             () = accepting => (),
             () = shutdown => (),
         }
-        drop(watching);
+        drop((watching, telling));
         // Streams end with UNAVAILABLE; sensors come back and send the rest again.
         let _ = end.send(true);
         let _ = tokio::time::timeout(DRAIN, serving).await;
@@ -244,7 +286,7 @@ async fn listen_tcp(address: &str) -> io::Result<TcpListener> {
     Err(last)
 }
 
-struct AbortOnDrop(tokio::task::JoinHandle<()>);
+pub(super) struct AbortOnDrop(pub(super) tokio::task::JoinHandle<()>);
 
 impl Drop for AbortOnDrop {
     fn drop(&mut self) {
@@ -260,6 +302,7 @@ async fn ended(mut ending: watch::Receiver<bool>) {
 struct Feeds {
     commands: mpsc::Sender<Command>,
     fleet: SharedFleet,
+    policies: Policies,
     ending: watch::Receiver<bool>,
 }
 
@@ -275,10 +318,10 @@ impl Service for Feeds {
         let mut requests = request.into_inner();
         let (to_sensor, responses) = mpsc::channel(CREDIT as usize);
         let (commands, ending) = (self.commands.clone(), self.ending.clone());
-        let fleet = self.fleet.clone();
+        let (fleet, policies) = (self.fleet.clone(), self.policies.clone());
         tokio::spawn(async move {
             let ended = tokio::select! {
-                ended = stream(&mut requests, &to_sensor, (&commands, &fleet), &from) => ended,
+                ended = stream(&mut requests, &to_sensor, (&commands, &fleet, &policies), &from) => ended,
                 () = ended(ending) => Err(Status::unavailable("the collector is ending")),
                 () = to_sensor.closed() => Ok(()),
             };
@@ -309,7 +352,7 @@ struct Waiting {
 async fn stream(
     requests: &mut Streaming<pb::FeedRequest>,
     to_sensor: &ToSensor,
-    (commands, fleet): (&mpsc::Sender<Command>, &SharedFleet),
+    (commands, fleet, policies): (&mpsc::Sender<Command>, &SharedFleet, &Policies),
     from: &Remote,
 ) -> Result<(), Status> {
     let ending = || Status::unavailable("the collector is ending");
@@ -322,15 +365,32 @@ async fn stream(
     let committed_seq = answered.await.map_err(|_| ending())?.map_err(Status::unavailable)?;
     tracing::info!(%from, sensor = %origin.sensor, boot = %origin.boot, committed_seq, "a sensor is connected");
     let _connected = fleet.connected(&hello, committed_seq);
-    let ack = pb::HelloAck { committed_seq, credit: CREDIT };
+    let ack = pb::HelloAck { committed_seq, credit: CREDIT, takes_reports: true };
     if to_sensor.send(answer(feed_response::Message::HelloAck(ack))).await.is_err() {
         return Ok(());
     }
     let (waiting, done) = mpsc::channel(CREDIT as usize);
     // Acks of what was taken still go out when the sensor sends no more.
-    let (taken, ()) =
-        tokio::join!(batches(requests, &origin, commands, waiting), acknowledge(done, to_sensor));
-    taken
+    let feeding = async {
+        let sensor = (&origin, fleet);
+        let (taken, ()) =
+            tokio::join!(batches(requests, sensor, commands, waiting), acknowledge(done, to_sensor));
+        taken
+    };
+    let serving = async {
+        if let Some(sensor) = &hello.bundle {
+            let send = |update| {
+                let message = answer(feed_response::Message::PolicyUpdate(update));
+                async move { to_sensor.send(message).await.is_ok() }
+            };
+            policies.serve(sensor, send).await;
+        }
+        std::future::pending::<()>().await;
+    };
+    tokio::select! {
+        taken = feeding => taken,
+        () = serving => Ok(()),
+    }
 }
 
 /// The Hello that every stream begins with.
@@ -353,7 +413,7 @@ async fn greet(requests: &mut Streaming<pb::FeedRequest>) -> Result<pb::Hello, S
 
 async fn batches(
     requests: &mut Streaming<pb::FeedRequest>,
-    origin: &Arc<Origin>,
+    (origin, fleet): (&Arc<Origin>, &SharedFleet),
     commands: &mpsc::Sender<Command>,
     waiting: mpsc::Sender<Waiting>,
 ) -> Result<(), Status> {
@@ -361,8 +421,17 @@ async fn batches(
     loop {
         // A connection that breaks is no error: the sensor comes back.
         let Ok(Some(request)) = requests.message().await else { return Ok(()) };
-        let Some(feed_request::Message::Batch(mut batch)) = request.message else {
-            return Err(Status::invalid_argument("expected a batch"));
+        let mut batch = match request.message {
+            Some(feed_request::Message::Batch(batch)) => batch,
+            Some(feed_request::Message::Bundle(state)) => {
+                let new = fleet.bundle(&origin.sensor, &state);
+                if new && !state.kind.is_empty() {
+                    tracing::warn!(sensor = %origin.sensor, kind = %state.kind, error = %state.error,
+                        "a sensor refused a policy");
+                }
+                continue;
+            }
+            _ => return Err(Status::invalid_argument("expected a batch")),
         };
         let (reply, done) = oneshot::channel();
         let wait = Waiting { first_seq: batch.first_seq, done };

@@ -5,11 +5,12 @@ use super::log::Log;
 use super::positions::Origin;
 use super::view::View;
 use crate::event::Event;
+use crate::health::{self, State};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 
 /// Batches that may wait for the disk; then sensors wait.
 const WAITING: usize = 64;
@@ -36,11 +37,14 @@ pub(super) enum Command {
     Ask(Ask),
     /// Let go what is too old.
     Tidy,
+    /// Whether this thread still answers.
+    Ping(oneshot::Sender<()>),
 }
 
 pub(super) fn spawn(
     mut log: Log,
     view: Option<View>,
+    health: watch::Sender<State>,
 ) -> std::io::Result<(mpsc::Sender<Command>, JoinHandle<()>)> {
     let (commands, mut waiting) = mpsc::channel(WAITING);
     let thread = std::thread::Builder::new().name("store".to_owned()).spawn(move || {
@@ -52,10 +56,18 @@ pub(super) fn spawn(
                     Command::Store(job) => jobs.push(job),
                     Command::Ask(ask) => drop(ask.answer.send(Ok(log.position(&ask.origin)))),
                     Command::Tidy => log.tidy(),
+                    Command::Ping(answer) => drop(answer.send(())),
                 }
                 next = waiting.try_recv().ok();
             }
-            group(&mut log, jobs, view.as_ref());
+            if jobs.is_empty() {
+                continue;
+            }
+            let failed = group(&mut log, jobs, view.as_ref()).err();
+            health::change(&health, |state| {
+                state.not_ready =
+                    failed.map(|why| format!("events cannot be stored: {why}")).into_iter().collect();
+            });
         }
     })?;
     Ok((commands, thread))
@@ -76,8 +88,39 @@ pub(super) fn tidy(commands: &mpsc::Sender<Command>) {
     });
 }
 
+/// How often the writer is asked whether it is there, and how long it may take:
+/// a disk may be slow, one that hangs answers nobody.
+const PING: Duration = Duration::from_secs(5);
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Until the writer ends, which it does when nobody else holds `commands`.
+pub(super) fn pulse(commands: &mpsc::Sender<Command>, health: watch::Sender<State>) {
+    let commands = commands.downgrade();
+    tokio::spawn(async move {
+        loop {
+            tokio::time::sleep(PING).await;
+            let (answer, answered) = oneshot::channel();
+            let asking = async {
+                let commands = commands.upgrade()?;
+                commands.send(Command::Ping(answer)).await.ok()?;
+                drop(commands);
+                answered.await.ok()
+            };
+            let not_live = match tokio::time::timeout(PATIENCE, asking).await {
+                Ok(Some(())) => None,
+                Ok(None) => return,
+                Err(_) => Some(format!(
+                    "the log has not answered for {} seconds: does its disk hang?",
+                    PATIENCE.as_secs()
+                )),
+            };
+            health::change(&health, |state| state.not_live = not_live.into_iter().collect());
+        }
+    });
+}
+
 /// Stores a group and answers; all of it counts, or nothing.
-fn group(log: &mut Log, jobs: Vec<Job>, view: Option<&View>) {
+fn group(log: &mut Log, jobs: Vec<Job>, view: Option<&View>) -> Result<(), String> {
     let (broken, jobs): (Vec<Job>, Vec<Job>) =
         jobs.into_iter().partition(|job| job.broken.load(Ordering::Relaxed));
     for job in broken {
@@ -101,7 +144,7 @@ fn group(log: &mut Log, jobs: Vec<Job>, view: Option<&View>) {
             job.broken.store(true, Ordering::Relaxed);
             let _ = job.done.send(Err(error.to_string()));
         }
-        return;
+        return Err(error.to_string());
     }
     for (mut job, new) in jobs.into_iter().zip(written) {
         let last = job.events.last().map_or(0, |e| e.seq);
@@ -113,6 +156,7 @@ fn group(log: &mut Log, jobs: Vec<Job>, view: Option<&View>) {
             view.show(job.events.drain(job.events.len() - new..).map(Arc::new).collect());
         }
     }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -126,7 +170,7 @@ mod tests {
         let settings = Settings { keep_bytes: 1 << 30, keep: Duration::ZERO };
         let log = Log::open(dir.path(), settings).unwrap();
         let source = log.source();
-        let (commands, thread) = spawn(log, None).unwrap();
+        let (commands, thread) = spawn(log, None, watch::Sender::default()).unwrap();
         let origin = Arc::new(Origin { sensor: "s".to_owned(), boot: "b".to_owned() });
         let mut answers = Vec::new();
         for (seq, broken) in [(1, false), (2, true), (3, false)] {

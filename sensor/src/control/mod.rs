@@ -11,6 +11,7 @@ pub use service::serve;
 pub use socket::{BindError, ControlSocket};
 
 use crate::event::{Bus, pb};
+use crate::health::Health;
 use std::sync::Arc;
 
 /// Why the agent did not do what it was asked. Callers branch on this: it
@@ -42,6 +43,9 @@ pub enum ControlError {
 #[tonic::async_trait]
 pub trait Agent: Send + Sync + 'static {
     fn bus(&self) -> &Arc<Bus>;
+
+    /// Whether it does its work.
+    fn health(&self) -> Health;
 
     /// Whether a process carries a label. Called at accept and on every
     /// request; must be a look-up, and must say true when it cannot tell.

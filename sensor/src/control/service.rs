@@ -5,6 +5,7 @@ use super::socket::ControlSocket;
 use super::{Agent, ControlError, Peer};
 use crate::event::{Body, Event, decision, exchange, json, pb, server};
 use crate::grpc::{reflection_v1, reflection_v1alpha};
+use crate::health;
 use pb::control_server::{Control, ControlServer};
 use std::future::Future;
 use std::os::fd::AsFd;
@@ -29,6 +30,8 @@ const CHUNK: usize = 256;
 const NAMES: usize = 512;
 /// Buffer of one reader of events, of each class.
 const READER: usize = 4096;
+/// That are as healthy as the agent.
+const SERVICES: [&str; 1] = ["mcp_sensor.v1.Control"];
 const REFUSED: &str = "an MCP server may not talk to the sensor";
 /// How long open calls may go on after the signal to end.
 const DRAIN: Duration = Duration::from_secs(2);
@@ -44,7 +47,7 @@ pub async fn serve(
     let gate = Arc::new(Gate { agent: agent.clone(), refusals: Refusals::default() });
     let (connections, incoming) = mpsc::channel::<std::io::Result<ControlConnection>>(1);
     let (health, health_service) = tonic_health::server::health_reporter();
-    health.set_serving::<ControlServer<Service>>().await;
+    let following = tokio::spawn(health::tell(health, SERVICES.to_vec(), agent.health()).await);
     let at_request = gate.clone();
     let (end, ending) = watch::channel(false);
     let service = Service { agent, readers: AtomicU64::new(0).into(), ending: ending.clone() };
@@ -70,6 +73,7 @@ pub async fn serve(
         () = accepting => (),
         () = shutdown => (),
     }
+    following.abort();
     let _ = end.send(true);
     // Accepting has ended with the select; calls that are open get a moment.
     match tokio::time::timeout(DRAIN, serving).await {
@@ -239,6 +243,8 @@ impl Control for Service {
         status.boot.clone_from(&bus.identity().boot);
         status.events = bus.last_seq();
         status.subscribers = bus.subscribers();
+        let health = self.agent.health().borrow().clone();
+        status.health = Some(pb::HealthState { not_live: health.not_live, not_ready: health.not_ready });
         Ok(Response::new(status))
     }
 

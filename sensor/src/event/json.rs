@@ -339,6 +339,7 @@ impl<M: SerializeMap> Fields<M> {
                 if p.mode() != pb::Mode::Unspecified {
                     self.always("mode", mode_name(p.mode()))?;
                 }
+                self.number("bundle_version", p.bundle_version)?;
                 self.list("warnings", &p.warnings)
             }
             Body::SensorState(s) => {
@@ -349,7 +350,9 @@ impl<M: SerializeMap> Fields<M> {
                 self.always("hooks", &s.hooks.iter().map(Hook).collect::<Vec<_>>())?;
                 self.always("degraded", &s.degraded)?;
                 self.text("policy", &s.policy)?;
-                self.number("generation", s.generation)
+                self.number("generation", s.generation)?;
+                self.number("bundle_version", s.bundle_version)?;
+                self.text("bundle", &s.bundle)
             }
             Body::Finding(f) => {
                 self.always("kind", &f.kind)?;

@@ -117,6 +117,10 @@ pub(super) fn hello(hello: pb::Hello) -> Bytes {
     pb::FeedRequest { message: Some(pb::feed_request::Message::Hello(hello)) }.encode_to_vec().into()
 }
 
+pub(super) fn bundle(state: pb::BundleState) -> Bytes {
+    pb::FeedRequest { message: Some(pb::feed_request::Message::Bundle(state)) }.encode_to_vec().into()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,24 +1,26 @@
 //! Keeps a stream to the collector, and the events moving over it.
 
-use super::batch::hello;
+use super::batch::{bundle, hello};
 use super::codec::SealedCodec;
 use super::connect::{AddressError, Heard, Target};
+use super::order::{LookBack, Order};
 use super::spool::{Limits, Owner, Spool, SpoolError};
 use super::store::{Next, Store};
 use super::window::Window;
 use super::writer;
 use crate::event::ledger::Unsafe;
-use crate::event::{Bus, Subscriber, pb};
+use crate::event::{Bus, Subscriber, now, pb};
 use crate::tls::{Certificate, Tls};
 use pb::feed_response::Message;
 use prost::bytes::Bytes;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::client::Grpc;
+use tonic::codec::CompressionEncoding;
 use tonic::codegen::http::uri::PathAndQuery;
 use tonic::{Code, Request, Status, Streaming};
 
@@ -32,6 +34,11 @@ pub struct Settings {
     pub connect: Duration,
     /// For the last acks when the sensor ends.
     pub drain: Duration,
+    /// Until collectors before the one that is fed are asked whether they are
+    /// back, and between two such questions.
+    pub look_back: Duration,
+    /// Whether batches are compressed; `None`: on the way to another host.
+    pub compress: Option<bool>,
 }
 
 impl Default for Settings {
@@ -41,6 +48,8 @@ impl Default for Settings {
             backoff: (Duration::from_millis(200), Duration::from_secs(10)),
             connect: Duration::from_secs(10),
             drain: Duration::from_secs(3),
+            look_back: Duration::from_secs(300),
+            compress: None,
         }
     }
 }
@@ -80,6 +89,28 @@ pub enum FeedError {
     Thread(std::io::Error),
 }
 
+/// Where events go, and where policies come from.
+pub struct Collectors {
+    /// In the order in which they are tried; never empty.
+    pub targets: Vec<Target>,
+    /// `None`: policies are not taken.
+    pub policy: Option<PolicyLink>,
+}
+
+impl From<Target> for Collectors {
+    fn from(target: Target) -> Collectors {
+        Collectors { targets: vec![target], policy: None }
+    }
+}
+
+/// To whoever puts policies in force.
+pub struct PolicyLink {
+    /// The last bundle that a collector offered, as it came.
+    pub offers: watch::Sender<Vec<u8>>,
+    /// What became of them.
+    pub state: watch::Receiver<pb::BundleState>,
+}
+
 /// Starts spooling what `subscriber` gets and sending it to `target`. The task
 /// ends when the bus is closed and everything is acknowledged, or the drain time
 /// is over; what is left then is sent by the next run. `left`: what went with the
@@ -87,12 +118,13 @@ pub enum FeedError {
 pub fn spawn(
     bus: Arc<Bus>,
     subscriber: Subscriber,
-    target: Target,
+    collectors: impl Into<Collectors>,
     spool: &SpoolSettings,
     settings: Settings,
     left: Option<&Unsafe>,
 ) -> Result<(Feed, tokio::task::JoinHandle<()>), FeedError> {
-    let target = target.within(settings.connect);
+    let Collectors { targets, policy } = collectors.into();
+    let order = Order::new(targets.into_iter().map(|t| t.within(settings.connect)).collect());
     let identity = bus.identity();
     let owner = Owner { sensor: identity.sensor.clone(), boot: identity.boot.clone() };
     let (mut store, report) = Spool::open(&spool.dir, spool.limits, owner.clone())?;
@@ -108,26 +140,30 @@ pub fn spawn(
     }
     let store = Arc::new(Store::new(store));
     writer::spawn(store.clone(), bus.clone(), subscriber, settings.linger).map_err(FeedError::Thread)?;
-    if target.is_exposed() {
+    for target in order.all().filter(|target| target.is_exposed()) {
         tracing::warn!(
             collector = target.address(),
             "events are sent in the clear: whoever is on the way can read and change them"
         );
     }
-    if let Some(state) = target.tls().map(|tls| tls.state()) {
+    let tls = order.all().find_map(Target::tls).cloned();
+    if let Some(state) = tls.as_ref().map(|tls| tls.state()) {
         warn_of_other_name(&state.certificate, &identity.sensor);
     }
-    let watching = target.tls().map(|tls| tokio::spawn(tls.clone().watch()));
-    let state = pb::FeedState { address: target.address().to_owned(), ..Default::default() };
-    let feed = Feed { state: Arc::new(Mutex::new(state)), tls: target.tls().cloned() };
+    let watching = tls.as_ref().map(|tls| tokio::spawn(tls.clone().watch()));
+    let addresses: Vec<String> = order.all().map(|target| target.address().to_owned()).collect();
+    let state = pb::FeedState { address: addresses[0].clone(), addresses, ..Default::default() };
+    let feed = Feed { state: Arc::new(Mutex::new(state)), tls };
     let task = Task {
         bus,
-        target,
+        order,
         settings,
         feed: feed.clone(),
         store,
         window: Window::new(),
         owner: Arc::new(owner),
+        policy,
+        reports: false,
     };
     let running = async move {
         task.run().await;
@@ -155,6 +191,8 @@ enum End {
     Done,
     /// What comes next is of another run of the sensor: it needs a stream of its own.
     Other,
+    /// A collector that comes before this one is back.
+    Better,
     /// Try again.
     Lost(String),
 }
@@ -170,13 +208,16 @@ impl From<Status> for End {
 
 struct Task {
     bus: Arc<Bus>,
-    target: Target,
+    order: Order,
     settings: Settings,
     feed: Feed,
     store: Arc<Store>,
     window: Window,
     /// Of the batches in the window.
     owner: Arc<Owner>,
+    policy: Option<PolicyLink>,
+    /// This collector hears what became of policies.
+    reports: bool,
 }
 
 impl Task {
@@ -191,6 +232,14 @@ impl Task {
                     pause = first;
                     continue;
                 }
+                End::Better => {
+                    pause = first;
+                    tracing::info!(
+                        collector = self.order.current().address(),
+                        "the collector before is back"
+                    );
+                    continue;
+                }
                 End::Lost(why) => why,
             };
             if self.window.acked_seq() > acked || started.elapsed() > longest {
@@ -203,15 +252,22 @@ impl Task {
                 s.reconnects += 1;
             });
             self.show();
+            // Another may take them at once; the round as a whole has a pause.
+            let all = self.order.next();
+            let wait = if all { spread(pause) } else { spread(first.min(pause)) };
             tokio::select! {
-                () = sleep(pause + spread(pause)) => (),
+                () = sleep(wait) => (),
                 () = self.store.closing(), if self.store.closed().is_none() => (),
             }
             if self.is_over() {
                 break;
             }
             // An ending sensor has only the drain time: it does not wait long.
-            pause = if self.store.closed().is_some() { first } else { (pause * 2).min(longest) };
+            pause = match all {
+                _ if self.store.closed().is_some() => first,
+                true => (pause * 2).min(longest),
+                false => pause,
+            };
         }
         self.feed.update(|s| s.connected = false);
         let bytes = self.store.end(&self.owner.boot, self.window.acked_seq());
@@ -246,6 +302,8 @@ impl Task {
             s.error.clear();
         });
         tracing::info!(collector = %self.feed.state().address, boot = %self.owner.boot, acked, "feeding the collector");
+        let mut looking = LookBack::new(&self.order, self.settings);
+        let mut report: Option<Bytes> = None;
         loop {
             // Before looking: nothing comes after it.
             let drained = self.store.drained();
@@ -263,6 +321,9 @@ impl Task {
             }
             if self.window.len() == 0 && drained && self.window.has_room() {
                 return End::Done;
+            }
+            if let Some(bytes) = report.take() {
+                report = requests.try_send(bytes).err().map(mpsc::error::TrySendError::into_inner);
             }
             while let Some(batch) = self.window.next() {
                 // The channel holds a whole window. Should the stream be gone,
@@ -283,6 +344,11 @@ impl Task {
                 },
                 () = at(self.store.closed().map(|at| at + self.settings.drain)) => return End::Done,
                 () = self.store.ready() => (),
+                back = looking.back() => {
+                    self.order.take(back);
+                    return End::Better;
+                }
+                state = news(self.policy.as_mut()), if self.reports => report = Some(bundle(state)),
             }
         }
     }
@@ -306,10 +372,16 @@ impl Task {
         heard: &Heard,
     ) -> Result<(mpsc::Sender<Bytes>, Streaming<pb::FeedResponse>), End> {
         let lost = |error: &dyn std::error::Error| End::Lost(chain(error));
-        let channel = self.target.connect(heard).await.map_err(|e| lost(&e))?;
+        let target = self.order.current();
+        self.feed.update(|s| target.address().clone_into(&mut s.address));
+        let channel = target.connect(heard).await.map_err(|e| lost(&e))?;
         let mut grpc = Grpc::new(channel);
+        let compress = self.order.compresses(self.settings.compress);
+        if compress {
+            grpc = grpc.send_compressed(CompressionEncoding::Zstd);
+        }
         grpc.ready().await.map_err(|e| lost(&e))?;
-        let (requests, stream) = mpsc::channel(super::window::MOST + 1);
+        let (requests, stream) = mpsc::channel(super::window::MOST + 2);
         // Of a run that is over nobody knows the next number, nor needs to.
         let current = self.owner.boot == self.bus.identity().boot;
         let next_seq = if current { self.bus.last_seq() + 1 } else { 0 };
@@ -319,13 +391,25 @@ impl Task {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             oldest_seq: self.window.oldest().unwrap_or(next_seq),
             next_seq,
+            bundle: self.policy.as_mut().map(|policy| policy.state.borrow_and_update().clone()),
         });
         let _ = requests.try_send(greeting);
         let path = PathAndQuery::from_static("/mcp_sensor.v1.Collector/Feed");
-        let response = grpc.streaming(Request::new(ReceiverStream::new(stream)), path, SealedCodec).await?;
+        let response = grpc.streaming(Request::new(ReceiverStream::new(stream)), path, SealedCodec).await;
+        let response = match response {
+            Err(status) if compress && status.code() == Code::Unimplemented => {
+                // An older collector; the same one is asked again.
+                self.order.without_compression();
+                return Err(End::Other);
+            }
+            response => response?,
+        };
         let mut responses = response.into_inner();
         match responses.message().await?.and_then(|r| r.message) {
-            Some(Message::HelloAck(ack)) => self.window.restart(ack.committed_seq, ack.credit),
+            Some(Message::HelloAck(ack)) => {
+                self.window.restart(ack.committed_seq, ack.credit);
+                self.reports = ack.takes_reports;
+            }
             other => return Err(End::Lost(format!("the collector did not greet: {other:?}"))),
         }
         Ok((requests, responses))
@@ -336,7 +420,7 @@ impl Task {
             Some(Message::Ack(ack)) => {
                 self.window.ack(ack.seq);
                 self.store.acked(&self.owner.boot, ack.seq);
-                self.feed.update(|s| s.acked_seq = ack.seq);
+                self.feed.update(|s| (s.acked_seq, s.last_ack_unix_ns) = (ack.seq, now()));
                 None
             }
             Some(Message::Nack(nack)) if nack.retry => {
@@ -349,10 +433,26 @@ impl Task {
                 super::lost(&self.bus, "rejected", batch.events as u64, batch.first_seq, batch.last_seq);
                 None
             }
+            Some(Message::PolicyUpdate(update)) => {
+                if let Some(policy) = &self.policy {
+                    policy.offers.send_replace(update.signed_bundle);
+                }
+                None
+            }
             // From a newer collector; nothing that needs an answer.
             Some(Message::HelloAck(_)) | None => None,
         }
     }
+}
+
+/// The next change of what became of policies.
+async fn news(policy: Option<&mut PolicyLink>) -> pb::BundleState {
+    if let Some(policy) = policy
+        && policy.state.changed().await.is_ok()
+    {
+        return policy.state.borrow_and_update().clone();
+    }
+    std::future::pending().await
 }
 
 fn shown(tls: &Tls) -> pb::TlsState {
@@ -373,9 +473,10 @@ async fn at(when: Option<Instant>) {
     }
 }
 
-/// So that sensors that lost one collector do not come back in one instant.
+/// From half of it to one and a half, so that sensors that lost one collector do
+/// not come back in one instant.
 fn spread(pause: Duration) -> Duration {
-    pause * (std::process::id() % 100) / 400
+    pause.mul_f64(0.5 + fastrand::f64())
 }
 
 /// tonic's transport errors say what happened only in their sources.

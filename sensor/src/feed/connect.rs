@@ -94,6 +94,14 @@ impl Target {
         matches!(&self.way, Way::Plain(at) if !is_loopback(at.rsplit_once(':').unwrap_or_default().0))
     }
 
+    /// On another host, as far as its address says.
+    pub(super) fn is_remote(&self) -> bool {
+        match &self.way {
+            Way::Unix => false,
+            Way::Plain(at) | Way::Tls(at, ..) => !is_loopback(at.rsplit_once(':').unwrap_or_default().0),
+        }
+    }
+
     pub fn tls(&self) -> Option<&Arc<Tls>> {
         match &self.way {
             Way::Tls(_, _, tls) => Some(tls),

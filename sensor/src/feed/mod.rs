@@ -4,7 +4,7 @@
 //! `batch` seals events into bytes, `writer` puts them into the `spool` on this
 //! host's disk, `window` decides what to send again (no IO in it), `codec` lets
 //! sealed bytes pass gRPC as they are, `connect` knows the way (TLS, or on this
-//! host), `client` keeps a stream. While no collector
+//! host), `order` which of several collectors it is, `client` keeps a stream. While no collector
 //! answers, events wait in the spool, which gives up telemetry before denials
 //! and says how many in the stream.
 
@@ -12,6 +12,7 @@ mod batch;
 mod client;
 mod codec;
 mod connect;
+mod order;
 pub mod spool;
 mod store;
 mod window;
@@ -19,7 +20,7 @@ mod writer;
 
 pub use batch::{MAX_BATCH_BYTES, MAX_BATCH_EVENTS};
 pub(crate) use batch::{encode_event, event_length};
-pub use client::{Feed, FeedError, Settings, SpoolSettings, spawn};
+pub use client::{Collectors, Feed, FeedError, PolicyLink, Settings, SpoolSettings, spawn};
 pub use connect::{AddressError, Target};
 
 use crate::event::{Body, Bus, pb};

@@ -6,6 +6,8 @@
 //! drops the old links, so that no call goes unjudged in between.
 
 use super::capture::{Backend, Capture, CaptureError};
+use super::gauges::Gauges;
+use super::links::{Link, Links};
 use super::maps::{Labels, LearnedNames, Maps, MapsError, Rings, Wires};
 use super::{Identifier, OBJECT, btf, sys};
 use aya::maps::ProgramArray;
@@ -144,6 +146,9 @@ pub struct Loaded {
     /// An earlier agent's maps were found and are in use.
     pub adopted: bool,
     pub attached: Attached,
+    /// For whoever looks whether they still are.
+    pub links: Links,
+    pub gauges: Gauges,
 }
 
 /// Programs and links. Dropping it leaves what is pinned in place.
@@ -233,7 +238,7 @@ pub fn load(options: &Options) -> Result<Loaded, LoadError> {
     let cgroup = File::open(&options.cgroup)
         .map_err(|source| LoadError::Cgroup { path: options.cgroup.clone(), source })?;
     let mut hooks = Vec::new();
-    let mut links = Vec::new();
+    let (mut links, mut watched) = (Vec::new(), Vec::new());
     let mut keep = |hook: Hook, link: Result<OwnedFd, String>| -> Result<(), LoadError> {
         let mut hook = hook;
         let pinned = link.and_then(|fd| {
@@ -242,7 +247,13 @@ pub fn load(options: &Options) -> Result<Loaded, LoadError> {
                 .map_err(|e| format!("cannot pin it: {e}"))
         });
         match pinned {
-            Ok(fd) => links.push(fd),
+            Ok(fd) => {
+                match fd.try_clone() {
+                    Ok(again) => watched.push(Link::new(hook.name, again)),
+                    Err(error) => debug!(%error, hook = hook.name, "not watched"),
+                }
+                links.push(fd);
+            }
             Err(reason) if hook.core && !options.allow_degraded => {
                 return Err(LoadError::Hook { hook: hook.name, reason });
             }
@@ -299,9 +310,27 @@ pub fn load(options: &Options) -> Result<Loaded, LoadError> {
     let identifier = program("identify").and_then(|fd| Identifier::open(&ebpf, fd));
     let capture = Capture::prepare(&mut ebpf, options.capture);
     let wires = Wires::open(&ebpf)?;
+    let hooks_of = TRACEPOINTS.iter().map(|t| t.0).chain(CGROUP.iter().map(|c| c.program));
+    let programs = hooks_of.chain(HANDED.iter().map(|h| h.0));
+    let programs =
+        programs.filter_map(|name| Some((name, program_fd(&ebpf, name).ok()?.try_clone_to_owned().ok()?)));
+    let gauges = Gauges::open(&ebpf, programs.collect());
     let (maps, rings) = Maps::take(&mut ebpf)?;
     let attached = Attached { pins, _ebpf: ebpf, _links: links };
-    Ok(Loaded { maps, rings, labels, names, identifier, capture, wires, hooks, adopted, attached })
+    Ok(Loaded {
+        maps,
+        rings,
+        labels,
+        names,
+        identifier,
+        capture,
+        wires,
+        hooks,
+        adopted,
+        attached,
+        links: Links(watched),
+        gauges,
+    })
 }
 
 /// What another version, or another capacity, left there.

@@ -7,12 +7,14 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 
 const BPF_MAP_LOOKUP_AND_DELETE_ELEM: i64 = 21;
+const BPF_MAP_GET_NEXT_KEY: i64 = 4;
 const BPF_PROG_LOAD: i64 = 5;
 const BPF_OBJ_PIN: i64 = 6;
 const BPF_PROG_TEST_RUN: i64 = 10;
 const BPF_RAW_TRACEPOINT_OPEN: i64 = 17;
 const BPF_LINK_CREATE: i64 = 28;
 const BPF_PROG_QUERY: i64 = 16;
+const BPF_OBJ_GET_INFO_BY_FD: i64 = 15;
 
 /// Every command reads at most this much of `union bpf_attr`; the rest is zero.
 #[repr(C)]
@@ -122,6 +124,67 @@ pub(super) fn attached(cgroup: BorrowedFd<'_>, attach_type: u32) -> io::Result<V
     bpf(BPF_PROG_QUERY, &mut attr)?;
     let count = (attr.0[3] as u32 as usize).min(MOST);
     Ok(ids[..count].to_vec())
+}
+
+/// What `struct bpf_link_info` (linux/bpf.h) says of every link, and of those
+/// to cgroups.
+#[repr(C)]
+pub(super) struct LinkInfo {
+    kind: u32,
+    id: u32,
+    pub program: u32,
+    _pad: u32,
+    /// 0: it was detached.
+    cgroup: u64,
+    rest: [u64; 8],
+}
+
+impl LinkInfo {
+    pub fn is_attached(&self) -> bool {
+        const BPF_LINK_TYPE_CGROUP: u32 = 3;
+        self.kind != BPF_LINK_TYPE_CGROUP || self.cgroup != 0
+    }
+}
+
+/// Of the kernel's answer as much as it has.
+fn info<T>(object: BorrowedFd<'_>) -> io::Result<T> {
+    let mut info = std::mem::MaybeUninit::<T>::zeroed();
+    let mut attr =
+        words(&[(0, pair(object.as_raw_fd() as u32, size_of::<T>() as u32)), (1, info.as_mut_ptr() as u64)]);
+    bpf(BPF_OBJ_GET_INFO_BY_FD, &mut attr)?;
+    // SAFETY: structures of linux/bpf.h, of which zeroes and whatever the kernel
+    // writes are values.
+    Ok(unsafe { info.assume_init() })
+}
+
+pub(super) fn map_info(map: BorrowedFd<'_>) -> io::Result<aya_obj::generated::bpf_map_info> {
+    info(map)
+}
+
+pub(super) fn program_info(program: BorrowedFd<'_>) -> io::Result<aya_obj::generated::bpf_prog_info> {
+    info(program)
+}
+
+/// Entries of a hash map, `most` at most: one that changes meanwhile may begin
+/// again and again.
+pub(super) fn count(map: BorrowedFd<'_>, key_size: usize, most: u64) -> u64 {
+    let (mut key, mut next) = (vec![0u8; key_size], vec![0u8; key_size]);
+    let mut count = 0;
+    while count < most {
+        let before = if count == 0 { 0 } else { key.as_ptr() as u64 };
+        let mut attr =
+            words(&[(0, pair(map.as_raw_fd() as u32, 0)), (1, before), (2, next.as_mut_ptr() as u64)]);
+        if bpf(BPF_MAP_GET_NEXT_KEY, &mut attr).is_err() {
+            break;
+        }
+        std::mem::swap(&mut key, &mut next);
+        count += 1;
+    }
+    count
+}
+
+pub(super) fn link_info(link: BorrowedFd<'_>) -> io::Result<LinkInfo> {
+    info(link)
 }
 
 pub(super) fn pin(object: BorrowedFd<'_>, path: &Path) -> io::Result<()> {

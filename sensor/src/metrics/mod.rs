@@ -6,17 +6,20 @@
 //! there are any. Names that a server or client chose (tools, methods) are
 //! bounded: beyond the limits they count as `other`.
 
+pub mod gauge;
 mod otlp;
+pub mod present;
 mod prometheus;
 mod series;
 #[cfg(test)]
 mod tests;
 
 pub use otlp::{Endpoint, EndpointError, export};
-pub use prometheus::{Exposed, Server, open_metrics, parse_address};
+pub use prometheus::{Page, Server, open_metrics, parse_address};
 
 use crate::event::json::{is_notification, outcome_name, severity_name, type_name, verdict_name};
 use crate::event::{Body, Event, Subscriber, decision, exchange, is_denial, pb, server};
+use crate::health::Health;
 use crate::tls::Tls;
 use series::{Counter, Histogram};
 use std::collections::HashSet;
@@ -66,12 +69,19 @@ const ERROR_CODES: [i64; 10] =
     [-32700, -32600, -32601, -32602, -32603, -32002, -32042, -32020, -32021, -32022];
 
 /// Share it as `Arc<Metrics>`.
-#[derive(Debug)]
 pub struct Metrics {
     /// UTC, nanoseconds since 1970: when all sums began.
     started: i64,
     sums: Mutex<Sums>,
     certificate: OnceLock<Arc<Tls>>,
+    health: OnceLock<Health>,
+    present: OnceLock<Box<dyn Fn() -> Vec<gauge::Family> + Send + Sync>>,
+}
+
+impl std::fmt::Debug for Metrics {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Metrics").field("started", &self.started).finish_non_exhaustive()
+    }
 }
 
 /// When the certificate ends that this sensor shows to its collector: seconds
@@ -98,12 +108,28 @@ struct Sums {
 impl Metrics {
     /// `started`: UTC, nanoseconds since 1970.
     pub fn new(started: i64) -> Arc<Metrics> {
-        Arc::new(Metrics { started, sums: Mutex::new(Sums::new()), certificate: OnceLock::new() })
+        Arc::new(Metrics {
+            started,
+            sums: Mutex::new(Sums::new()),
+            certificate: OnceLock::new(),
+            health: OnceLock::new(),
+            present: OnceLock::new(),
+        })
     }
 
     /// The end of this one is told from now on. One is enough: sensors have one.
     pub fn certificate(&self, tls: Arc<Tls>) {
         let _ = self.certificate.set(tls);
+    }
+
+    /// Shown with every scrape from now on.
+    pub fn present(&self, families: impl Fn() -> Vec<gauge::Family> + Send + Sync + 'static) {
+        let _ = self.present.set(Box::new(families));
+    }
+
+    /// `/healthz` and `/readyz` answer by this; before, that it is starting.
+    pub fn healthy(&self, health: Health) {
+        let _ = self.health.set(health);
     }
 
     fn certificate_end(&self) -> Option<i64> {

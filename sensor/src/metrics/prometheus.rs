@@ -2,6 +2,7 @@
 
 use super::series::{BOUNDS, BYTES, present};
 use super::{Metrics, Sums};
+use crate::health::State;
 use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
 use hyper::service::service_fn;
@@ -35,22 +36,10 @@ pub fn parse_address(text: &str) -> Result<SocketAddr, String> {
     text.parse().map_err(|_| "write PORT (on 127.0.0.1), IP:PORT or [IPV6]:PORT".to_owned())
 }
 
-/// What a [`Server`] serves.
-pub trait Exposed: Send + Sync {
-    /// OpenMetrics text, version 1.0.0.
-    fn exposition(self: Arc<Self>) -> String;
-}
-
 impl Metrics {
     /// OpenMetrics text, version 1.0.0.
     pub fn text(self: &Arc<Metrics>) -> String {
         open_metrics(Box::new(Scrape(self.clone())))
-    }
-}
-
-impl Exposed for Metrics {
-    fn exposition(self: Arc<Metrics>) -> String {
-        self.text()
     }
 }
 
@@ -76,6 +65,9 @@ impl Collector for Scrape {
             encoder
                 .encode_descriptor(&name(key), help, Some(&Unit::Seconds), MetricType::Gauge)?
                 .encode_gauge(&end)?;
+        }
+        for family in self.0.present.get().map(|present| present()).unwrap_or_default() {
+            family.encode(&mut encoder)?;
         }
         encode(&self.0.sums(), encoder)
     }
@@ -115,18 +107,37 @@ fn encode(sums: &Sums, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Er
     Ok(())
 }
 
-/// Answers `GET /metrics`.
+/// What is served.
+pub trait Page: Send + Sync + 'static {
+    /// OpenMetrics text.
+    fn scrape(self: Arc<Self>) -> String;
+
+    fn health(&self) -> State;
+}
+
+impl Page for Metrics {
+    fn scrape(self: Arc<Self>) -> String {
+        self.text()
+    }
+
+    fn health(&self) -> State {
+        let starting = || State { not_ready: vec!["it is starting".to_owned()], ..State::default() };
+        self.health.get().map_or_else(starting, |health| health.borrow().clone())
+    }
+}
+
+/// Answers `GET` of `/metrics`, `/healthz` and `/readyz`.
 pub struct Server {
     listener: TcpListener,
-    metrics: Arc<dyn Exposed>,
+    page: Arc<dyn Page>,
 }
 
 impl Server {
     /// Needs a tokio runtime around it.
-    pub fn bind(address: SocketAddr, metrics: Arc<dyn Exposed>) -> io::Result<Server> {
+    pub fn bind(address: SocketAddr, page: Arc<dyn Page>) -> io::Result<Server> {
         let listener = std::net::TcpListener::bind(address)?;
         listener.set_nonblocking(true)?;
-        Ok(Server { listener: TcpListener::from_std(listener)?, metrics })
+        Ok(Server { listener: TcpListener::from_std(listener)?, page })
     }
 
     pub fn address(&self) -> io::Result<SocketAddr> {
@@ -150,7 +161,7 @@ impl Server {
                     continue;
                 }
             };
-            let metrics = self.metrics.clone();
+            let page = self.page.clone();
             connections.spawn(async move {
                 let _place = place;
                 let answering = hyper::server::conn::http1::Builder::new()
@@ -161,7 +172,7 @@ impl Server {
                     .keep_alive(false)
                     .serve_connection(
                         TokioIo::new(stream),
-                        service_fn(|request| answer(metrics.clone(), request)),
+                        service_fn(|request| answer(page.clone(), request)),
                     );
                 let _ = tokio::time::timeout(3 * PATIENCE, answering).await;
             });
@@ -169,20 +180,30 @@ impl Server {
     }
 }
 
+fn answer_health(good: bool, state: &State) -> (StatusCode, &'static str, String) {
+    let status = if good { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    let lines: String = state.reasons().map(|reason| format!("{reason}\n")).collect();
+    (status, "text/plain", if lines.is_empty() { "ok\n".to_owned() } else { lines })
+}
+
 async fn answer(
-    metrics: Arc<dyn Exposed>,
+    page: Arc<dyn Page>,
     request: Request<Incoming>,
 ) -> Result<Response<Full<Bytes>>, hyper::http::Error> {
     let (status, kind, body) = match (request.method(), request.uri().path()) {
         (&Method::GET | &Method::HEAD, "/metrics") => {
-            let text = tokio::task::spawn_blocking(move || metrics.exposition()).await;
+            let text = tokio::task::spawn_blocking(move || page.scrape()).await;
             match text {
                 Ok(text) => (StatusCode::OK, CONTENT_TYPE, text),
                 Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, "text/plain", format!("{error}\n")),
             }
         }
-        (_, "/metrics") => (StatusCode::METHOD_NOT_ALLOWED, "text/plain", "GET only\n".to_owned()),
-        _ => (StatusCode::NOT_FOUND, "text/plain", "metrics are at /metrics\n".to_owned()),
+        (&Method::GET | &Method::HEAD, "/healthz") => answer_health(page.health().is_live(), &page.health()),
+        (&Method::GET | &Method::HEAD, "/readyz") => answer_health(page.health().is_ready(), &page.health()),
+        (_, "/metrics" | "/healthz" | "/readyz") => {
+            (StatusCode::METHOD_NOT_ALLOWED, "text/plain", "GET only\n".to_owned())
+        }
+        _ => (StatusCode::NOT_FOUND, "text/plain", "there are /metrics, /healthz and /readyz\n".to_owned()),
     };
     Response::builder().status(status).header(header::CONTENT_TYPE, kind).body(Full::from(body))
 }

@@ -333,7 +333,22 @@ fn every_metric_is_documented_under_both_names() {
 fn what_is_deployed_names_metrics_and_events_that_exist() {
     let metrics = Metrics::new(1);
     metrics.certificate(crate::tls::tests::sensor("s"));
-    let exposed: std::collections::BTreeSet<String> = (metrics.text() + &crate::collect::every_metric())
+    let filling = crate::kernel::gauges::Filling { name: "x".to_owned(), used: 1, capacity: 2 };
+    let present = present::Present {
+        policy: Some(present::InForce::default()),
+        rings: vec![filling.clone()],
+        tables: vec![filling],
+        run_times: Some(vec![crate::kernel::gauges::RunTime { hook: "egress", runs: 1, nanoseconds: 1 }]),
+        feed: Some(pb::FeedState {
+            last_ack_unix_ns: 1,
+            spool: Some(pb::SpoolState { oldest_unix_ns: 1, ..Default::default() }),
+            ..Default::default()
+        }),
+        ..Default::default()
+    };
+    metrics.present(move || present.families());
+    let text = metrics.text() + &crate::collect::every_metric();
+    let exposed: std::collections::BTreeSet<String> = text
         .lines()
         .filter_map(|l| l.strip_prefix("# TYPE ")?.split_once(' '))
         .flat_map(|(name, kind)| match kind {

@@ -116,13 +116,20 @@ impl Node {
         IpNet::new(ip, bits as u8).unwrap_or_else(|_| IpNet::from(ip))
     }
 
-    /// Wholly multicast, or the broadcast address.
     fn is_group(&self) -> bool {
-        if !self.is_v4() {
-            return self.bits >= 8 && self.addr >> 120 == 0xff;
+        is_group(&self.net())
+    }
+}
+
+/// Wholly multicast, or the broadcast address.
+pub fn is_group(net: &IpNet) -> bool {
+    match net {
+        IpNet::V6(v6) => v6.prefix_len() >= 8 && v6.network().octets()[0] == 0xff,
+        IpNet::V4(v4) => {
+            let network = v4.network();
+            (v4.prefix_len() >= 4 && network.is_multicast())
+                || (v4.prefix_len() == 32 && network.is_broadcast())
         }
-        let v4 = self.addr as u32;
-        (self.bits >= MAPPED_BITS + 4 && v4 >> 28 == 0xe) || (self.bits == 128 && v4 == u32::MAX)
     }
 }
 

@@ -1,16 +1,18 @@
 //! `mcp-sensor policy …` without the argument parser: paths in, text out, a
 //! typed end.
 
+use super::bundle::Bundle;
 use super::compile::Ids;
 use super::diagnostic::{self, Diagnostic};
 use super::explain::{NoServer, Query, Verdict, explain as ask, explain_tool};
-use super::load::{LoadError, Loaded, from_bytes, load};
+use super::load::{LoadError, Loaded, combined, from_bytes, load};
 use super::suggest::{MAX_LINE, Suggester, Suggestion};
 use serde::Serialize;
 use serde_json::json;
 use std::fmt::Write;
 use std::io::{BufRead, Read};
 use std::path::Path;
+use std::sync::Arc;
 use time::OffsetDateTime;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -133,6 +135,21 @@ pub fn explain_text<'a>(
     format: Format,
 ) -> Output {
     match from_bytes(text.as_bytes(), path, &mut Ids::default()) {
+        Ok(loaded) => explained(&loaded, question.into(), format),
+        Err(e) => failed(&e, format),
+    }
+}
+
+/// As [`explain_text`], for a host's policy that a bundle is combined with.
+pub fn explain_combined<'a>(
+    bundle: Arc<Bundle>,
+    text: &str,
+    path: &Path,
+    question: impl Into<Question<'a>>,
+    format: Format,
+) -> Output {
+    let own = (!text.is_empty()).then_some(text.as_bytes());
+    match combined(bundle, own, path, &mut Ids::default()) {
         Ok(loaded) => explained(&loaded, question.into(), format),
         Err(e) => failed(&e, format),
     }

@@ -457,14 +457,14 @@ fn servers(policy: &Policy, ids: &[u16], variants: &mut Variants, compiled: &mut
         let value = entry(server.mode, server.unix, profile, launcher, flags);
         compiled.hashes.extend(hashes);
         compiled.servers.push((*id, server.name.clone(), value));
-        compiled.matchers.extend(server.matches.iter().map(|matcher| MatcherInfo {
-            server: *id,
-            path: matcher.path.clone(),
-            evidence: matcher.evidence(),
-            hashed: matcher.sha256.is_some(),
-        }));
         compiled.launches.extend(server.may_launch.iter().map(|to| (*id, ids[*to])));
     }
+    compiled.matchers.extend(policy.matchers().map(|(server, matcher)| MatcherInfo {
+        server: ids[server],
+        path: matcher.path.clone(),
+        evidence: matcher.evidence(),
+        hashed: matcher.sha256.is_some(),
+    }));
 }
 
 fn file_hashes(server: &super::model::Server, id: u16) -> Vec<FileHashes> {

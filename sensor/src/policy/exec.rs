@@ -87,12 +87,8 @@ pub fn compile(
     let mut builder = Builder { entries: BTreeMap::new(), exes: HashMap::new(), errors: Vec::new() };
     builder.known_names();
     builder.launchers(launchers);
-    let mut priority = 0;
-    for (server, id) in policy.servers.iter().zip(ids) {
-        for matcher in &server.matches {
-            builder.matcher(matcher, *id, priority);
-            priority += 1;
-        }
+    for (priority, (server, matcher)) in (0..).zip(policy.matchers()) {
+        builder.matcher(matcher, ids[server], priority);
     }
     builder.inherit();
     if builder.entries.len() > MAX_ENTRIES {

@@ -82,7 +82,7 @@ pub fn check(
             Some(subject)
         }
     };
-    Some(Matcher { subject, exe, sha256, path, position: place })
+    Some(Matcher { subject, exe, sha256, last: false, path, position: place })
 }
 
 type Complaint = (String, Option<String>);

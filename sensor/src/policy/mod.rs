@@ -4,7 +4,9 @@
 //! `compile` makes of that what the kernel's maps hold.
 
 pub mod address;
+pub mod bundle;
 pub mod cidr;
+pub mod combine;
 pub mod command;
 pub mod compile;
 pub mod diagnostic;
@@ -15,6 +17,7 @@ pub mod host;
 pub mod launchers;
 pub mod load;
 pub mod matching;
+mod meet;
 pub mod model;
 pub mod name_keys;
 pub mod names;

@@ -211,7 +211,7 @@ impl Mode {
     }
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum UnixMode {
     Default,
     Strict,
@@ -237,6 +237,8 @@ pub struct Server {
 
 #[derive(Clone, Debug)]
 pub struct Unknown {
+    /// The file says something of it.
+    pub declared: bool,
     pub profile: ProfileId,
     pub mode: Mode,
     pub unix: UnixMode,
@@ -247,6 +249,7 @@ pub struct Unknown {
 impl Default for Unknown {
     fn default() -> Self {
         Unknown {
+            declared: false,
             profile: NONE,
             mode: Mode::Audit,
             unix: UnixMode::Default,
@@ -265,8 +268,22 @@ pub struct Matcher {
     pub exe: Option<String>,
     /// What the file at `exe` must hold.
     pub sha256: Option<[u8; 32]>,
+    /// Looked at when no other fits: it is of a policy beneath another.
+    pub last: bool,
     pub path: String,
     pub position: Option<Position>,
+}
+
+impl Policy {
+    /// Every `match` entry with the index of its server, the first that fits
+    /// first: the index is `ExecRule::priority`.
+    pub fn matchers(&self) -> impl Iterator<Item = (usize, &Matcher)> {
+        [false, true].into_iter().flat_map(move |last| {
+            let servers = self.servers.iter().enumerate();
+            let matchers = servers.flat_map(|(index, s)| s.matches.iter().map(move |m| (index, m)));
+            matchers.filter(move |(_, matcher)| matcher.last == last)
+        })
+    }
 }
 
 impl Matcher {

@@ -192,6 +192,7 @@ impl Reader<'_> {
         self.servers(&file.servers);
         if let Some(raw) = &file.unknown {
             self.policy.unknown = Unknown {
+                declared: true,
                 profile: raw.profile.as_ref().map_or(NONE, |p| self.reference(p, "unknown.profile")),
                 mode: self.mode(raw.mode.as_ref(), "unknown.mode"),
                 unix: self.unix_mode(raw.unix.as_ref(), "unknown.unix"),

@@ -32,6 +32,8 @@ pub enum Tools {
     Allow { patterns: Vec<ToolPattern>, path: String, line: u32 },
     /// All but these.
     Deny(Vec<ToolPattern>),
+    /// What both allow.
+    Both(Box<Tools>, Box<Tools>),
 }
 
 /// A tool's name; `*` stands for any characters, or none.
@@ -45,16 +47,16 @@ pub struct ToolPattern {
 }
 
 /// What is done about a forbidden call of a server in `enforce`; in `audit`
-/// every one of these is `Report`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// every one of these is `Report`. The later is the stricter.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum OnViolation {
     /// A finding.
     #[default]
     Report,
-    /// And the instance's processes are killed.
-    Kill,
     /// And the instance reaches nothing any more, as under profile `none`.
     Quarantine,
+    /// And the instance's processes are killed.
+    Kill,
 }
 
 impl OnViolation {
@@ -88,7 +90,30 @@ pub enum ToolVerdict<'a> {
 
 impl Messages {
     pub fn verdict(&self, tool: &str) -> ToolVerdict<'_> {
-        match &self.tools {
+        self.tools.verdict(tool)
+    }
+
+    /// What both allow, the stricter answer, and content only where both ask for
+    /// it.
+    #[must_use]
+    pub fn and(&self, other: &Messages) -> Messages {
+        let tools = match (&self.tools, &other.tools) {
+            (Tools::Any, tools) | (tools, Tools::Any) => tools.clone(),
+            (a, b) => Tools::Both(Box::new(a.clone()), Box::new(b.clone())),
+        };
+        let capture = match (self.capture, other.capture) {
+            (Capture::Redacted { max_bytes: a }, Capture::Redacted { max_bytes: b }) => {
+                Capture::Redacted { max_bytes: a.min(b) }
+            }
+            _ => Capture::None,
+        };
+        Messages { tools, on_violation: self.on_violation.max(other.on_violation), capture }
+    }
+}
+
+impl Tools {
+    fn verdict(&self, tool: &str) -> ToolVerdict<'_> {
+        match self {
             Tools::Any => ToolVerdict::Allowed,
             Tools::Allow { patterns, path, line } => {
                 if patterns.iter().any(|p| covers(&p.pattern, tool)) {
@@ -100,6 +125,10 @@ impl Messages {
             Tools::Deny(patterns) => match patterns.iter().find(|p| covers(&p.pattern, tool)) {
                 Some(p) => ToolVerdict::Forbidden { rule: &p.path, line: p.line },
                 None => ToolVerdict::Allowed,
+            },
+            Tools::Both(a, b) => match a.verdict(tool) {
+                ToolVerdict::Allowed => b.verdict(tool),
+                forbidden @ ToolVerdict::Forbidden { .. } => forbidden,
             },
         }
     }

@@ -105,7 +105,7 @@ pub async fn feed(address: &str, sensor: &str, boot: &str, batches: Vec<Vec<Even
     let mut acked = 0;
     while let Some(answer) = timeout(DEADLINE, answers.message()).await.unwrap().unwrap() {
         match answer.message.unwrap() {
-            feed_response::Message::HelloAck(_) => (),
+            feed_response::Message::HelloAck(_) | feed_response::Message::PolicyUpdate(_) => (),
             feed_response::Message::Ack(ack) => acked = ack.seq,
             feed_response::Message::Nack(nack) => panic!("{nack:?}"),
         }

@@ -14,6 +14,7 @@ pub mod reflection;
 
 use mcp_sensor::control::{self, Agent, ControlError, ControlSocket, Limits, Peer};
 use mcp_sensor::event::{Body, Bus, Identity, pb};
+use mcp_sensor::health::Health;
 use std::collections::HashSet;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -33,6 +34,7 @@ pub struct FakeAgent {
     labelled: Mutex<HashSet<u32>>,
     modes: Mutex<Vec<(String, pb::Mode)>>,
     label_all: AtomicBool,
+    pub health: tokio::sync::watch::Sender<mcp_sensor::health::State>,
 }
 
 impl FakeAgent {
@@ -44,6 +46,7 @@ impl FakeAgent {
             labelled: Mutex::default(),
             modes: Mutex::default(),
             label_all: AtomicBool::new(false),
+            health: tokio::sync::watch::Sender::default(),
         })
     }
 
@@ -82,6 +85,10 @@ impl FakeAgent {
 impl Agent for FakeAgent {
     fn bus(&self) -> &Arc<Bus> {
         &self.bus
+    }
+
+    fn health(&self) -> Health {
+        self.health.subscribe()
     }
 
     fn is_labelled(&self, pid: u32) -> bool {

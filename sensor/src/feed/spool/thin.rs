@@ -85,7 +85,7 @@ impl Gone {
 fn events(batch: &Sealed) -> Option<Vec<Event>> {
     match pb::FeedRequest::decode(&*batch.bytes).ok()?.message? {
         Message::Batch(batch) => Some(batch.events),
-        Message::Hello(_) => None,
+        Message::Hello(_) | Message::Bundle(_) => None,
     }
 }
 

@@ -294,6 +294,7 @@ fn of_the_sensor(f: &mut dyn Fill) -> Vec<Body> {
             server: f.text(),
             mode: f.pick(3),
             warnings: f.texts(),
+            bundle_version: f.number(),
         }),
         Body::SensorState(pb::SensorState {
             phase: f.pick(4),
@@ -304,6 +305,8 @@ fn of_the_sensor(f: &mut dyn Fill) -> Vec<Body> {
             degraded: f.texts(),
             policy: f.text(),
             generation: f.number(),
+            bundle_version: f.number(),
+            bundle: f.text(),
         }),
     ]
 }

@@ -1,5 +1,6 @@
 //! Tests of the policy as a whole: from text to the decision.
 
+mod combined;
 mod decisions;
 mod hostile;
 mod messages;
