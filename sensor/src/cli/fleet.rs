@@ -15,7 +15,8 @@ use std::process::ExitCode;
 ///
 /// NEWEST is the age of a sensor's newest event that is stored; WAITING is how many
 /// events it still had to send when it connected. Host, version and policy are what
-/// a sensor says of itself.
+/// a sensor says of itself. Of each output: how far it is BEHIND in the log, what is
+/// LOST to it, and why it takes nothing.
 #[derive(Args, Debug, Clone)]
 #[command(after_help = "Examples:
   mcp-sensor fleet
@@ -141,9 +142,60 @@ fn print(fleet: &pb::FleetResponse) -> anyhow::Result<()> {
     for policy in fleet.policies.iter().filter(|p| !p.error.is_empty()) {
         output::text(&format!("{} is NOT SERVED: {}\n", escape(&policy.file), escape(&policy.error)))?;
     }
-    for o in fleet.outputs.iter().filter(|o| !o.error.is_empty() || o.lost > 0) {
-        let error = if o.error.is_empty() { String::new() } else { format!(": {}", escape(&o.error)) };
-        output::text(&format!("output {}: {} events behind, {} lost{error}\n", o.name, o.lag, o.lost))?;
+    if !fleet.outputs.is_empty() {
+        output::text("\n")?;
+        outputs(&fleet.outputs).print()?;
     }
     Ok(())
+}
+
+fn outputs(outputs: &[pb::OutputState]) -> Table {
+    let mut table = Table::new(["OUTPUT", "KIND", "DELIVERED", "LAST", "BEHIND", "LOST", "RETRIES", "ERROR"]);
+    for o in outputs {
+        let last = if o.delivered_unix_ns == 0 { "-".to_owned() } else { age(o.delivered_unix_ns) };
+        let mut lost = o.lost.to_string();
+        let reasons: BTreeMap<_, _> = o.lost_by_reason.iter().collect();
+        if !reasons.is_empty() {
+            let reasons: Vec<String> =
+                reasons.into_iter().map(|(r, n)| format!("{} {n}", escape(r))).collect();
+            lost = format!("{lost} ({})", reasons.join(", "));
+        }
+        table.row([
+            escape(&o.name),
+            escape(&o.kind),
+            o.delivered.to_string(),
+            last,
+            o.lag.to_string(),
+            lost,
+            o.retries.to_string(),
+            escape(&o.error),
+        ]);
+    }
+    table
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_output_is_a_row_with_what_is_lost_and_why_it_fails() {
+        let state = pb::OutputState {
+            name: "siem".to_owned(),
+            kind: "syslog".to_owned(),
+            delivered: 9,
+            lag: 4,
+            lost: 3,
+            lost_by_reason: [("refused".to_owned(), 2), ("damaged".to_owned(), 1)].into(),
+            retries: 5,
+            error: "it\u{1b}broke".to_owned(),
+            ..Default::default()
+        };
+        assert_eq!(
+            outputs(&[state]).render().lines().nth(1),
+            Some(
+                "siem    syslog  9          -     4       3 (damaged 1, refused 2)  5        it\\u{1b}broke"
+            )
+        );
+    }
 }

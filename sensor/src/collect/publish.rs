@@ -14,8 +14,13 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
+<<<<<<< HEAD
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
+=======
+use std::time::{Duration, Instant};
+use tokio::sync::mpsc;
+>>>>>>> bus
 use tokio_stream::Empty;
 use tonic::{Request, Response, Status};
 
@@ -23,6 +28,8 @@ use tonic::{Request, Response, Status};
 const WAITING: usize = 64;
 /// Batches that are published at once.
 const GROUP: usize = 16;
+/// How long nobody asks for positions after that failed.
+const PAUSE: Duration = Duration::from_secs(1);
 /// For what is still on its way at the end.
 const FLUSH: Duration = Duration::from_secs(1);
 
@@ -83,7 +90,7 @@ impl Publisher {
             .build()?;
         let shared = Shared::of(&self.stream, &self.subject);
         let (name, bus, positions) = (self.name, self.bus, Positions::default());
-        let mut writer = Writer { name, bus, shared, positions, view };
+        let mut writer = Writer { name, bus, shared, positions, view, failed: None };
         let thread = std::thread::Builder::new().name("publish".to_owned()).spawn(move || {
             while let Some(first) = waiting.blocking_recv() {
                 let mut jobs = Vec::new();
@@ -119,17 +126,28 @@ struct Writer {
     /// What this one stored itself.
     positions: Positions,
     view: Option<View>,
+    /// When a position could not be read, and why.
+    failed: Option<(Instant, String)>,
 }
 
 impl Writer {
-    /// How far a boot is stored, by whomever.
+    /// How far a boot is stored, by whomever. Servers that do not answer hold up a
+    /// fleet that comes back once, not once for each sensor.
     async fn answer(&mut self, ask: Ask) {
-        let shared = self.shared.get(&mut self.bus, &ask.origin).await;
+        if ask.answer.is_closed() {
+            return;
+        }
+        if let Some((_, why)) = self.failed.as_ref().filter(|(at, _)| at.elapsed() < PAUSE) {
+            let _ = ask.answer.send(Err(why.clone()));
+            return;
+        }
+        let shared = self.shared.get(&mut self.bus, &ask.origin).await.map_err(|e| e.to_string());
+        self.failed = shared.as_ref().err().map(|why| (Instant::now(), why.clone()));
         if let Err(error) = &shared {
-            tracing::error!(%error, "how far a sensor is stored cannot be read");
+            tracing::error!(error, "how far a sensor is stored cannot be read");
         }
         let own = self.positions.get(&ask.origin);
-        let _ = ask.answer.send(shared.map(|seq| seq.max(own)).map_err(|e| e.to_string()));
+        let _ = ask.answer.send(shared.map(|seq| seq.max(own)));
     }
 
     /// Stores a group and answers. Batches before the first that was not stored

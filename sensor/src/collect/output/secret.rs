@@ -1,12 +1,12 @@
 //! Secrets that the file of outputs names and does not hold.
 
+use crate::policy::load::read_regular;
 use std::fmt;
-use std::fs::File;
-use std::io::{self, Read as _};
+use std::io;
 use std::path::{Path, PathBuf};
 
 /// Of one secret.
-const MAX_BYTES: u64 = 64 << 10;
+const MAX_BYTES: usize = 64 << 10;
 
 /// Where a secret is. What it is, is read when it is needed and never printed.
 #[derive(Clone, PartialEq, Eq)]
@@ -32,16 +32,11 @@ impl Secret {
         let text = match self {
             Secret::Env(name) => std::env::var(name).map_err(|e| failed(&e))?,
             Secret::File(path) => {
-                let mut text = String::new();
-                let file = File::open(path).map_err(|e| failed(&e))?;
-                if !file.metadata().is_ok_and(|m| m.is_file()) {
-                    return Err(failed(&"not a regular file"));
-                }
-                file.take(MAX_BYTES + 1).read_to_string(&mut text).map_err(|e| failed(&e))?;
-                text
+                let bytes = read_regular(path, MAX_BYTES).map_err(|e| failed(&e))?;
+                String::from_utf8(bytes).map_err(|_| failed(&"not UTF-8"))?
             }
         };
-        if text.len() as u64 > MAX_BYTES {
+        if text.len() > MAX_BYTES {
             return Err(failed(&format_args!("more than {MAX_BYTES} bytes")));
         }
         let text = text.trim_end_matches(['\r', '\n']);

@@ -36,7 +36,7 @@ pub(in crate::collect) fn spawn(log: &Log, ready: Ready) -> io::Result<(Progress
     let progress = Progress::new(output.name(), output.kind());
     let name = format!("out-{}", output.name());
     let (reader, at) = (source.reader(place.next), place.next);
-    progress.update(|s| s.lag = reader.remaining());
+    progress.update(|s| s.lag = source.end().saturating_sub(at));
     let shown = progress.clone();
     let way = Way {
         source,
@@ -297,7 +297,10 @@ impl Way {
 
     fn keep(&mut self, safe: u64, next: u64, state: serde_json::Value) -> io::Result<()> {
         let before = self.place.next;
-        self.place.save(self.source.cursor(safe), state)?;
+        // What is on its way moves no cursor.
+        if safe != before || safe == next {
+            self.place.save(self.source.cursor(safe), state)?;
+        }
         if self.place.next > before && self.backed > 0 {
             self.backed = 0;
             self.progress.update(|s| s.error.clear());
