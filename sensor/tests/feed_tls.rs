@@ -562,6 +562,50 @@ async fn unfinished_handshakes_are_bounded_and_keep_no_sensor_out() {
     assert!(seqs(fleet.dir.path()).into_iter().eq(1..=10));
 }
 
+/// Bytes of memory that this process has.
+fn resident() -> u64 {
+    let text = std::fs::read_to_string("/proc/self/statm").unwrap();
+    text.split(' ').nth(1).unwrap().parse::<u64>().unwrap() * 4096
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "long: 100,000 connections"]
+async fn a_hundred_thousand_unfinished_handshakes_cost_bounded_memory() {
+    const ALL: usize = 100_000;
+    const OPEN: usize = 2000;
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+    setrlimit(Resource::RLIMIT_NOFILE, hard.min(1 << 16), hard).unwrap();
+    let fleet = Fleet::new();
+    let collector = Running::start(fleet.dir.path(), Some(fleet.collector(&["127.0.0.1"], days(1)))).await;
+    let at = collector.socket();
+    let mut half_open = std::collections::VecDeque::new();
+    let mut before = 0;
+    for n in 0..ALL {
+        // An address of its own for each ten thousand: they have ports enough.
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        let from = std::net::Ipv4Addr::new(127, 1, 0, 1 + (n / 10_000) as u8);
+        socket.bind(SocketAddr::new(from.into(), 0)).unwrap();
+        let mut stream = timeout(DEADLINE, socket.connect(at)).await.unwrap().unwrap();
+        let _ = stream.write_all(&[0x16, 3, 1, 2, 0, 1, 0]).await;
+        half_open.push_back(stream);
+        if half_open.len() > OPEN {
+            half_open.pop_front();
+        }
+        if n == ALL / 10 {
+            before = resident();
+        }
+    }
+    let grown = resident().saturating_sub(before);
+    assert!(grown < 32 << 20, "{grown} bytes more after the first tenth");
+    let sensor = Sensor::start(fleet.dir.path(), &collector.address, Some(fleet.sensor(SENSOR, days(1))));
+    sensor.publish(10);
+    sensor.stored(10).await;
+    sensor.stop().await;
+    drop(half_open);
+    collector.stop().await;
+    assert!(seqs(fleet.dir.path()).into_iter().eq(1..=10));
+}
+
 /// A sensor may send; reading what others sent takes another certificate.
 #[tokio::test]
 async fn only_a_readers_certificate_reads() {

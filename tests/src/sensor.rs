@@ -47,7 +47,13 @@ impl Sensor {
 
     /// Starts the process (again); returns when it says `ready`.
     pub fn launch(&self, arguments: &[&str]) -> Result<()> {
+        self.launch_in(arguments, &[])
+    }
+
+    /// As [`Sensor::launch`], with more in its environment.
+    pub fn launch_in(&self, arguments: &[&str], environment: &[(&str, PathBuf)]) -> Result<()> {
         let mut command = Command::new(binary()?);
+        command.envs(environment.iter().map(|(name, value)| (name, value)));
         command.arg("run").arg("--policy").arg(self.policy_path());
         command.arg("--control").arg(self.control_path());
         command.arg("--state-dir").arg(self.folder.path().join("state"));

@@ -14,6 +14,7 @@ use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::Write as _;
+use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -44,15 +45,44 @@ enum Fault {
     Cut,
     /// The spool's disk takes nothing for a while.
     FullDisk,
+    /// The wall clock of one of them steps, for good.
+    ClockOfAgent,
+    ClockOfCollector,
 }
 
-const FAULTS: [Fault; 5] =
-    [Fault::KillAgent, Fault::RestartAgent, Fault::KillCollector, Fault::Cut, Fault::FullDisk];
+const FAULTS: [Fault; 7] = [
+    Fault::KillAgent,
+    Fault::RestartAgent,
+    Fault::KillCollector,
+    Fault::Cut,
+    Fault::FullDisk,
+    Fault::ClockOfAgent,
+    Fault::ClockOfCollector,
+];
+/// How far a clock is wrong at most, days. A collector keeps events for 30 days
+/// by its own clock.
+const AGENT_DAYS: u64 = 3650;
+const COLLECTOR_DAYS: u64 = 14;
+
+/// The library that steps clocks; `None`: it was not built.
+fn stepped_clock() -> Option<PathBuf> {
+    let me = std::env::current_exe().ok()?;
+    let library = me.parent()?.parent()?.join("examples/libclock.so");
+    if !library.exists() {
+        eprintln!(
+            "clocks are not stepped: {} is missing, cargo build -p mcp-sensor-tests --examples",
+            library.display()
+        );
+        return None;
+    }
+    Some(library)
+}
 
 struct World {
     sensor: Sensor,
     collector: Option<Running>,
     kills: u64,
+    clock: Option<PathBuf>,
     // Last: its namespaces outlive the others.
     bed: Bed,
 }
@@ -65,7 +95,9 @@ impl World {
         sensor.stop()?;
         // That run had no collector: nothing of it is to be told to this one.
         fs::remove_file(sensor.folder().join("state/ledger"))?;
-        let mut world = World { sensor, collector: None, kills: 0, bed };
+        let mut world = World { sensor, collector: None, kills: 0, clock: stepped_clock(), bed };
+        world.step("agent", 0)?;
+        world.step("collector", 0)?;
         fs::create_dir_all(world.spool())?;
         mount(Some("tmpfs"), &world.spool(), Some("tmpfs"), MsFlags::empty(), Some("size=2m"))?;
         world.start_collector()?;
@@ -88,13 +120,29 @@ impl World {
     fn start_agent(&self) -> Result<()> {
         let spool = self.spool();
         let spool = spool.to_str().context("a path of ours")?;
-        self.sensor.launch(&["--collector", &self.listen(), "--spool", spool])
+        self.sensor.launch_in(&["--collector", &self.listen(), "--spool", spool], &self.clock_of("agent"))
+    }
+
+    fn clock_file(&self, of: &str) -> PathBuf {
+        self.sensor.folder().join(format!("clock-{of}"))
+    }
+
+    fn clock_of(&self, of: &str) -> Vec<(&'static str, PathBuf)> {
+        let clock = self.clock.iter();
+        clock.flat_map(|lib| [("LD_PRELOAD", lib.clone()), ("MCP_TEST_CLOCK", self.clock_file(of))]).collect()
+    }
+
+    /// So many seconds from the true time, from now on.
+    fn step(&self, of: &str, seconds: i64) -> Result<()> {
+        let path = self.clock_file(of);
+        let file = fs::OpenOptions::new().create(true).truncate(false).write(true).open(path)?;
+        Ok(file.write_all_at(&seconds.to_ne_bytes(), 0)?)
     }
 
     fn start_collector(&mut self) -> Result<()> {
         let mut command = Command::new(binary()?);
         command.args(["collect", "--quiet", "--log", "error", "--listen", &self.listen(), "--dir"]);
-        command.arg(self.store());
+        command.arg(self.store()).envs(self.clock_of("collector"));
         self.collector = Some(Running::start(command)?);
         Ok(())
     }
@@ -117,8 +165,14 @@ impl World {
         Running::start(command)
     }
 
-    fn fault(&mut self, fault: Fault, pause: Duration) -> Result<()> {
+    fn fault(&mut self, fault: Fault, pause: Duration, random: &mut Random) -> Result<()> {
+        let mut step = |days: u64| {
+            let most = days * 86_400;
+            random.below(2 * most) as i64 - most as i64
+        };
         match fault {
+            Fault::ClockOfAgent => self.step("agent", step(AGENT_DAYS)),
+            Fault::ClockOfCollector => self.step("collector", step(COLLECTOR_DAYS)),
             Fault::KillAgent => {
                 self.sensor.kill()?;
                 self.kills += 1;
@@ -250,7 +304,8 @@ fn sequence(seed: u64) -> Result<()> {
     let mut world = World::new()?;
     let mut workers = world.workers()?;
     let mut ran = 0;
-    let faults: Vec<Fault> = (0..3 + random.below(3)).map(|_| FAULTS[random.below(5) as usize]).collect();
+    let faults: Vec<Fault> =
+        (0..3 + random.below(3)).map(|_| FAULTS[random.below(FAULTS.len() as u64) as usize]).collect();
     let what = format!("seed {seed}: {faults:?}");
     for fault in faults {
         let count = 20 + random.below(200);
@@ -260,12 +315,12 @@ fn sequence(seed: u64) -> Result<()> {
             // Its programs leave the kernel with it.
             workers.wait_for_line("done", PATIENCE)?;
             ran += count;
-            world.fault(fault, Duration::ZERO).with_context(|| what.clone())?;
+            world.fault(fault, Duration::ZERO, &mut random).with_context(|| what.clone())?;
             workers = world.workers()?;
             continue;
         }
         let pause = Duration::from_millis(random.below(400));
-        world.fault(fault, pause).with_context(|| what.clone())?;
+        world.fault(fault, pause, &mut random).with_context(|| what.clone())?;
         workers.wait_for_line("done", PATIENCE)?;
         ran += count;
     }
@@ -337,6 +392,29 @@ fn a_damaged_spool_hinders_nobody() {
         }
         let seen = events.iter().filter(|e| e["type"] == "exec").count();
         ensure!(seen > 0, "nothing of what was whole arrived");
+        Ok(())
+    });
+}
+
+/// Or the faults of clocks would be none.
+#[test]
+fn a_stepped_clock_is_what_the_program_reads() {
+    must(|| {
+        let Some(library) = stepped_clock() else { return Ok(()) };
+        let folder = tempfile::tempdir()?;
+        let file = folder.path().join("clock");
+        fs::write(&file, (-400i64 * 86_400).to_ne_bytes())?;
+        let mut command = Command::new(binary()?);
+        command.env("LD_PRELOAD", library).env("MCP_TEST_CLOCK", &file);
+        command.args(["certs", "init", "--days", "1", "--dir"]).arg(folder.path().join("ca"));
+        let done = Running::start(command)?.finish(PATIENCE)?;
+        ensure!(done.status.success(), "{}", done.stderr);
+        let mut command = Command::new(binary()?);
+        command.args(["certs", "show", "-o", "json"]).arg(folder.path().join("ca/ca.pem"));
+        let done = Running::start(command)?.finish(PATIENCE)?;
+        let shown: Value = serde_json::from_str(&done.lines.join("\n"))?;
+        let left = shown[0]["days_left"].as_i64().context("days_left")?;
+        ensure!((-401..=-398).contains(&left), "{shown}");
         Ok(())
     });
 }

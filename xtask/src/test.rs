@@ -107,8 +107,8 @@ fn unit(options: &Options) -> Result<Tally> {
 fn end_to_end(options: &Options) -> Result<Tally> {
     let package = ["--package", "mcp-sensor-tests"];
     step::run_visible(toolchain::cargo().args(["test", "--no-run"]).args(package))?;
-    // The attempts that tests start are binaries of the same package.
-    step::run_visible(toolchain::cargo().args(["build", "--bins"]).args(package))?;
+    // The attempts that tests start and the clock that they step are of the same package.
+    step::run_visible(toolchain::cargo().args(["build", "--bins", "--examples"]).args(package))?;
     let mut command = toolchain::cargo();
     command.args(["test", "--no-fail-fast"]).args(package).args(["--lib", "--bins", "--tests", "--"]);
     if !nix::unistd::geteuid().is_root() {
