@@ -14,13 +14,8 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
-<<<<<<< HEAD
-use std::time::Duration;
-use tokio::sync::{mpsc, watch};
-=======
 use std::time::{Duration, Instant};
-use tokio::sync::mpsc;
->>>>>>> bus
+use tokio::sync::{mpsc, watch};
 use tokio_stream::Empty;
 use tonic::{Request, Response, Status};
 
