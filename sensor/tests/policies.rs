@@ -141,6 +141,45 @@ async fn a_sensor_that_has_it_already_is_not_given_it_again() {
     again.end().await;
 }
 
+/// Answer of an HTTP server to one GET.
+async fn get(address: std::net::SocketAddr, path: &str) -> String {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
+    stream.write_all(format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n").as_bytes()).await.unwrap();
+    let mut text = String::new();
+    timeout(DEADLINE, stream.read_to_string(&mut text)).await.unwrap().unwrap();
+    text
+}
+
+#[tokio::test]
+async fn a_bad_file_is_counted_beside_the_collectors_health() {
+    use mcp_sensor::collect::{Archive, Collector};
+    use mcp_sensor::metrics::Server;
+    let dir = tempfile::tempdir().unwrap();
+    let policies = dir.path().join("policies");
+    std::fs::create_dir(&policies).unwrap();
+    put(&policies, "good", &bundle(1, "").signed);
+    let archive = Archive::open(&dir.path().join("events"), support::collector::LARGE, None).unwrap();
+    let listen = format!("unix:{}/c.sock", dir.path().display()).parse().unwrap();
+    let collector = Collector::bind(&listen, archive, None).await.unwrap().with_policies(&policies).unwrap();
+    let server = Server::bind("127.0.0.1:0".parse().unwrap(), collector.page()).unwrap();
+    let address = server.address().unwrap();
+    let serving = tokio::spawn(server.serve());
+    let metrics = get(address, "/metrics").await;
+    for line in ["mcp_sensor_collector_ready 1.0", "mcp_sensor_collector_policies_refused 0.0"] {
+        assert!(metrics.contains(line), "{line} is not in {metrics}");
+    }
+    put(&policies, "bad", b"no bundle");
+    let counted = async {
+        while !get(address, "/metrics").await.contains("mcp_sensor_collector_policies_refused 1.0") {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    timeout(DEADLINE, counted).await.expect("it is counted");
+    assert!(get(address, "/readyz").await.starts_with("HTTP/1.1 200"));
+    serving.abort();
+}
+
 fn cli(dir: &Path, arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_mcp-sensor"))
         .args(["policy"])

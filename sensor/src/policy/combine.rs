@@ -215,9 +215,13 @@ impl<'a> Combiner<'a> {
     }
 
     fn unknown(&mut self) -> Result<(), TooLarge> {
-        let [bundle, host] = self.layers.map(|policy| policy.unknown.declared);
+        let declared = self.layers.map(|policy| policy.unknown.declared);
+        // A file that is not verified is held to it, said or not.
+        let hashed =
+            |policy: &Policy| policy.servers.iter().flat_map(|s| &s.matches).any(|m| m.sha256.is_some());
+        let [bundle, host] = self.layers.map(|policy| policy.unknown.declared || hashed(policy));
         let layers: &[usize] = match (bundle, host) {
-            (true, true) if self.delegate => &[1],
+            _ if self.delegate && declared[1] => &[1],
             (true, true) => &[0, 1],
             (true, false) => &[0],
             (false, true) => &[1],

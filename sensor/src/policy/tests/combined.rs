@@ -349,3 +349,18 @@ fn files_are_what_both_pin() {
     let errors = together(&pinned(&sha("1")), &pinned(&sha("2")), false).unwrap_err();
     assert!(errors[0].message.contains("different contents"), "{errors:#?}");
 }
+
+#[test]
+fn a_file_that_is_not_verified_stays_held_to_an_unknown_that_nobody_wrote() {
+    let local = format!(
+        "{{version: 1, servers: [{{name: a, profile: unrestricted, mode: enforce, match: [{{exe: /opt/a, sha256: {}}}]}}]}}",
+        "1".repeat(64)
+    );
+    let bundle = "{version: 1, unknown: {profile: unrestricted}}";
+    let kind = |compiled: &Compiled| {
+        let (_, unknown) = compiled.server(UNKNOWN).unwrap();
+        compiled.profiles[usize::from(unknown.profile)].kind
+    };
+    assert_eq!(kind(&both(bundle, &local)), sensor_common::policy::PROFILE_NONE);
+    assert_eq!(kind(&both(bundle, "version: 1")), PROFILE_UNRESTRICTED);
+}
