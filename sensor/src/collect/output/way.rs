@@ -114,6 +114,7 @@ impl Way {
             } else if read.next > from {
                 self.unsaved = true;
             }
+            self.is_at(read.next);
             match read.then {
                 Some(Next::Missed { count, reason }) => self.missed(read.next, count, reason)?,
                 Some(Next::End) if self.at_end()? => {
@@ -125,10 +126,14 @@ impl Way {
                 }
                 _ => (),
             }
-            self.at = self.reader.offset();
-            let lag = self.lag();
-            self.progress.update(|s| s.lag = lag);
+            self.is_at(self.reader.offset());
         }
+    }
+
+    fn is_at(&mut self, at: u64) {
+        self.at = at;
+        let lag = self.lag();
+        self.progress.update(|s| s.lag = lag);
     }
 
     fn lag(&self) -> u64 {
