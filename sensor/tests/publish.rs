@@ -146,6 +146,37 @@ async fn what_one_collector_stored_every_other_knows_of_and_none_gives_back() {
 }
 
 #[tokio::test]
+async fn a_collector_without_its_stream_is_not_ready_until_it_is_back() {
+    use tonic_health::pb::HealthCheckRequest;
+    use tonic_health::pb::health_check_response::ServingStatus;
+    use tonic_health::pb::health_client::HealthClient;
+    if nats::missing() {
+        return;
+    }
+    let mut node = [nats::start("", |_| ()).await];
+    let dir = tempfile::tempdir().unwrap();
+    let (_child, address) = publisher(&file(dir.path(), &node, CREATE)).await;
+    let mut health = HealthClient::new(channel(&address).await);
+    let mut becomes = async |service: &str, wanted: ServingStatus| {
+        let waiting = async {
+            let request = || HealthCheckRequest { service: service.to_owned() };
+            while health.check(request()).await.unwrap().into_inner().status() != wanted {
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        };
+        timeout(DEADLINE, waiting).await.unwrap_or_else(|_| panic!("{service} does not become {wanted:?}"));
+    };
+    feed(&address, "s", "b", batches(1..=100, 100)).await;
+    becomes("readiness", ServingStatus::Serving).await;
+    node[0].kill().await;
+    becomes("readiness", ServingStatus::NotServing).await;
+    becomes("liveness", ServingStatus::Serving).await;
+    node[0].start();
+    becomes("readiness", ServingStatus::Serving).await;
+    assert_eq!(committed(&address, "s", "b").await.unwrap(), 100);
+}
+
+#[tokio::test]
 async fn collectors_and_a_server_killed_under_load_lose_nothing_that_was_acknowledged() {
     if nats::missing() {
         return;

@@ -95,7 +95,10 @@ impl Publisher {
                         Command::Store(job) => jobs.push(job),
                         Command::Ask(ask) => runtime.block_on(writer.answer(ask)),
                         Command::Tidy => (),
-                        Command::Ping(answer) => drop(answer.send(())),
+                        Command::Ping(answer) => {
+                            shows(&health, runtime.block_on(writer.answers()));
+                            let _ = answer.send(());
+                        }
                     }
                     next = if jobs.len() < GROUP { waiting.try_recv().ok() } else { None };
                 }
@@ -103,15 +106,19 @@ impl Publisher {
                     continue;
                 }
                 let published = runtime.block_on(writer.group(jobs));
-                health::change(&health, |state| {
-                    let failed = published.err().map(|why| format!("events cannot be published: {why}"));
-                    state.not_ready = failed.into_iter().collect();
-                });
+                shows(&health, published.map_err(|e| e.to_string()));
             }
             runtime.block_on(writer.bus.flush(FLUSH));
         })?;
         Ok((commands, thread))
     }
+}
+
+/// Sensors may go elsewhere while it is not ready, so that no batch would tell
+/// that it is again: it is asked, too.
+fn shows(health: &watch::Sender<State>, published: Result<(), String>) {
+    let failed = published.err().map(|why| format!("events cannot be published: {why}"));
+    health::change(health, |state| state.not_ready = failed.into_iter().collect());
 }
 
 struct Writer {
@@ -132,17 +139,28 @@ impl Writer {
         if ask.answer.is_closed() {
             return;
         }
+        let shared = self.shared(&ask.origin).await;
+        let own = self.positions.get(&ask.origin);
+        let _ = ask.answer.send(shared.map(|seq| seq.max(own)));
+    }
+
+    /// How far the stream says that a boot is stored.
+    async fn shared(&mut self, origin: &Origin) -> Result<u64, String> {
         if let Some((_, why)) = self.failed.as_ref().filter(|(at, _)| at.elapsed() < PAUSE) {
-            let _ = ask.answer.send(Err(why.clone()));
-            return;
+            return Err(why.clone());
         }
-        let shared = self.shared.get(&mut self.bus, &ask.origin).await.map_err(|e| e.to_string());
+        let shared = self.shared.get(&mut self.bus, origin).await.map_err(|e| e.to_string());
         self.failed = shared.as_ref().err().map(|why| (Instant::now(), why.clone()));
         if let Err(error) = &shared {
             tracing::error!(error, "how far a sensor is stored cannot be read");
         }
-        let own = self.positions.get(&ask.origin);
-        let _ = ask.answer.send(shared.map(|seq| seq.max(own)));
+        shared
+    }
+
+    /// Whether JetStream answers: of a boot that nobody has.
+    async fn answers(&mut self) -> Result<(), String> {
+        let nobody = Origin { sensor: String::new(), boot: String::new() };
+        self.shared(&nobody).await.map(drop)
     }
 
     /// Stores a group and answers. Batches before the first that was not stored

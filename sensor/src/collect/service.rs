@@ -130,6 +130,7 @@ impl Collector {
         let readers = Readers::Elsewhere(publisher.elsewhere());
         let health = watch::Sender::default();
         let (commands, writer) = publisher.spawn(view, health.clone())?;
+        writer::pulse(&commands, health.clone());
         let (outputs, fleet, policies) = (Vec::new(), SharedFleet::default(), Policies::default());
         Ok(Collector {
             bound,

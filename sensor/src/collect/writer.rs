@@ -110,7 +110,7 @@ pub(super) fn pulse(commands: &mpsc::Sender<Command>, health: watch::Sender<Stat
                 Ok(Some(())) => None,
                 Ok(None) => return,
                 Err(_) => Some(format!(
-                    "the log has not answered for {} seconds: does its disk hang?",
+                    "what stores events has not answered for {} seconds: does its disk hang?",
                     PATIENCE.as_secs()
                 )),
             };
