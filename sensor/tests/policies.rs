@@ -166,12 +166,12 @@ async fn a_bad_file_is_counted_beside_the_collectors_health() {
     let address = server.address().unwrap();
     let serving = tokio::spawn(server.serve());
     let metrics = get(address, "/metrics").await;
-    for line in ["mcp_sensor_collector_ready 1.0", "mcp_sensor_collector_policies_refused 0.0"] {
+    for line in ["mcp_sensor_collector_ready 1\n", "mcp_sensor_collector_policies_refused 0\n"] {
         assert!(metrics.contains(line), "{line} is not in {metrics}");
     }
     put(&policies, "bad", b"no bundle");
     let counted = async {
-        while !get(address, "/metrics").await.contains("mcp_sensor_collector_policies_refused 1.0") {
+        while !get(address, "/metrics").await.contains("mcp_sensor_collector_policies_refused 1\n") {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };
