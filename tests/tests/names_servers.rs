@@ -40,7 +40,9 @@ with_and_without_label! {
         let mut first = world.start(NAMED, &steps)?;
         let ran = world.run_as(NEIGHBOUR, &[connect(ip(ONE), PLAIN)], |_| Ok(()), LIMIT)?;
         ensure!(ran.last().is_refused() == labelled, "before it asks itself: {}", ran.last().report);
-        ensure!(ran.frames_to(ip(ONE)).is_empty() == labelled, "{:?}", ran.frames);
+        // The first one's connection may have to acknowledge its last bytes still.
+        let sent = ran.frames_to(ip(ONE)).into_iter().any(|f| !f.is_bare_ack());
+        ensure!(sent != labelled, "{:?}", ran.frames);
         let own = [ask(SHARED, A), connect(ip(ONE), PLAIN)];
         let ran = world.run_as(NEIGHBOUR, &own, |_| Ok(()), LIMIT)?;
         ensure!(ran.last().answered(), "after it asked itself: {}", ran.last().report);
