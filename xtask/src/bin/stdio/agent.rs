@@ -110,6 +110,20 @@ pub(crate) fn another() -> bool {
     loaded_programs().filter_map(Result::ok).any(reads)
 }
 
+/// The same, but not of programs that are going away: the kernel frees those of a
+/// sensor that has ended a moment later.
+pub(crate) fn another_stays() -> bool {
+    const PATIENCE: Duration = Duration::from_secs(5);
+    let end = Instant::now() + PATIENCE;
+    while another() {
+        if Instant::now() > end {
+            return true;
+        }
+        thread::sleep(Duration::from_millis(50));
+    }
+    false
+}
+
 /// proc_pid_stat(5): fields 14 and 15, behind the name in brackets.
 fn cpu_time(stat: &Path) -> Result<Duration> {
     let text = fs::read_to_string(stat)?;

@@ -118,7 +118,7 @@ fn all(report: &Report) -> Result<String> {
     if asked(Part::Unknown) {
         text += &unknown::report(report, &mut budgets)?;
     }
-    if another_before || agent::another() {
+    if another_before || agent::another_stays() {
         text += "\nAnother sensor's programs were loaded on this machine: what is said to be without a sensor is not.\n";
     }
     Ok(format!("{}{text}", budgets.table(report)))
