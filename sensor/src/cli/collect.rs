@@ -1,6 +1,6 @@
 //! `mcp-sensor collect`.
 
-use super::{CollectArgs, Exit, Failure, output};
+use super::{DEFAULT_LISTEN, Exit, Failure, Output, TlsArgs, output};
 use crate::collect::log::Settings;
 use crate::collect::output::Configured;
 use crate::collect::output::file::{Invalid, LoadError, load};
@@ -8,6 +8,7 @@ use crate::collect::{Archive, Collector, Listen, ListenError, Publisher, StoreEr
 use crate::event::file::Rotation;
 use crate::metrics::{Page, Server};
 use crate::policy::diagnostic::render;
+use clap::Args;
 use std::io::IsTerminal as _;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -16,6 +17,93 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinHandle;
+
+/// Receive events from sensors and keep them.
+///
+/// Needs no privilege. Every batch is acknowledged only when it is on disk, and
+/// stored once however often it is sent.
+#[derive(Args, Debug, Clone)]
+#[command(after_help = "Examples:
+  mcp-sensor collect --dir ./events
+  mcp-sensor collect --dir ./events --listen 0.0.0.0:7117 --tls-ca ca.pem \\
+    --tls-cert collector-c.example.pem --tls-key collector-c.example-key.pem
+  mcp-sensor collect --listen unix:/run/mcp-sensor/collect.sock --dir /var/lib/mcp-sensor/events -o json
+  mcp-sensor collect --check --outputs outputs.yaml
+  mcp-sensor collect --dir ./events --outputs outputs.yaml --metrics 9465
+  mcp-sensor collect --publish bus.yaml --listen 0.0.0.0:7117 --tls-ca ca.pem \\
+    --tls-cert collector-c.example.pem --tls-key collector-c.example-key.pem")]
+pub struct CollectArgs {
+    /// Where to listen: HOST:PORT, or unix:/PATH. Beyond this host only with TLS.
+    #[arg(long, env = "MCP_SENSOR_LISTEN", value_name = "ADDR", default_value = DEFAULT_LISTEN)]
+    pub listen: String,
+
+    #[command(flatten)]
+    pub tls: TlsArgs,
+
+    /// Where the events are kept: a log that `events --collector` and subscribers read, and files of
+    /// lines beside it (events.ndjson, events.ndjson.1, …).
+    #[arg(long, env = "MCP_SENSOR_DIR", value_name = "DIR", required_unless_present_any = ["check", "publish"])]
+    pub dir: Option<PathBuf>,
+
+    /// Give sensors policies: the signed bundles in this directory (`policy sign`), the newest to
+    /// each sensor that it is for. Changes are taken up; a file that is no bundle changes nothing.
+    #[arg(long, env = "MCP_SENSOR_POLICIES", value_name = "DIR")]
+    pub policies: Option<PathBuf>,
+
+    /// What the log may hold; the oldest goes first, also if a subscriber has not read it.
+    #[arg(long, env = "MCP_SENSOR_KEEP_BYTES", value_name = "BYTES", default_value_t = 4 << 30,
+          value_parser = clap::value_parser!(u64).range(8 << 20..))]
+    pub keep_bytes: u64,
+
+    /// How long the log holds events; 0: as long as there is room.
+    #[arg(long, env = "MCP_SENSOR_KEEP_DAYS", value_name = "DAYS", default_value_t = 30)]
+    pub keep_days: u32,
+
+    /// Where events go beside that: a file (YAML) that says to which receivers, in which format and
+    /// which events. Each has a cursor of its own and goes on where it was after a restart.
+    #[arg(long, env = "MCP_SENSOR_OUTPUTS", value_name = "FILE")]
+    pub outputs: Option<PathBuf>,
+
+    /// Keep nothing here: events go straight into the JetStream stream that this file (YAML, as of
+    /// --outputs, with one output of the kind `nats`) names, and sensors hear that they are stored when
+    /// the stream has them. Any number of such collectors stand beside each other.
+    #[arg(long, env = "MCP_SENSOR_PUBLISH", value_name = "FILE",
+          conflicts_with_all = ["dir", "outputs"])]
+    pub publish: Option<PathBuf>,
+
+    /// Check the file of outputs, with the certificates and secrets that it names, and start nothing.
+    #[arg(long)]
+    pub check: bool,
+
+    /// Serve metrics of the collector to Prometheus at http://ADDR/metrics, and /healthz and /readyz
+    /// beside them. ADDR is PORT (on 127.0.0.1), IP:PORT or [IPV6]:PORT; whoever reaches it may read the
+    /// names of sensors.
+    #[arg(long, env = "MCP_SENSOR_METRICS", value_name = "ADDR",
+          value_parser = crate::metrics::parse_address)]
+    pub metrics: Option<SocketAddr>,
+
+    /// Write no files of lines, only the log.
+    #[arg(long, env = "MCP_SENSOR_NO_NDJSON")]
+    pub no_ndjson: bool,
+
+    /// Start a new file of lines beyond this size.
+    #[arg(long, env = "MCP_SENSOR_MAX_BYTES", value_name = "BYTES", default_value_t = 256 << 20,
+          value_parser = clap::value_parser!(u64).range(1 << 20..))]
+    pub max_bytes: u64,
+
+    /// Full files of lines kept beside the current one.
+    #[arg(long, env = "MCP_SENSOR_KEEP", value_name = "N", default_value_t = 16,
+          value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub keep: u32,
+
+    /// Print events as they come.
+    #[arg(short, long, env = "MCP_SENSOR_OUTPUT", value_enum, default_value_t = Output::Table)]
+    pub output: Output,
+
+    /// Print nothing but errors.
+    #[arg(long, env = "MCP_SENSOR_QUIET")]
+    pub quiet: bool,
+}
 
 /// Where events go.
 enum Store {

@@ -24,8 +24,10 @@ mod top;
 
 pub use calls::CallsArgs;
 pub use certs::CertsCommand;
+pub use collect::CollectArgs;
 pub use exit::{Exit, Failure};
 pub use fleet::FleetArgs;
+pub use policy::PolicyCommand;
 pub use tls::TlsArgs;
 pub use tools::ToolsArgs;
 pub use top::TopArgs;
@@ -232,93 +234,6 @@ pub struct RunArgs {
     pub strict: bool,
 }
 
-/// Receive events from sensors and keep them.
-///
-/// Needs no privilege. Every batch is acknowledged only when it is on disk, and
-/// stored once however often it is sent.
-#[derive(Args, Debug, Clone)]
-#[command(after_help = "Examples:
-  mcp-sensor collect --dir ./events
-  mcp-sensor collect --dir ./events --listen 0.0.0.0:7117 --tls-ca ca.pem \\
-    --tls-cert collector-c.example.pem --tls-key collector-c.example-key.pem
-  mcp-sensor collect --listen unix:/run/mcp-sensor/collect.sock --dir /var/lib/mcp-sensor/events -o json
-  mcp-sensor collect --check --outputs outputs.yaml
-  mcp-sensor collect --dir ./events --outputs outputs.yaml --metrics 9465
-  mcp-sensor collect --publish bus.yaml --listen 0.0.0.0:7117 --tls-ca ca.pem \\
-    --tls-cert collector-c.example.pem --tls-key collector-c.example-key.pem")]
-pub struct CollectArgs {
-    /// Where to listen: HOST:PORT, or unix:/PATH. Beyond this host only with TLS.
-    #[arg(long, env = "MCP_SENSOR_LISTEN", value_name = "ADDR", default_value = DEFAULT_LISTEN)]
-    pub listen: String,
-
-    #[command(flatten)]
-    pub tls: TlsArgs,
-
-    /// Where the events are kept: a log that `events --collector` and subscribers read, and files of
-    /// lines beside it (events.ndjson, events.ndjson.1, …).
-    #[arg(long, env = "MCP_SENSOR_DIR", value_name = "DIR", required_unless_present_any = ["check", "publish"])]
-    pub dir: Option<PathBuf>,
-
-    /// Give sensors policies: the signed bundles in this directory (`policy sign`), the newest to
-    /// each sensor that it is for. Changes are taken up; a file that is no bundle changes nothing.
-    #[arg(long, env = "MCP_SENSOR_POLICIES", value_name = "DIR")]
-    pub policies: Option<PathBuf>,
-
-    /// What the log may hold; the oldest goes first, also if a subscriber has not read it.
-    #[arg(long, env = "MCP_SENSOR_KEEP_BYTES", value_name = "BYTES", default_value_t = 4 << 30,
-          value_parser = clap::value_parser!(u64).range(8 << 20..))]
-    pub keep_bytes: u64,
-
-    /// How long the log holds events; 0: as long as there is room.
-    #[arg(long, env = "MCP_SENSOR_KEEP_DAYS", value_name = "DAYS", default_value_t = 30)]
-    pub keep_days: u32,
-
-    /// Where events go beside that: a file (YAML) that says to which receivers, in which format and
-    /// which events. Each has a cursor of its own and goes on where it was after a restart.
-    #[arg(long, env = "MCP_SENSOR_OUTPUTS", value_name = "FILE")]
-    pub outputs: Option<PathBuf>,
-
-    /// Keep nothing here: events go straight into the JetStream stream that this file (YAML, as of
-    /// --outputs, with one output of the kind `nats`) names, and sensors hear that they are stored when
-    /// the stream has them. Any number of such collectors stand beside each other.
-    #[arg(long, env = "MCP_SENSOR_PUBLISH", value_name = "FILE",
-          conflicts_with_all = ["dir", "outputs"])]
-    pub publish: Option<PathBuf>,
-
-    /// Check the file of outputs, with the certificates and secrets that it names, and start nothing.
-    #[arg(long)]
-    pub check: bool,
-
-    /// Serve metrics of the collector to Prometheus at http://ADDR/metrics, and /healthz and /readyz
-    /// beside them. ADDR is PORT (on 127.0.0.1), IP:PORT or [IPV6]:PORT; whoever reaches it may read the
-    /// names of sensors.
-    #[arg(long, env = "MCP_SENSOR_METRICS", value_name = "ADDR",
-          value_parser = crate::metrics::parse_address)]
-    pub metrics: Option<std::net::SocketAddr>,
-
-    /// Write no files of lines, only the log.
-    #[arg(long, env = "MCP_SENSOR_NO_NDJSON")]
-    pub no_ndjson: bool,
-
-    /// Start a new file of lines beyond this size.
-    #[arg(long, env = "MCP_SENSOR_MAX_BYTES", value_name = "BYTES", default_value_t = 256 << 20,
-          value_parser = clap::value_parser!(u64).range(1 << 20..))]
-    pub max_bytes: u64,
-
-    /// Full files of lines kept beside the current one.
-    #[arg(long, env = "MCP_SENSOR_KEEP", value_name = "N", default_value_t = 16,
-          value_parser = clap::value_parser!(u32).range(1..=10_000))]
-    pub keep: u32,
-
-    /// Print events as they come.
-    #[arg(short, long, env = "MCP_SENSOR_OUTPUT", value_enum, default_value_t = Output::Table)]
-    pub output: Output,
-
-    /// Print nothing but errors.
-    #[arg(long, env = "MCP_SENSOR_QUIET")]
-    pub quiet: bool,
-}
-
 /// How to reach the agent.
 #[derive(Args, Debug, Clone)]
 pub struct ControlArgs {
@@ -470,106 +385,6 @@ pub struct EventsArgs {
     /// At most so many past events, the newest.
     #[arg(short = 'n', long, value_name = "N")]
     pub limit: Option<u64>,
-}
-
-/// Check, explain, derive, load and sign policies.
-#[derive(Debug, Subcommand)]
-pub enum PolicyCommand {
-    Keygen(bundle::KeygenArgs),
-    Sign(bundle::SignArgs),
-    Verify(bundle::VerifyArgs),
-    Check(PolicyCheckArgs),
-    Explain(PolicyExplainArgs),
-    Suggest(PolicySuggestArgs),
-    Schema(PolicySchemaArgs),
-    Show(PolicyShowArgs),
-    Reload(PolicyReloadArgs),
-}
-
-/// Whether a policy file is valid; if not, where and why.
-#[derive(Args, Debug, Clone)]
-#[command(after_help = "Examples:
-  mcp-sensor policy check policy.yaml")]
-pub struct PolicyCheckArgs {
-    /// The policy file.
-    #[arg(value_name = "FILE", env = "MCP_SENSOR_POLICY", default_value = DEFAULT_POLICY)]
-    pub file: PathBuf,
-    #[command(flatten)]
-    pub output: OutputArgs,
-}
-
-/// Which rule decides about a destination, or about a tool.
-#[derive(Args, Debug, Clone)]
-#[command(after_help = "Examples:
-  mcp-sensor policy explain --server github --to 10.20.0.7:5432
-  mcp-sensor policy explain --policy policy.yaml --server dns --to 9.9.9.9:53/udp
-  mcp-sensor policy explain --server github --tool delete_repository")]
-pub struct PolicyExplainArgs {
-    /// The policy file; without it the one in force is asked for.
-    #[arg(long, env = "MCP_SENSOR_POLICY", value_name = "FILE")]
-    pub policy: Option<PathBuf>,
-    #[command(flatten)]
-    pub control: ControlArgs,
-    /// The server, as the policy names it.
-    #[arg(long, value_name = "NAME")]
-    pub server: String,
-    /// HOST_OR_IP:PORT, with /udp or /tcp after it if it is not TCP.
-    #[arg(long, value_name = "ADDR", required_unless_present = "tool", conflicts_with = "tool")]
-    pub to: Option<String>,
-    /// Whether this tool may be called.
-    #[arg(long, value_name = "TOOL")]
-    pub tool: Option<String>,
-    /// Under the launcher's profile.
-    #[arg(long, conflicts_with = "tool")]
-    pub launcher: bool,
-    /// The address is a peer, with the server's own port.
-    #[arg(long, conflicts_with = "tool")]
-    pub inbound: bool,
-    #[command(flatten)]
-    pub output: OutputArgs,
-}
-
-/// A minimal profile from what audit recorded.
-#[derive(Args, Debug, Clone)]
-#[command(after_help = "Examples:
-  mcp-sensor policy suggest --server github --since 1d
-  mcp-sensor policy suggest --server github --events events.ndjson")]
-pub struct PolicySuggestArgs {
-    #[command(flatten)]
-    pub control: ControlArgs,
-    /// The server, as the policy names it.
-    #[arg(long, value_name = "NAME")]
-    pub server: String,
-    /// Records not older than this: 10m, 2h, 1d, or a time as in events.
-    #[arg(long, value_name = "AGE|TIME")]
-    pub since: Option<String>,
-    /// Read the records from this file (as written by `run --events` or `collect`), not from the agent.
-    #[arg(long, value_name = "FILE")]
-    pub events: Option<PathBuf>,
-    #[command(flatten)]
-    pub output: OutputArgs,
-}
-
-/// The JSON Schema of policy files.
-#[derive(Args, Debug, Clone)]
-pub struct PolicySchemaArgs {}
-
-/// The policy in force.
-#[derive(Args, Debug, Clone)]
-pub struct PolicyShowArgs {
-    #[command(flatten)]
-    pub control: ControlArgs,
-    #[command(flatten)]
-    pub output: OutputArgs,
-}
-
-/// Read the policy file again now (needs root).
-#[derive(Args, Debug, Clone)]
-pub struct PolicyReloadArgs {
-    #[command(flatten)]
-    pub control: ControlArgs,
-    #[command(flatten)]
-    pub output: OutputArgs,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

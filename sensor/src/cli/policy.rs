@@ -2,10 +2,7 @@
 
 use super::output::{self};
 use super::status::policy_json;
-use super::{
-    Exit, Failure, Output, PolicyCommand, PolicyExplainArgs, PolicyReloadArgs, PolicyShowArgs,
-    PolicySuggestArgs, bundle, client, events,
-};
+use super::{ControlArgs, DEFAULT_POLICY, Exit, Failure, Output, OutputArgs, bundle, client, events};
 use crate::event::text::{escape, escape_lines};
 use crate::event::{json as event_json, pb};
 use crate::policy::bundle::Bundle;
@@ -13,11 +10,112 @@ use crate::policy::command::{self, Format, Question, Status};
 use crate::policy::explain::{Query, Target};
 use crate::policy::model::Direction;
 use crate::policy::suggest::Suggester;
+use clap::{Args, Subcommand};
 use serde_json::json;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use time::OffsetDateTime;
+
+/// Check, explain, derive, load and sign policies.
+#[derive(Debug, Subcommand)]
+pub enum PolicyCommand {
+    Keygen(bundle::KeygenArgs),
+    Sign(bundle::SignArgs),
+    Verify(bundle::VerifyArgs),
+    Check(PolicyCheckArgs),
+    Explain(PolicyExplainArgs),
+    Suggest(PolicySuggestArgs),
+    Schema(PolicySchemaArgs),
+    Show(PolicyShowArgs),
+    Reload(PolicyReloadArgs),
+}
+
+/// Whether a policy file is valid; if not, where and why.
+#[derive(Args, Debug, Clone)]
+#[command(after_help = "Examples:
+  mcp-sensor policy check policy.yaml")]
+pub struct PolicyCheckArgs {
+    /// The policy file.
+    #[arg(value_name = "FILE", env = "MCP_SENSOR_POLICY", default_value = DEFAULT_POLICY)]
+    pub file: PathBuf,
+    #[command(flatten)]
+    pub output: OutputArgs,
+}
+
+/// Which rule decides about a destination, or about a tool.
+#[derive(Args, Debug, Clone)]
+#[command(after_help = "Examples:
+  mcp-sensor policy explain --server github --to 10.20.0.7:5432
+  mcp-sensor policy explain --policy policy.yaml --server dns --to 9.9.9.9:53/udp
+  mcp-sensor policy explain --server github --tool delete_repository")]
+pub struct PolicyExplainArgs {
+    /// The policy file; without it the one in force is asked for.
+    #[arg(long, env = "MCP_SENSOR_POLICY", value_name = "FILE")]
+    pub policy: Option<PathBuf>,
+    #[command(flatten)]
+    pub control: ControlArgs,
+    /// The server, as the policy names it.
+    #[arg(long, value_name = "NAME")]
+    pub server: String,
+    /// HOST_OR_IP:PORT, with /udp or /tcp after it if it is not TCP.
+    #[arg(long, value_name = "ADDR", required_unless_present = "tool", conflicts_with = "tool")]
+    pub to: Option<String>,
+    /// Whether this tool may be called.
+    #[arg(long, value_name = "TOOL")]
+    pub tool: Option<String>,
+    /// Under the launcher's profile.
+    #[arg(long, conflicts_with = "tool")]
+    pub launcher: bool,
+    /// The address is a peer, with the server's own port.
+    #[arg(long, conflicts_with = "tool")]
+    pub inbound: bool,
+    #[command(flatten)]
+    pub output: OutputArgs,
+}
+
+/// A minimal profile from what audit recorded.
+#[derive(Args, Debug, Clone)]
+#[command(after_help = "Examples:
+  mcp-sensor policy suggest --server github --since 1d
+  mcp-sensor policy suggest --server github --events events.ndjson")]
+pub struct PolicySuggestArgs {
+    #[command(flatten)]
+    pub control: ControlArgs,
+    /// The server, as the policy names it.
+    #[arg(long, value_name = "NAME")]
+    pub server: String,
+    /// Records not older than this: 10m, 2h, 1d, or a time as in events.
+    #[arg(long, value_name = "AGE|TIME")]
+    pub since: Option<String>,
+    /// Read the records from this file (as written by `run --events` or `collect`), not from the agent.
+    #[arg(long, value_name = "FILE")]
+    pub events: Option<PathBuf>,
+    #[command(flatten)]
+    pub output: OutputArgs,
+}
+
+/// The JSON Schema of policy files.
+#[derive(Args, Debug, Clone)]
+pub struct PolicySchemaArgs {}
+
+/// The policy in force.
+#[derive(Args, Debug, Clone)]
+pub struct PolicyShowArgs {
+    #[command(flatten)]
+    pub control: ControlArgs,
+    #[command(flatten)]
+    pub output: OutputArgs,
+}
+
+/// Read the policy file again now (needs root).
+#[derive(Args, Debug, Clone)]
+pub struct PolicyReloadArgs {
+    #[command(flatten)]
+    pub control: ControlArgs,
+    #[command(flatten)]
+    pub output: OutputArgs,
+}
 
 pub(super) fn run(command: &PolicyCommand) -> anyhow::Result<ExitCode> {
     match command {
@@ -109,7 +207,7 @@ fn suggest(args: &PolicySuggestArgs) -> anyhow::Result<ExitCode> {
     finish(&command::suggested(&suggester.finish(), format))
 }
 
-fn show_from(control: &super::ControlArgs) -> anyhow::Result<pb::PolicyShowResponse> {
+fn show_from(control: &ControlArgs) -> anyhow::Result<pb::PolicyShowResponse> {
     client::block_on(async {
         let mut control = client::connect(control).await?;
         let shown = control.policy_show(pb::PolicyShowRequest {}).await;
