@@ -5,9 +5,13 @@ use super::{Body, Event, Subscriber, json, now, pb};
 use std::io;
 use std::sync::Arc;
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 /// Events per write.
 const BATCH: usize = 2048;
+/// How long a batch waits to fill: who makes events would be in the way of whom
+/// it watches if it woke this thread for each of them.
+const LINGER: Duration = Duration::from_millis(5);
 
 /// Starts a thread that writes what `subscriber` gets, until the bus closes.
 /// Disk writes block, so this is no task. What could not be written is counted
@@ -22,6 +26,11 @@ pub fn spawn(
         let mut lines = Vec::new();
         let mut unwritten: Option<pb::Loss> = None;
         while runtime.block_on(subscriber.recv(&mut events, BATCH)) {
+            if events.len() < BATCH {
+                std::thread::sleep(LINGER);
+                let room = BATCH - events.len();
+                subscriber.try_recv(&mut events, room);
+            }
             lines.clear();
             if let Some(loss) = &unwritten {
                 let identity = subscriber.identity();

@@ -6,9 +6,16 @@
 //! what is no secret. Only the keywords are compiled at first use; a rule is
 //! when its keyword is first seen.
 
-use std::sync::{LazyLock, OnceLock};
+use std::{
+    array,
+    sync::{LazyLock, OnceLock},
+};
 
-use aho_corasick::{AhoCorasick, AhoCorasickKind, MatchKind, automaton::Automaton as _, dfa::DFA};
+use aho_corasick::{
+    AhoCorasick, AhoCorasickKind, Anchored, MatchKind,
+    automaton::{Automaton as _, StateID},
+    dfa::DFA,
+};
 use serde::Deserialize;
 
 use super::matcher::Matcher;
@@ -152,25 +159,47 @@ impl Rules {
         }
     }
 
-    /// Calls `hit` with every rule a keyword of which begins in `from..to`, in
-    /// the order in which the keywords end.
+    /// Calls `hit` with every rule a keyword of which begins in `from..to`: part by
+    /// part of a text, within one in the order in which the keywords end.
+    ///
+    /// The parts are read side by side: a step within one waits for what the step
+    /// before it read, those of different parts do not wait for each other.
     pub fn keywords(&self, text: &[u8], from: usize, to: usize, mut hit: impl FnMut(u16, usize, usize)) {
+        const PARTS: usize = 4;
         let dfa = &self.keywords;
-        let Ok(start) = dfa.start_state(aho_corasick::Anchored::No) else { return };
-        let mut state = start;
-        let end = text.len().min(to.saturating_add(self.longest_keyword));
-        for (&byte, at) in text[from..end].iter().zip(from..) {
-            state = dfa.next_state(aho_corasick::Anchored::No, state, byte);
-            // Match states are special; without a prefilter few others are.
-            if !dfa.is_special(state) || !dfa.is_match(state) {
-                continue;
+        let Ok(start) = dfa.start_state(Anchored::No) else { return };
+        let to = to.min(text.len()).max(from);
+        let length = (to - from) / PARTS;
+        let [a, b, c, d]: [_; PARTS] = array::from_fn(|n| &text[from + n * length..][..length]);
+        let mut states = [start; PARTS];
+        let mut met: [Vec<(usize, StateID)>; PARTS] = Default::default();
+        for (step, (((a, b), c), d)) in a.iter().zip(b).zip(c).zip(d).enumerate() {
+            for (n, byte) in [*a, *b, *c, *d].into_iter().enumerate() {
+                states[n] = dfa.next_state(Anchored::No, states[n], byte);
+                // Match states are special; without a prefilter few others are.
+                if dfa.is_special(states[n]) && dfa.is_match(states[n]) {
+                    met[n].push((from + n * length + step, states[n]));
+                }
             }
-            for index in 0..dfa.match_len(state) {
-                let keyword = dfa.match_pattern(state, index);
-                let begin = at + 1 - dfa.pattern_len(keyword);
-                if begin < to {
-                    for &rule in &self.by_keyword[keyword.as_usize()] {
-                        hit(rule, begin, at + 1);
+        }
+        for n in 0..PARTS {
+            let after = from + (n + 1) * length;
+            let to = if n + 1 == PARTS { to } else { after };
+            // The last part is up to three bytes longer, and keywords reach out of each.
+            let end = text.len().min(to.saturating_add(self.longest_keyword));
+            let mut state = states[n];
+            let rest = text[after..end].iter().zip(after..).filter_map(|(&byte, at)| {
+                state = dfa.next_state(Anchored::No, state, byte);
+                dfa.is_match(state).then_some((at, state))
+            });
+            for (at, state) in met[n].iter().copied().chain(rest) {
+                for index in 0..dfa.match_len(state) {
+                    let keyword = dfa.match_pattern(state, index);
+                    let begin = at + 1 - dfa.pattern_len(keyword);
+                    if begin < to {
+                        for &rule in &self.by_keyword[keyword.as_usize()] {
+                            hit(rule, begin, at + 1);
+                        }
                     }
                 }
             }

@@ -4,6 +4,7 @@ use std::{
     io::{BufRead, BufReader, Write},
     os::{fd::OwnedFd, unix::process::CommandExt},
     process::{Child, ChildStdin, ChildStdout, Command, Stdio},
+    thread,
     time::{Duration, Instant},
 };
 
@@ -23,8 +24,6 @@ pub(crate) trait Caller {
 /// The client's. Where the scheduler puts client and server changes a round trip
 /// more than anything that is measured.
 pub(crate) const CPU: usize = 1;
-/// Of a server that is not to share it.
-pub(crate) const OTHER_CPU: usize = 0;
 
 /// This thread stays on that CPU until this is dropped.
 pub(crate) struct OnCpu(CpuSet);
@@ -110,7 +109,7 @@ impl Server {
         let end = Instant::now() + within;
         while self.child.try_wait()?.is_none() {
             ensure!(Instant::now() < end, "the server does not end with its stdin");
-            std::thread::sleep(Duration::from_millis(1));
+            thread::sleep(Duration::from_millis(1));
         }
         Ok(())
     }
@@ -182,6 +181,19 @@ impl<C: Caller> Session<C> {
         let end = Instant::now() + time;
         while Instant::now() < end {
             times.push(self.call(message)?);
+        }
+        Ok(times)
+    }
+
+    /// The same, with a call every `pace`.
+    pub(crate) fn call_paced(&mut self, message: &str, time: Duration, pace: Duration) -> Result<Vec<f64>> {
+        let mut times = Vec::new();
+        let since = Instant::now();
+        let mut due = Duration::ZERO;
+        while due < time {
+            thread::sleep(due.saturating_sub(since.elapsed()));
+            times.push(self.call(message)?);
+            due += pace;
         }
         Ok(times)
     }
