@@ -11,6 +11,7 @@ pub mod grpc;
 pub mod health;
 pub mod inspect;
 pub mod kernel;
+mod lock;
 pub mod mcp;
 pub mod metrics;
 pub mod outputs;

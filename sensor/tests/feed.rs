@@ -11,12 +11,12 @@ use mcp_sensor::feed::{self, Feed, Settings, SpoolSettings, Target};
 use pb::collector_client::CollectorClient;
 use pb::{feed_request, feed_response};
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
+use support::collector::{listening, program};
 use support::{DEADLINE, denial};
-use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
-use tokio::process::{Child, Command};
+use tokio::io::AsyncWriteExt;
+use tokio::process::Child;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
@@ -159,8 +159,8 @@ async fn a_collector_that_restarts_stores_every_event_once() {
 /// The real program, as a process that can be killed. Its files may grow to
 /// `most` bytes; beyond that writes fail as on a full disk.
 async fn collect(dir: &Path, listen: &str, most: u64) -> Child {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_mcp-sensor"));
-    command.args(["collect", "--quiet", "--listen", listen, "--log", "error", "--dir"]).arg(dir);
+    let mut command = program(listen);
+    command.arg("--dir").arg(dir);
     // SAFETY: both calls are async-signal-safe.
     unsafe {
         command.pre_exec(move || {
@@ -173,19 +173,7 @@ async fn collect(dir: &Path, listen: &str, most: u64) -> Child {
             }
         })
     };
-    let mut child = command
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .kill_on_drop(true)
-        .spawn()
-        .unwrap();
-    let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
-    let line = timeout(DEADLINE, lines.next_line()).await.unwrap().unwrap().expect("a line on stderr");
-    assert!(line.starts_with("listening on unix:"), "{line}");
-    // A full pipe would stop it.
-    tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
-    child
+    listening(command).await
 }
 
 /// Waits until a collector says that it is, or is not.

@@ -3,75 +3,26 @@
 
 mod support;
 
-use mcp_sensor::collect::{Archive, Collector, Listen};
-use mcp_sensor::event::file::Rotation;
-use mcp_sensor::event::{Body, Bus, Identity, Limits, pb};
-use mcp_sensor::feed::{self, Feed, MAX_BATCH_BYTES, Settings, SpoolSettings, Target};
-use mcp_sensor::tls::{Authority, Files, Pair, Subject, Tls, Validity};
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use mcp_sensor::event::{Body, pb};
+use mcp_sensor::feed::{MAX_BATCH_BYTES, Target};
+use mcp_sensor::tls::{Subject, Tls, Validity};
 use pb::collector_client::CollectorClient;
 use pb::{feed_request, feed_response};
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::ClientConfig;
+use rustls::pki_types::ServerName;
 use rustls::version::{TLS12, TLS13};
-use rustls::{ClientConfig, RootCertStore};
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 use support::DEADLINE;
 use support::log::Log;
+use support::tls::{Fleet, Running, SENSOR, Sensor, client, days, seqs, stored, until};
 use time::OffsetDateTime;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
-use tokio::sync::oneshot;
-use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tonic::Code;
-
-const ROTATION: Rotation = Rotation { max_bytes: 1 << 20, keep: 100 };
-const SENSOR: &str = "web-1";
-
-fn days(days: u32) -> Validity {
-    Validity::days(days).unwrap()
-}
-
-/// A CA, and a folder with what it issued.
-struct Fleet {
-    dir: tempfile::TempDir,
-    ca: Authority,
-}
-
-impl Fleet {
-    fn new() -> Fleet {
-        let fleet = Fleet { dir: tempfile::tempdir().unwrap(), ca: Authority::create(days(30)).unwrap() };
-        std::fs::write(fleet.path("ca.pem"), fleet.ca.pair().certificate).unwrap();
-        fleet
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.dir.path().join(name)
-    }
-
-    fn write(&self, name: &str, pair: &Pair) -> Files {
-        let (certificate, key) = (self.path(&format!("{name}.pem")), self.path(&format!("{name}-key.pem")));
-        std::fs::write(&certificate, &pair.certificate).unwrap();
-        std::fs::write(&key, &pair.key).unwrap();
-        Files { ca: self.path("ca.pem"), certificate, key }
-    }
-
-    fn sensor(&self, name: &str, validity: Validity) -> Arc<Tls> {
-        let pair = self.ca.issue(&Subject::Sensor(name.to_owned()), validity).unwrap();
-        Tls::open(self.write(&format!("sensor-{name}"), &pair)).unwrap()
-    }
-
-    fn collector(&self, hosts: &[&str], validity: Validity) -> Arc<Tls> {
-        let hosts = hosts.iter().map(|h| (*h).to_owned()).collect();
-        let pair = self.ca.issue(&Subject::Collector(hosts), validity).unwrap();
-        Tls::open(self.write("collector", &pair)).unwrap()
-    }
-}
 
 fn past() -> Validity {
     let now = OffsetDateTime::now_utc();
@@ -81,149 +32,6 @@ fn past() -> Validity {
 fn future() -> Validity {
     let now = OffsetDateTime::now_utc();
     Validity { not_before: now + time::Duration::days(1), not_after: now + time::Duration::days(3) }
-}
-
-/// A collector in this process.
-struct Running {
-    address: String,
-    end: oneshot::Sender<()>,
-    task: JoinHandle<anyhow::Result<()>>,
-}
-
-impl Running {
-    async fn start(dir: &Path, tls: Option<Arc<Tls>>) -> Running {
-        Running::on(dir, "127.0.0.1:0", tls).await
-    }
-
-    async fn on(dir: &Path, listen: &str, tls: Option<Arc<Tls>>) -> Running {
-        let archive = Archive::open(&dir.join("events"), support::collector::LARGE, Some(ROTATION)).unwrap();
-        let listen: Listen = listen.parse().unwrap();
-        let collector = Collector::bind(&listen, archive, None).await.unwrap();
-        let collector = match tls {
-            Some(tls) => collector.secured(tls),
-            None => collector,
-        };
-        let address = collector.address().unwrap();
-        let (end, ended) = oneshot::channel();
-        let task = tokio::spawn(collector.serve(async move {
-            let _ = ended.await;
-        }));
-        Running { address, end, task }
-    }
-
-    fn socket(&self) -> SocketAddr {
-        self.address.split_once("://").unwrap().1.parse().unwrap()
-    }
-
-    async fn stop(self) {
-        let _ = self.end.send(());
-        timeout(DEADLINE, self.task).await.unwrap().unwrap().unwrap();
-    }
-}
-
-/// A sensor's part: its bus and its feed.
-struct Sensor {
-    bus: Arc<Bus>,
-    feed: Feed,
-    task: JoinHandle<()>,
-}
-
-impl Sensor {
-    fn start(dir: &Path, address: &str, tls: Option<Arc<Tls>>) -> Sensor {
-        Sensor::named(SENSOR, dir, address, tls)
-    }
-
-    fn named(name: &str, dir: &Path, address: &str, tls: Option<Arc<Tls>>) -> Sensor {
-        let identity = Identity { sensor: name.to_owned(), boot: "boot-1".to_owned() };
-        let bus = Bus::new(identity, Limits::default());
-        let subscriber = bus.subscribe("collector", 100_000).unwrap();
-        let backoff = (Duration::from_millis(10), Duration::from_millis(50));
-        let settings = Settings { backoff, drain: DEADLINE, ..Settings::default() };
-        let spool = SpoolSettings {
-            dir: dir.join(format!("spool-{name}")),
-            limits: feed::spool::Limits { bytes: 64 << 20 },
-        };
-        let target = Target::new(address, tls, false).unwrap();
-        let (feed, task) = feed::spawn(bus.clone(), subscriber, target, &spool, settings, None).unwrap();
-        Sensor { bus, feed, task }
-    }
-
-    fn publish(&self, events: u64) {
-        for _ in 0..events {
-            let argv = vec!["git".to_owned(), "status".to_owned()];
-            self.bus.publish_now(Body::Exec(pb::Exec { argv, ..Default::default() }));
-        }
-    }
-
-    /// Waits for a reason that it has no stream.
-    async fn refused(&self, why: &str) {
-        until(&format!("{why:?} in the state"), || self.feed.state().error.contains(why)).await;
-        assert!(!self.feed.state().connected);
-        assert_eq!(self.feed.state().acked_seq, 0);
-    }
-
-    async fn stored(&self, seq: u64) {
-        until(&format!("{seq} is stored; {:?}", self.feed.state()), || self.feed.state().acked_seq >= seq)
-            .await;
-    }
-
-    async fn stop(self) {
-        self.bus.close();
-        timeout(DEADLINE, self.task).await.unwrap().unwrap();
-    }
-}
-
-/// Waits for a condition that another task brings about.
-async fn until(what: &str, mut condition: impl FnMut() -> bool) {
-    let waiting = async {
-        let mut tick = tokio::time::interval(Duration::from_millis(2));
-        while !condition() {
-            tick.tick().await;
-        }
-    };
-    timeout(DEADLINE, waiting).await.unwrap_or_else(|_| panic!("not reached: {what}"));
-}
-
-/// Sensor and number of every stored event, oldest first.
-fn stored(dir: &Path) -> Vec<(String, u64)> {
-    let text = std::fs::read_to_string(dir.join("events/events.ndjson")).unwrap_or_default();
-    text.lines()
-        .map(|line| {
-            let event: serde_json::Value = serde_json::from_str(line).unwrap();
-            (event["sensor"].as_str().unwrap().to_owned(), event["seq"].as_u64().unwrap())
-        })
-        .collect()
-}
-
-fn seqs(dir: &Path) -> Vec<u64> {
-    stored(dir).into_iter().map(|(_, seq)| seq).collect()
-}
-
-/// A client of the test's own making.
-fn client(
-    fleet: &Fleet,
-    pair: Option<&Pair>,
-    versions: &[&'static rustls::SupportedProtocolVersion],
-) -> ClientConfig {
-    let mut roots = RootCertStore::empty();
-    let ca = fleet.ca.pair().certificate;
-    roots.add(CertificateDer::from_pem_slice(ca.as_bytes()).unwrap()).unwrap();
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let builder = ClientConfig::builder_with_provider(provider)
-        .with_protocol_versions(versions)
-        .unwrap()
-        .with_root_certificates(roots);
-    let mut config = match pair {
-        None => builder.with_no_client_auth(),
-        Some(pair) => builder
-            .with_client_auth_cert(
-                vec![CertificateDer::from_pem_slice(pair.certificate.as_bytes()).unwrap()],
-                PrivateKeyDer::from_pem_slice(pair.key.as_bytes()).unwrap(),
-            )
-            .unwrap(),
-    };
-    config.alpn_protocols = vec![b"h2".to_vec()];
-    config
 }
 
 /// The alert that ends this client's connection.
@@ -529,81 +337,6 @@ async fn a_connection_ends_with_its_sensors_certificate() {
     sensor.stop().await;
     collector.stop().await;
     assert!(seqs(fleet.dir.path()).into_iter().eq(1..=20), "each once");
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn unfinished_handshakes_are_bounded_and_keep_no_sensor_out() {
-    const HALF_OPEN: usize = 1500;
-    // Both ends of each connection are in this process.
-    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
-    setrlimit(Resource::RLIMIT_NOFILE, hard.min(1 << 16), hard).unwrap();
-    let fleet = Fleet::new();
-    let collector = Running::start(fleet.dir.path(), Some(fleet.collector(&["127.0.0.1"], days(1)))).await;
-    let at = collector.socket();
-    let mut half_open = Vec::new();
-    for n in 0..HALF_OPEN {
-        let mut stream = timeout(DEADLINE, TcpStream::connect(at)).await.unwrap().unwrap();
-        if n % 2 == 0 {
-            // The beginning of a ClientHello, and no more.
-            let _ = stream.write_all(&[0x16, 3, 1, 2, 0, 1, 0]).await;
-        }
-        half_open.push(stream);
-    }
-    let sensor = Sensor::start(fleet.dir.path(), &collector.address, Some(fleet.sensor(SENSOR, days(1))));
-    sensor.publish(10);
-    sensor.stored(10).await;
-    // The oldest ended for the newer ones.
-    let mut byte = [0; 1];
-    let ended = timeout(DEADLINE, half_open[0].read(&mut byte)).await.unwrap();
-    assert!(!matches!(ended, Ok(1..)), "{ended:?}");
-    sensor.stop().await;
-    drop(half_open);
-    collector.stop().await;
-    assert!(seqs(fleet.dir.path()).into_iter().eq(1..=10));
-}
-
-/// Bytes of memory that this process has.
-fn resident() -> u64 {
-    let text = std::fs::read_to_string("/proc/self/statm").unwrap();
-    text.split(' ').nth(1).unwrap().parse::<u64>().unwrap() * 4096
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "long: 100,000 connections"]
-async fn a_hundred_thousand_unfinished_handshakes_cost_bounded_memory() {
-    const ALL: usize = 100_000;
-    const OPEN: usize = 2000;
-    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
-    setrlimit(Resource::RLIMIT_NOFILE, hard.min(1 << 16), hard).unwrap();
-    let fleet = Fleet::new();
-    let collector = Running::start(fleet.dir.path(), Some(fleet.collector(&["127.0.0.1"], days(1)))).await;
-    let at = collector.socket();
-    let mut half_open = std::collections::VecDeque::new();
-    let mut before = 0;
-    for n in 0..ALL {
-        // An address of its own for each ten thousand: they have ports enough.
-        let socket = tokio::net::TcpSocket::new_v4().unwrap();
-        let from = std::net::Ipv4Addr::new(127, 1, 0, 1 + (n / 10_000) as u8);
-        socket.bind(SocketAddr::new(from.into(), 0)).unwrap();
-        let mut stream = timeout(DEADLINE, socket.connect(at)).await.unwrap().unwrap();
-        let _ = stream.write_all(&[0x16, 3, 1, 2, 0, 1, 0]).await;
-        half_open.push_back(stream);
-        if half_open.len() > OPEN {
-            half_open.pop_front();
-        }
-        if n == ALL / 10 {
-            before = resident();
-        }
-    }
-    let grown = resident().saturating_sub(before);
-    assert!(grown < 32 << 20, "{grown} bytes more after the first tenth");
-    let sensor = Sensor::start(fleet.dir.path(), &collector.address, Some(fleet.sensor(SENSOR, days(1))));
-    sensor.publish(10);
-    sensor.stored(10).await;
-    sensor.stop().await;
-    drop(half_open);
-    collector.stop().await;
-    assert!(seqs(fleet.dir.path()).into_iter().eq(1..=10));
 }
 
 /// A sensor may send; reading what others sent takes another certificate.

@@ -243,6 +243,32 @@ async fn a_server_that_asks_for_certificate_and_password_gets_both_or_nothing() 
     assert_eq!((state.lost, nats::wait(&context, "EVENTS", 10).await), (0, 10));
 }
 
+#[tokio::test]
+async fn a_server_that_asks_for_a_token_gets_it_from_the_file() {
+    if nats::missing() {
+        return;
+    }
+    let node = [nats::start("authorization { token: \"right\" }\n", |_| ()).await];
+    let servers = servers(&node);
+    let collector = Collector::new("ndjson: {path: none}");
+    let file = collector.dir.path().join("token");
+    std::fs::write(&file, "wrong\n").unwrap();
+    let token = format!("token: \"file:{}\"", file.display());
+    collector
+        .write(&format!("nats: {{servers: {servers}, stream: EVENTS, {token}, create: {{replicas: 1}}}}"));
+    let _child = collector.start().await;
+    feed(&collector.address(), "a", "b", batches(1..=10, 10)).await;
+    let state = collector.until(|s| s.error.contains("authorization")).await;
+    assert_eq!(state.delivered, 0);
+    // The file is read again.
+    std::fs::write(&file, "right\n").unwrap();
+    let state = collector.until(|s| s.lag == 0 && s.error.is_empty() && s.delivered == 10).await;
+    assert_eq!(state.lost, 0);
+    let options = async_nats::ConnectOptions::with_token("right".to_owned());
+    let client = options.connect(nats::urls(&node)).await.unwrap();
+    assert_eq!(nats::wait(&async_nats::jetstream::new(client), "EVENTS", 10).await, 10);
+}
+
 /// A JWT as nats-server takes it, signed with an nkey.
 fn jwt(signer: &nkeys::KeyPair, subject: &nkeys::KeyPair, kind: &str, more: &str) -> String {
     use base64::Engine as _;

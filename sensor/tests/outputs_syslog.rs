@@ -89,6 +89,20 @@ fn tls_output(port: u16, certificate: bool) -> String {
     )
 }
 
+/// rsyslog that wants a certificate, and a collector with one or without; `None`:
+/// there is no rsyslog.
+async fn over_tls(certificate: bool) -> Option<(tempfile::TempDir, u16, Rsyslog, Collecting)> {
+    if skipped() {
+        return None;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    certificates(dir.path());
+    let port = free_port();
+    let rsyslog = Rsyslog::start(dir.path(), tls_input(port, true)).await;
+    let collecting = Collecting::start(dir.path(), &tls_output(port, certificate), &[]).await;
+    Some((dir, port, rsyslog, collecting))
+}
+
 async fn send(collecting: &Collecting, sensor: &str, seqs: std::ops::RangeInclusive<u64>) {
     feed(&collecting.address, sensor, "b1", batches(seqs, 100)).await;
 }
@@ -99,14 +113,7 @@ fn keys(sensor: &str, seqs: std::ops::RangeInclusive<u64>) -> BTreeSet<Key> {
 
 #[tokio::test]
 async fn over_tls_with_certificates_everything_that_is_stored_arrives_as_it_is() {
-    if skipped() {
-        return;
-    }
-    let dir = tempfile::tempdir().unwrap();
-    certificates(dir.path());
-    let port = free_port();
-    let rsyslog = Rsyslog::start(dir.path(), tls_input(port, true)).await;
-    let collecting = Collecting::start(dir.path(), &tls_output(port, true), &[]).await;
+    let Some((dir, port, rsyslog, collecting)) = over_tls(true).await else { return };
     tokio::join!(send(&collecting, "web-1", 1..=3000), send(&collecting, "web-2", 1..=2000));
     collecting.wait("ndjson", |s| s.delivered == 5000).await;
     let wanted: BTreeSet<Key> = collecting.stored().into_iter().collect();
@@ -132,14 +139,7 @@ async fn over_tls_with_certificates_everything_that_is_stored_arrives_as_it_is()
 
 #[tokio::test]
 async fn a_client_without_certificate_is_refused_and_its_events_wait() {
-    if skipped() {
-        return;
-    }
-    let dir = tempfile::tempdir().unwrap();
-    certificates(dir.path());
-    let port = free_port();
-    let rsyslog = Rsyslog::start(dir.path(), tls_input(port, true)).await;
-    let collecting = Collecting::start(dir.path(), &tls_output(port, false), &[]).await;
+    let Some((dir, port, rsyslog, collecting)) = over_tls(false).await else { return };
     send(&collecting, "web-1", 1..=500).await;
     let state = collecting.wait("siem", |s| s.retries >= 3).await;
     assert!(!state.error.is_empty() && state.lost == 0, "{state:?}");

@@ -10,13 +10,11 @@ use pb::{feed_request, feed_response};
 use serde_json::Value;
 use std::collections::BTreeSet;
 use std::path::Path;
-use std::process::Stdio;
 use std::time::Duration;
-use support::collector::{batches, channel, event, events_client, feed};
+use support::collector::{batches, channel, event, events_client, feed, listening, program};
 use support::nats::{self, Node};
 use support::receiver::free_port;
 use support::{DEADLINE, denial};
-use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
 use tokio::time::timeout;
 use tonic::Code;
@@ -37,19 +35,9 @@ async fn publisher(file: &str) -> (Child, String) {
 }
 
 async fn publisher_at(listen: &str, file: &str) -> Child {
-    let mut child = Command::new(env!("CARGO_BIN_EXE_mcp-sensor"))
-        .args(["collect", "--quiet", "--log", "error", "--listen", listen, "--publish", file])
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .kill_on_drop(true)
-        .spawn()
-        .unwrap();
-    let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
-    let line = timeout(DEADLINE, lines.next_line()).await.unwrap().unwrap().expect("a line on stderr");
-    assert!(line.starts_with("listening on "), "{line}");
-    tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
-    child
+    let mut command = program(listen);
+    command.args(["--publish", file]);
+    listening(command).await
 }
 
 /// What a collector says of a boot.
@@ -365,5 +353,24 @@ async fn a_file_that_does_not_say_where_everything_is_safe_is_refused() {
         let done = command.args(["collect", "--check", "--publish"]).arg(&path).output().await.unwrap();
         let said = String::from_utf8_lossy(&done.stderr);
         assert!(!done.status.success() && said.contains(why), "{text}: {said}");
+    }
+}
+
+#[tokio::test]
+async fn options_of_keeping_are_refused_where_nothing_is_kept() {
+    for option in [
+        &["--dir", "events"][..],
+        &["--outputs", "outputs.yaml"],
+        &["--keep-bytes", "8388608"],
+        &["--keep-days", "1"],
+        &["--keep", "1"],
+        &["--max-bytes", "1048576"],
+        &["--no-ndjson"],
+    ] {
+        let mut command = program("127.0.0.1:0");
+        let output = command.args(["--publish", "bus.yaml"]).args(option).output().await.unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(2), "{said}");
+        assert!(said.contains(&format!("--publish <FILE>' cannot be used with '{}", option[0])), "{said}");
     }
 }

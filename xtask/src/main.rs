@@ -67,6 +67,9 @@ enum Task {
         /// How long one operation runs in one round
         #[arg(long, default_value_t = 400)]
         milliseconds: u64,
+        /// How long the collector is away in `feed`, seconds
+        #[arg(long, default_value_t = 600, value_parser = clap::value_parser!(u64).range(1..))]
+        outage: u64,
         /// Leave docs/figures.md as it is
         #[arg(long)]
         print_only: bool,
@@ -94,8 +97,8 @@ fn main() -> ExitCode {
         Task::Demo => demo::all(),
         Task::Test { full, filter } => test::all(&test::Options { full, filter }),
         Task::Lint { install } => lint::all(install),
-        Task::Bench { operations, settings, rounds, milliseconds, print_only } => {
-            bench::all(&bench::Options { operations, settings, rounds, milliseconds, print_only })
+        Task::Bench { operations, settings, rounds, milliseconds, outage, print_only } => {
+            bench::all(&bench::Options { operations, settings, rounds, milliseconds, outage, print_only })
         }
         Task::Vm { series } => vm::run(series.as_deref()),
         Task::Fuzz { target: Some(name), seconds } => fuzz::named(&name, Duration::from_secs(seconds)),

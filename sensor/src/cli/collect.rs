@@ -68,7 +68,7 @@ pub struct CollectArgs {
     /// --outputs, with one output of the kind `nats`) names, and sensors hear that they are stored when
     /// the stream has them. Any number of such collectors stand beside each other.
     #[arg(long, env = "MCP_SENSOR_PUBLISH", value_name = "FILE",
-          conflicts_with_all = ["dir", "outputs"])]
+          conflicts_with_all = ["dir", "outputs", "keep_bytes", "keep_days", "keep", "max_bytes", "no_ndjson"])]
     pub publish: Option<PathBuf>,
 
     /// Check the file of outputs, with the certificates and secrets that it names, and start nothing.

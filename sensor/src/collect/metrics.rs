@@ -139,9 +139,18 @@ impl Collector for Scrape {
             MetricType::Gauge,
             heard.map(|(sensor, newest)| ([("sensor", sensor)], seconds(newest))),
         )?;
-        let outputs = kept.iter().flat_map(|kept| &kept.outputs);
-        let states: Vec<pb::OutputState> = outputs.map(Progress::state).collect();
-        encode_outputs(&states, to)
+        let outputs: Vec<&Progress> = kept.iter().flat_map(|kept| &kept.outputs).collect();
+        let states: Vec<pb::OutputState> = outputs.iter().map(|o| o.state()).collect();
+        encode_outputs(&states, to)?;
+        let ends = outputs.iter().zip(&states).filter_map(|(output, state)| {
+            Some(([("output", state.name.clone())], ConstGauge::new(output.certificate_end()?)))
+        });
+        let help = "When an output's own certificate ends";
+        family("output_certificate_expiry_timestamp", help, Some(&Unit::Seconds)).each(
+            to,
+            MetricType::Gauge,
+            ends,
+        )
     }
 }
 
@@ -202,7 +211,8 @@ pub(crate) mod tests {
     use super::*;
     use crate::collect::Origin;
     use crate::collect::log::{Log, Settings};
-    use crate::event::Event;
+    use crate::event::{Event, now};
+    use crate::tls::{Authority, Subject, Validity};
     use std::time::Duration;
 
     /// With a value for each metric that there is.
@@ -214,7 +224,11 @@ pub(crate) mod tests {
         let event = Event { seq: 1, time_unix_ns: 1_500_000_000, ..Default::default() };
         log.append(&origin, &[event]).unwrap();
         log.commit().unwrap();
-        let progress = Progress::new("siem", "syslog");
+        let certificate = dir.path().join("siem.pem");
+        let days = Validity::days(1).unwrap();
+        let pair = Authority::create(days).unwrap().issue(&Subject::Reader("siem".to_owned()), days).unwrap();
+        std::fs::write(&certificate, pair.certificate).unwrap();
+        let progress = Progress::new("siem", "syslog", Some(certificate));
         progress.lost(3, "refused");
         progress.update(|s| {
             (s.delivered, s.lag, s.retries, s.delivered_unix_ns) = (9, 4, 2, 2_000_000_000);
@@ -228,6 +242,17 @@ pub(crate) mod tests {
             tls: Some(crate::tls::tests::sensor("s")),
         };
         Arc::new(metrics).scrape()
+    }
+
+    #[test]
+    fn the_end_of_an_outputs_own_certificate_is_told() {
+        let text = every_metric();
+        let name = "mcp_sensor_collector_output_certificate_expiry_timestamp_seconds{output=\"siem\"} ";
+        let end: i64 = text.lines().find_map(|l| l.strip_prefix(name)).expect(&text).parse().unwrap();
+        let left = end - now() / 1_000_000_000;
+        assert!((86_000..=86_400).contains(&left), "{left}");
+        let none = Progress::new("siem", "syslog", Some("/nowhere".into()));
+        assert_eq!((none.certificate_end(), Progress::new("a", "b", None).certificate_end()), (None, None));
     }
 
     #[test]

@@ -115,7 +115,7 @@ impl Collector {
         let health = watch::Sender::default();
         let (commands, writer) = writer::spawn(log, view, health.clone())?;
         writer::tidy(&commands);
-        writer::pulse(&commands, health.clone());
+        writer::pulse(&commands, health.clone(), writer::PULSE);
         let policies = Policies::default();
         Ok(Collector { bound, tls: None, commands, writer, outputs, fleet, policies, readers, kept, health })
     }
@@ -130,7 +130,7 @@ impl Collector {
         let readers = Readers::Elsewhere(publisher.elsewhere());
         let health = watch::Sender::default();
         let (commands, writer) = publisher.spawn(view, health.clone())?;
-        writer::pulse(&commands, health.clone());
+        writer::pulse(&commands, health.clone(), writer::PULSE);
         let (outputs, fleet, policies) = (Vec::new(), SharedFleet::default(), Policies::default());
         Ok(Collector {
             bound,

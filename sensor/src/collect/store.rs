@@ -8,7 +8,8 @@
 use super::positions::{Origin, Position, Positions};
 use crate::event::file::{LineFile, Rotation};
 use crate::event::{Event, json};
-use nix::fcntl::{Flock, FlockArg};
+use crate::lock::exclusively;
+use nix::fcntl::Flock;
 use std::borrow::Borrow;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufRead, BufReader, Seek, SeekFrom, Write};
@@ -143,7 +144,7 @@ pub(super) fn lock(dir: &Path) -> Result<Flock<File>, StoreError> {
         .custom_flags(libc::O_NOFOLLOW)
         .open(&path)
         .map_err(|source| StoreError::Io { path: path.clone(), source })?;
-    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| match errno {
+    exclusively(file).map_err(|errno| match errno {
         nix::Error::EWOULDBLOCK => StoreError::InUse(dir.to_owned()),
         errno => StoreError::Io { path, source: errno.into() },
     })

@@ -90,15 +90,18 @@ pub(super) fn tidy(commands: &mpsc::Sender<Command>) {
 
 /// How often the writer is asked whether it is there, and how long it may take:
 /// a disk may be slow, one that hangs answers nobody.
-const PING: Duration = Duration::from_secs(5);
-const PATIENCE: Duration = Duration::from_secs(30);
+pub(super) const PULSE: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(30));
 
 /// Until the writer ends, which it does when nobody else holds `commands`.
-pub(super) fn pulse(commands: &mpsc::Sender<Command>, health: watch::Sender<State>) {
+pub(super) fn pulse(
+    commands: &mpsc::Sender<Command>,
+    health: watch::Sender<State>,
+    (every, patience): (Duration, Duration),
+) {
     let commands = commands.downgrade();
     tokio::spawn(async move {
         loop {
-            tokio::time::sleep(PING).await;
+            tokio::time::sleep(every).await;
             let (answer, answered) = oneshot::channel();
             let asking = async {
                 let commands = commands.upgrade()?;
@@ -106,12 +109,12 @@ pub(super) fn pulse(commands: &mpsc::Sender<Command>, health: watch::Sender<Stat
                 drop(commands);
                 answered.await.ok()
             };
-            let not_live = match tokio::time::timeout(PATIENCE, asking).await {
+            let not_live = match tokio::time::timeout(patience, asking).await {
                 Ok(Some(())) => None,
                 Ok(None) => return,
                 Err(_) => Some(format!(
                     "what stores events has not answered for {} seconds: does its disk hang?",
-                    PATIENCE.as_secs()
+                    patience.as_secs()
                 )),
             };
             health::change(&health, |state| state.not_live = not_live.into_iter().collect());
@@ -163,6 +166,33 @@ fn group(log: &mut Log, jobs: Vec<Job>, view: Option<&View>) -> Result<(), Strin
 mod tests {
     use super::*;
     use crate::collect::log::{Next, Settings};
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_disk_that_hangs_is_told_until_it_goes_on() {
+        let (commands, mut waiting) = mpsc::channel(WAITING);
+        let health = watch::Sender::default();
+        let mut told = health.subscribe();
+        pulse(&commands, health, (Duration::from_millis(5), Duration::from_millis(100)));
+        // It takes what comes, and then hangs in a write.
+        let (hang, go_on) = std::sync::mpsc::channel::<()>();
+        let thread = std::thread::spawn(move || {
+            let mut held = Vec::new();
+            held.push(waiting.blocking_recv());
+            let _ = go_on.recv();
+            held.clear();
+            while let Some(Command::Ping(answer)) = waiting.blocking_recv() {
+                let _ = answer.send(());
+            }
+        });
+        let is = |live: bool| move |state: &State| state.not_live.is_empty() == live;
+        let patience = Duration::from_secs(30);
+        let state = tokio::time::timeout(patience, told.wait_for(is(false))).await.unwrap().unwrap().clone();
+        assert!(state.not_live[0].contains("does its disk hang"), "{state:?}");
+        hang.send(()).unwrap();
+        tokio::time::timeout(patience, told.wait_for(is(true))).await.unwrap().unwrap();
+        drop(commands);
+        thread.join().unwrap();
+    }
 
     #[tokio::test]
     async fn after_a_batch_that_was_not_stored_the_stream_stores_nothing() {

@@ -1,7 +1,8 @@
 //! The control socket in the file system: who may open it, and what to do with
 //! one that a dead agent left.
 
-use nix::fcntl::{Flock, FlockArg};
+use crate::lock::exclusively;
+use nix::fcntl::Flock;
 use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, socket};
 use nix::sys::stat::{FchmodatFlags, Mode, fchmod, fchmodat};
 use nix::unistd::{Gid, Group, chown};
@@ -86,7 +87,7 @@ fn lock(path: &Path) -> Result<Flock<File>, BindError> {
         .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
         .open(&name)
         .map_err(|source| BindError::Io { path: name.into(), source })?;
-    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| match errno {
+    exclusively(file).map_err(|errno| match errno {
         nix::Error::EWOULDBLOCK => BindError::InUse(path.to_owned()),
         errno => BindError::Io { path: path.to_owned(), source: errno.into() },
     })

@@ -63,6 +63,11 @@ impl Client {
         Ok(Client { files, alpn, system, inner: Mutex::new((contents, Arc::new(config))) })
     }
 
+    /// Ours, where a receiver asks for one.
+    pub fn certificate(&self) -> Option<&Path> {
+        self.files.pair.as_ref().map(|(certificate, _)| certificate.as_path())
+    }
+
     /// For a new connection. Files that cannot be used change nothing.
     pub fn current(&self) -> Arc<ClientConfig> {
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);

@@ -51,10 +51,21 @@ impl InProcess {
 
 /// The real program, as a process that can be killed.
 pub async fn collect(dir: &Path, listen: &str, more: &[&str]) -> Child {
-    let mut child = Command::new(env!("CARGO_BIN_EXE_mcp-sensor"))
-        .args(["collect", "--quiet", "--listen", listen, "--log", "error", "--dir"])
-        .arg(dir)
-        .args(more)
+    let mut command = program(listen);
+    command.arg("--dir").arg(dir).args(more);
+    listening(command).await
+}
+
+/// `collect`, without where its events go.
+pub fn program(listen: &str) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_mcp-sensor"));
+    command.args(["collect", "--quiet", "--log", "error", "--listen", listen]);
+    command
+}
+
+/// Starts it and waits until it listens.
+pub async fn listening(mut command: Command) -> Child {
+    let mut child = command
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::piped())

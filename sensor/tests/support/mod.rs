@@ -11,6 +11,7 @@ pub mod otlp;
 pub mod outputs;
 pub mod receiver;
 pub mod reflection;
+pub mod tls;
 
 use mcp_sensor::control::{self, Agent, ControlError, ControlSocket, Limits, Peer};
 use mcp_sensor::event::{Body, Bus, Identity, pb};

@@ -3,6 +3,8 @@
 //! machines drift; figures are medians, ratios are medians of paired rounds.
 
 mod attach;
+mod feed;
+mod flood;
 mod names;
 mod programs;
 mod report;
@@ -68,6 +70,9 @@ pub(crate) enum Operation {
     /// Tool calls of servers whose stdio is read, beside a proxy, and what else
     /// reading costs; alone, and in no setting
     Stdio,
+    /// From the kernel to a collector's disk and on to receivers, through an
+    /// outage, beside auditd and bpftrace; alone, and in no setting
+    Feed,
     TcpConnect,
     UdpConnect,
     UdpSendto,
@@ -91,6 +96,7 @@ impl Operation {
         match self {
             Operation::Names => "names",
             Operation::Stdio => "stdio",
+            Operation::Feed => "feed",
             Operation::TcpConnect => "tcp-connect",
             Operation::UdpConnect => "udp-connect",
             Operation::UdpSendto => "udp-sendto",
@@ -111,6 +117,8 @@ pub(crate) struct Options {
     pub(crate) settings: Vec<Setting>,
     pub(crate) rounds: usize,
     pub(crate) milliseconds: u64,
+    /// How long the collector is away, seconds.
+    pub(crate) outage: u64,
     /// Leave `docs/figures.md` as it is.
     pub(crate) print_only: bool,
 }
@@ -125,7 +133,10 @@ pub(crate) fn all(options: &Options) -> Result<()> {
     if options.operations == [Operation::Stdio] {
         return stdio::all(options.rounds, options.print_only);
     }
-    for apart in [Operation::Names, Operation::Stdio] {
+    if options.operations == [Operation::Feed] {
+        return feed::all(options);
+    }
+    for apart in [Operation::Names, Operation::Stdio, Operation::Feed] {
         if options.operations.contains(&apart) {
             bail!("`{0}` has a bed of its own: cargo xtask bench {0}", apart.name());
         }
@@ -138,20 +149,9 @@ pub(crate) fn all(options: &Options) -> Result<()> {
         setup::apt(&["nftables"])?;
     }
     build::all(false)?;
-    step::run_visible(toolchain::cargo().args([
-        "build",
-        "--release",
-        "--package",
-        "xtask",
-        "--bin",
-        "load",
-        "--target-dir",
-        "target",
-    ]))?;
+    release(&["--package", "xtask", "--bin", "load"])?;
     test::mount_bpffs()?;
-    // A namespace of its own: an empty rule set, quiet interfaces.
-    unshare(CloneFlags::CLONE_NEWNET).context("cannot make a network namespace")?;
-    step::output(Command::new("ip").args(["link", "set", "lo", "up"]))?;
+    quiet_network()?;
 
     let everything = options.operations.is_empty() && options.settings.is_empty();
     let scale = everything || options.operations.contains(&Operation::Scale);
@@ -171,6 +171,17 @@ pub(crate) fn all(options: &Options) -> Result<()> {
         say(format!("wrote {}", path.display()));
     }
     Ok(())
+}
+
+/// Builds a program that makes load.
+fn release(which: &[&str]) -> Result<()> {
+    step::run_visible(toolchain::cargo().args(["build", "--release", "--target-dir", "target"]).args(which))
+}
+
+/// A namespace of its own: an empty rule set, quiet interfaces.
+fn quiet_network() -> Result<()> {
+    unshare(CloneFlags::CLONE_NEWNET).context("cannot make a network namespace")?;
+    step::output(Command::new("ip").args(["link", "set", "lo", "up"])).map(drop)
 }
 
 /// Operations under settings, in rounds.

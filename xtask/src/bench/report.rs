@@ -186,18 +186,24 @@ pub(crate) fn with_scale(text: &str, rows: &[scale::Row]) -> Result<String> {
     let before = &before[..before.find(SCALE).unwrap_or(before.len())];
     let mut text = format!(
         "{}\n\n{SCALE}\n{}; each measured once. \"made\" are records in the kernel's rings, \"stored\" is on \
-         disk (fdatasync), and what makes the load runs on the same CPUs.\n\n\
-         | what | budget | measured | |\n|---|---|---|---|\n",
+         disk (fdatasync), and what makes the load runs on the same CPUs.\n\n",
         before.trim_end(),
         machine()?
     );
-    for scale::Row { what, limit, measured, ok } in rows {
-        writeln!(text, "| {what} | {limit} | {measured} | {} |", said(*ok))?;
-    }
+    table(&mut text, rows)?;
     if !after.is_empty() {
         write!(text, "\n{after}")?;
     }
     Ok(text)
+}
+
+/// Limits, and what was measured.
+pub(crate) fn table(text: &mut String, rows: &[scale::Row]) -> Result<()> {
+    text.push_str("| what | budget | measured | |\n|---|---|---|---|\n");
+    for scale::Row { what, limit, measured, ok } in rows {
+        writeln!(text, "| {what} | {limit} | {measured} | {} |", said(*ok))?;
+    }
+    Ok(())
 }
 
 /// The report with the section under this heading in place of the one it has, or
@@ -222,6 +228,7 @@ const fn title(operation: Operation) -> &'static str {
     match operation {
         Operation::Names => "names",
         Operation::Stdio => "stdio",
+        Operation::Feed => "feed",
         Operation::TcpConnect => "TCP connect(), loopback",
         Operation::UdpConnect => "UDP connect()",
         Operation::UdpSendto => "UDP sendto(), loopback",
@@ -251,7 +258,7 @@ pub(crate) fn machine() -> Result<String> {
     Ok(format!("{kernel}, {} ({cpus} CPUs)", model.trim()))
 }
 
-fn median(values: &[f64]) -> Option<f64> {
+pub(crate) fn median(values: &[f64]) -> Option<f64> {
     let mut values = values.to_vec();
     values.sort_by(f64::total_cmp);
     let middle = values.len() / 2;

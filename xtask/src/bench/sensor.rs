@@ -17,8 +17,10 @@ use nix::{
     unistd::Pid,
 };
 
+use serde_json::Value;
+
 use super::attach::text;
-use crate::workspace;
+use crate::{step, workspace};
 
 const POLICY: &str = "\
 version: 1
@@ -95,6 +97,13 @@ impl Sensor {
             .args(["--server", "bench", "--"])
             .arg(program);
         command
+    }
+
+    /// As `status` tells it.
+    pub(crate) fn status(&self) -> Result<Value> {
+        let mut command = Command::new(workspace::sensor_binary(false));
+        command.args(["status", "-o", "json", "--control"]).arg(self.dir.join("control.sock"));
+        Ok(serde_json::from_str(&step::output(&mut command)?)?)
     }
 
     pub(crate) fn pid(&self) -> Pid {

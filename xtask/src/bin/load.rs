@@ -17,6 +17,10 @@ use clap::{Parser, Subcommand, ValueEnum};
 use nix::{
     sched::{CpuSet, sched_setaffinity},
     sys::wait::{WaitStatus, waitpid},
+    sys::{
+        resource::{UsageWho, getrusage},
+        time::TimeValLike,
+    },
     unistd::{ForkResult, Pid, fork},
 };
 
@@ -57,6 +61,21 @@ enum Role {
         at: u64,
         #[arg(long)]
         milliseconds: u64,
+    },
+    /// Starts programs and connects, so many times a second each. Prints how many
+    /// programs, how many connections, and the CPU seconds of it all
+    Chores {
+        #[arg(long)]
+        execs: u64,
+        #[arg(long)]
+        connects: u64,
+        #[arg(long)]
+        tcp: u16,
+        #[arg(long)]
+        milliseconds: u64,
+        /// The audit rules' own
+        #[arg(long)]
+        login_uid: u32,
     },
     /// Says `ready` when so many children sleep; ends with its stdin, and they
     /// with it
@@ -111,6 +130,10 @@ fn run() -> Result<()> {
         Role::Flood { per_second, at, milliseconds } => {
             println!("{}", flood(per_second, at, Duration::from_millis(milliseconds))?);
             Ok(())
+        }
+        Role::Chores { execs, connects, tcp, milliseconds, login_uid } => {
+            fs::write("/proc/self/loginuid", login_uid.to_string()).context("cannot set the login uid")?;
+            chores((execs, connects), tcp, Duration::from_millis(milliseconds))
         }
         Role::Crowd { children } => crowd(children),
     }
@@ -186,28 +209,34 @@ fn connect(socket: &impl AsRawFd, to: &libc::sockaddr_in) -> io::Result<()> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
-/// connect() alone is timed; the reset on close leaves no TIME-WAIT behind
-/// that would use up the ports.
+/// A socket whose close resets: it leaves no TIME-WAIT behind that would use up
+/// the ports.
+fn resetting() -> Result<OwnedFd> {
+    let socket = stream()?;
+    let linger = libc::linger { l_onoff: 1, l_linger: 0 };
+    // SAFETY: `linger` lives over the call and its size is given.
+    let set = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_LINGER,
+            std::ptr::from_ref(&linger).cast(),
+            size_of::<libc::linger>() as libc::socklen_t,
+        )
+    };
+    if set < 0 {
+        return Err(io::Error::last_os_error()).context("SO_LINGER");
+    }
+    Ok(socket)
+}
+
+/// connect() alone is timed.
 fn tcp_connect(port: u16, time: Duration) -> Result<f64> {
     let to = address(port);
-    let linger = libc::linger { l_onoff: 1, l_linger: 0 };
     let mut samples = Vec::new();
     let end = Instant::now() + time;
     while Instant::now() < end {
-        let socket = stream()?;
-        // SAFETY: `linger` lives over the call and its size is given.
-        let set = unsafe {
-            libc::setsockopt(
-                socket.as_raw_fd(),
-                libc::SOL_SOCKET,
-                libc::SO_LINGER,
-                std::ptr::from_ref(&linger).cast(),
-                size_of::<libc::linger>() as libc::socklen_t,
-            )
-        };
-        if set < 0 {
-            return Err(io::Error::last_os_error()).context("SO_LINGER");
-        }
+        let socket = resetting()?;
         let from = Instant::now();
         connect(&socket, &to).context("connect")?;
         samples.push(from.elapsed().as_nanos() as f64);
@@ -259,24 +288,29 @@ fn fork_exec(time: Duration) -> Result<f64> {
     let end = Instant::now() + time;
     while Instant::now() < end {
         let from = Instant::now();
-        // SAFETY: this program has one thread, and the child only calls
-        // execv and _exit, both async-signal-safe.
-        match unsafe { fork() }? {
-            ForkResult::Child => {
-                let argv = [c"/bin/true".as_ptr(), std::ptr::null()];
-                // SAFETY: a NUL-terminated path and a NULL-terminated array.
-                unsafe {
-                    libc::execv(argv[0], argv.as_ptr());
-                    libc::_exit(127);
-                }
-            }
-            ForkResult::Parent { child } => match waitpid(child, None)? {
-                WaitStatus::Exited(_, 0) => samples.push(from.elapsed().as_nanos() as f64),
-                other => bail!("/bin/true: {other:?}"),
-            },
-        }
+        exec_true()?;
+        samples.push(from.elapsed().as_nanos() as f64);
     }
     median(&mut samples)
+}
+
+fn exec_true() -> Result<()> {
+    // SAFETY: this program has one thread, and the child only calls
+    // execv and _exit, both async-signal-safe.
+    match unsafe { fork() }? {
+        ForkResult::Child => {
+            let argv = [c"/bin/true".as_ptr(), std::ptr::null()];
+            // SAFETY: a NUL-terminated path and a NULL-terminated array.
+            unsafe {
+                libc::execv(argv[0], argv.as_ptr());
+                libc::_exit(127);
+            }
+        }
+        ForkResult::Parent { child } => match waitpid(child, None)? {
+            WaitStatus::Exited(_, 0) => Ok(()),
+            other => bail!("/bin/true: {other:?}"),
+        },
+    }
 }
 
 fn flood(per_second: u64, at: u64, time: Duration) -> Result<u64> {
@@ -298,6 +332,33 @@ fn flood(per_second: u64, at: u64, time: Duration) -> Result<u64> {
         thread::sleep(Duration::from_millis(5));
     }
     Ok(sent)
+}
+
+/// Programs and connections a second.
+fn chores((execs, connects): (u64, u64), port: u16, time: Duration) -> Result<()> {
+    let to = address(port);
+    let due = |per_second: u64, from: Instant| (from.elapsed().as_secs_f64() * per_second as f64) as u64;
+    let (from, mut executed, mut connected) = (Instant::now(), 0, 0);
+    while from.elapsed() < time {
+        while executed < due(execs, from).min(execs * time.as_millis() as u64 / 1000) {
+            exec_true()?;
+            executed += 1;
+        }
+        while connected < due(connects, from).min(connects * time.as_millis() as u64 / 1000) {
+            connect(&resetting()?, &to)?;
+            connected += 1;
+        }
+        thread::sleep(Duration::from_millis(2));
+    }
+    let mut cpu = Duration::ZERO;
+    for who in [UsageWho::RUSAGE_SELF, UsageWho::RUSAGE_CHILDREN] {
+        let usage = getrusage(who)?;
+        for time in [usage.user_time(), usage.system_time()] {
+            cpu += Duration::from_micros(time.num_microseconds() as u64);
+        }
+    }
+    println!("{executed} {connected} {}", cpu.as_secs_f64());
+    Ok(())
 }
 
 fn crowd(children: usize) -> Result<()> {

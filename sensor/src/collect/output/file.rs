@@ -92,12 +92,26 @@ impl Kind {
     }
 }
 
+impl Kind {
+    /// Of our own, that receivers verify.
+    fn certificate(&self) -> Option<PathBuf> {
+        let of = |client: &Client| client.certificate().map(Path::to_owned);
+        match self {
+            Kind::Nats(settings) => settings.cert.clone(),
+            Kind::Ndjson(_) => None,
+            Kind::Otlp(settings) => settings.tls.as_ref().and_then(|(_, client)| of(client)),
+            Kind::Syslog(settings) => settings.tls.as_ref().and_then(of),
+            Kind::Webhook(settings) => settings.tls.as_ref().and_then(of),
+        }
+    }
+}
+
 impl Configured {
     /// In the collector's directory; begins where the cursor of an earlier run is.
     pub(in crate::collect) fn open(self, dir: &Path, source: &Source) -> Result<Ready, StoreError> {
         let place = Place::load(dir, &self.name, source)
             .map_err(|source| StoreError::Io { path: dir.join("outputs"), source })?;
-        let (name, format) = (self.name, self.format);
+        let (name, format, certificate) = (self.name, self.format, self.kind.certificate());
         let starting = |source| StoreError::Io { path: dir.join("outputs").join(&name), source };
         let output: Box<dyn Output> = match self.kind {
             Kind::Nats(settings) => Box::new(nats::Nats::new(&name, *settings, format).map_err(starting)?),
@@ -109,7 +123,7 @@ impl Configured {
                 Box::new(open.map_err(|source| StoreError::Io { path: dir.join("outputs"), source })?)
             }
         };
-        Ok(Ready { place, filter: self.filter, output })
+        Ok(Ready { place, filter: self.filter, output, certificate })
     }
 }
 
@@ -295,8 +309,7 @@ impl Context<'_> {
         key: &str,
         message: impl Into<String>,
     ) -> &mut Diagnostic {
-        let path = self.key(key);
-        self.checker.error(position, path, message)
+        self.checker.error(position, self.key(key), message)
     }
 
     pub fn warning(
@@ -305,8 +318,7 @@ impl Context<'_> {
         key: &str,
         message: impl Into<String>,
     ) -> &mut Diagnostic {
-        let path = self.key(key);
-        self.checker.warning(position, path, message)
+        self.checker.warning(position, self.key(key), message)
     }
 
     pub fn unknown(&mut self, position: Option<Position>, key: &str, value: &str, known: &[&str]) {

@@ -28,7 +28,9 @@ use crate::event::Event;
 use serde_json::Value;
 use std::fmt;
 use std::io;
+use std::path::PathBuf;
 use std::time::Duration;
+use tokio::runtime::Runtime;
 
 /// Events for an output, in the order of the log.
 #[derive(Debug)]
@@ -117,11 +119,22 @@ pub trait Output: Send {
     }
 }
 
+/// For a client that wants to be served also between batches: one thread.
+fn runtime(kind: &str, name: &str) -> io::Result<Runtime> {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .thread_name(format!("{kind}-{name}"))
+        .enable_all()
+        .build()
+}
+
 /// An output that can be started.
 pub struct Ready {
     pub place: Place,
     pub filter: Filter,
     pub output: Box<dyn Output>,
+    /// Of our own, that the receiver verifies.
+    pub certificate: Option<PathBuf>,
 }
 
 /// An error of a receiver that says when it wants to be asked again.

@@ -57,7 +57,7 @@ impl Output for Fake {
 impl Fake {
     fn start(&self, dir: &Path, log: &Log, filter: Filter) -> (Progress, std::thread::JoinHandle<()>) {
         let place = Place::load(dir, "fake", &log.source()).unwrap();
-        spawn(log, Ready { place, filter, output: Box::new(self.clone()) }).unwrap()
+        spawn(log, Ready { place, filter, output: Box::new(self.clone()), certificate: None }).unwrap()
     }
 
     fn take(&self) -> Vec<Event> {

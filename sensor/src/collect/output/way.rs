@@ -31,9 +31,9 @@ const RECORDS: usize = 256;
 /// Delivers from its place on until the log is closed and everything is
 /// delivered, or the output fails at the end.
 pub(in crate::collect) fn spawn(log: &Log, ready: Ready) -> io::Result<(Progress, JoinHandle<()>)> {
-    let Ready { place, filter, output } = ready;
+    let Ready { place, filter, output, certificate } = ready;
     let source = log.source();
-    let progress = Progress::new(output.name(), output.kind());
+    let progress = Progress::new(output.name(), output.kind(), certificate);
     let name = format!("out-{}", output.name());
     let (reader, at) = (source.reader(place.next), place.next);
     progress.update(|s| s.lag = source.end().saturating_sub(at));

@@ -15,7 +15,8 @@ pub use record::{HeaderError, Item, Owner, Reader, read_header};
 
 use super::batch::Sealed;
 use crate::event::ledger::Unsafe;
-use nix::fcntl::{Flock, FlockArg};
+use crate::lock::exclusively;
+use nix::fcntl::Flock;
 use record::Meta;
 use segment::{Damaged, Segment};
 use std::collections::VecDeque;
@@ -110,7 +111,7 @@ impl Spool {
         fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(io_error(dir))?;
         let path = dir.join("lock");
         let file = File::create(&path).map_err(io_error(&path))?;
-        let lock = Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| match errno {
+        let lock = exclusively(file).map_err(|errno| match errno {
             nix::Error::EWOULDBLOCK => SpoolError::InUse(dir.to_owned()),
             errno => SpoolError::Io { path, source: errno.into() },
         })?;
@@ -129,9 +130,11 @@ impl Spool {
         let mut report = Report::default();
         let mut given = Given::default();
         let mut segments: VecDeque<Segment> = VecDeque::new();
-        for number in &numbers {
-            let before = segments.back();
-            match segment::open(dir, *number, before).map_err(io_error(&segment::path(dir, *number)))? {
+        for (at, number) in numbers.iter().enumerate() {
+            let (before, after) = (segments.back(), numbers.get(at + 1).copied());
+            match segment::open(dir, *number, before, after)
+                .map_err(io_error(&segment::path(dir, *number)))?
+            {
                 Ok(segment) => segments.push_back(segment),
                 Err(Damaged { segment, lost, unreadable, why }) => {
                     report.files.push(format!("{}: {why}", segment::name(*number)));

@@ -15,6 +15,8 @@ const MAGIC: &[u8; 8] = b"MCPSPL01";
 const MARK: [u8; 4] = [0xf5, b'R', 0xff, 0x0a];
 /// Longest name of a sensor or a boot, as the collector has it.
 const MAX_NAME: usize = 128;
+/// Of a segment's header, at most.
+pub(super) const MAX_HEADER: usize = MAGIC.len() + 2 * (1 + MAX_NAME) + 4;
 /// Bytes of a record before its payload.
 pub(super) const HEAD: usize = 44;
 /// A sealed batch and its envelope.

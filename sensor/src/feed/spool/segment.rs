@@ -1,11 +1,11 @@
 //! One file of the spool.
 
-use super::record::{HEAD, Item, Meta, Owner, Reader, header, read_header, record};
+use super::record::{HEAD, Item, MAX_HEADER, Meta, Owner, Reader, header, read_header, record};
 use super::thin::{self, Gone};
 use crate::feed::MAX_BATCH_BYTES;
 use crate::feed::batch::Sealed;
 use std::fs::{File, OpenOptions};
-use std::io::{self, Write as _};
+use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -85,11 +85,24 @@ pub(super) fn read_at(file: &File, at: u64) -> io::Result<Option<(Sealed, u64)>>
     })
 }
 
-/// Reads a segment that an earlier run left. `before`: the one before it.
+/// Whose a segment is, and the first number that it accounts for; `None`: its
+/// beginning cannot be read.
+fn beginning(dir: &Path, number: u64) -> Option<(Owner, u64)> {
+    let file = File::open(path(dir, number)).ok()?;
+    let mut head = Vec::new();
+    (&file).take(MAX_HEADER as u64).read_to_end(&mut head).ok()?;
+    let (owner, start) = read_header(&head).ok()?;
+    let (batch, _) = read_at(&file, start as u64).ok()??;
+    Some((owner, thin::first_of(&batch)?))
+}
+
+/// Reads a segment that an earlier run left. `before`: the one before it;
+/// `after`: the number of the one after it.
 pub(super) fn open(
     dir: &Path,
     number: u64,
     before: Option<&Segment>,
+    after: Option<u64>,
 ) -> io::Result<Result<Segment, Damaged>> {
     let path = path(dir, number);
     let length = std::fs::metadata(&path)?.len();
@@ -108,8 +121,9 @@ pub(super) fn open(
     };
     let mut segment = Segment::new(number, Arc::new(owner), start as u64);
     let mut reader = Reader::new(&bytes, start);
-    let mut damage = 0;
+    let (mut damage, mut at_end) = (0, false);
     while let Some((item, meta)) = reader.next_with_meta() {
+        at_end = matches!(item, Item::Damage(_));
         match item {
             Item::Batch(batch, end) => segment.add(&batch, meta, end as u64),
             Item::Damage(skipped) => damage += skipped,
@@ -123,7 +137,9 @@ pub(super) fn open(
         }
         return Ok(Ok(segment));
     }
-    let lost = segment.rewrite_damaged(dir, &bytes, start, (expected, 0))?;
+    let next = after.filter(|_| at_end).and_then(|after| beginning(dir, after));
+    let until = next.filter(|(owner, _)| *owner == *segment.owner).map_or(0, |(_, first)| first - 1);
+    let lost = segment.rewrite_damaged(dir, &bytes, start, (expected, until))?;
     Ok(Err(Damaged {
         segment: Some(segment),
         lost,

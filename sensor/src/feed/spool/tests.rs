@@ -178,6 +178,39 @@ fn a_record_cut_short_by_a_power_cut_is_told_and_the_rest_is_whole() {
 }
 
 #[test]
+fn damage_at_a_segments_end_is_counted_up_to_the_next_segment() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut spool, _) = open(dir.path(), "a");
+    let mut last = 0;
+    // Into the third segment.
+    while !segment::path(dir.path(), 3).exists() {
+        spool.append(batch(last + 1, 4)).unwrap();
+        last += 4;
+    }
+    drop(spool);
+    for number in [1, 2] {
+        let path = segment::path(dir.path(), number);
+        let length = fs::metadata(&path).unwrap().len();
+        fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(length - 7).unwrap();
+    }
+    let (mut spool, report) = open(dir.path(), "b");
+    assert_eq!((report.files.len(), spool.given().damaged), (2, 8), "{report:?}");
+    let all = rest(&mut spool);
+    assert!(all.is_sorted_by(|a, b| a.1.seq < b.1.seq));
+    let told: Vec<_> = all
+        .iter()
+        .filter_map(|(_, e)| match &e.body {
+            Some(Body::Loss(loss)) => Some((loss.count, loss.first_seq..=loss.last_seq)),
+            _ => None,
+        })
+        .collect();
+    let seen: BTreeSet<u64> =
+        all.iter().filter(|(_, e)| !matches!(e.body, Some(Body::Loss(_)))).map(|(_, e)| e.seq).collect();
+    assert!(told.iter().all(|(count, range)| *count == 4 && range.clone().count() == 4), "{told:?}");
+    assert!((1..=last).all(|seq| seen.contains(&seq) != told.iter().any(|(_, r)| r.contains(&seq))));
+}
+
+#[test]
 fn damage_while_it_runs_is_counted() {
     let dir = tempfile::tempdir().unwrap();
     let (mut spool, _) = open(dir.path(), "a");

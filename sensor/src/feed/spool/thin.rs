@@ -89,6 +89,16 @@ fn events(batch: &Sealed) -> Option<Vec<Event>> {
     }
 }
 
+/// The first number that a batch accounts for, told lost or there.
+pub(super) fn first_of(batch: &Sealed) -> Option<u64> {
+    let events = events(batch)?;
+    let first = |event: &Event| match &event.body {
+        Some(Body::Loss(loss)) if loss.first_seq > 0 => loss.first_seq.min(event.seq),
+        _ => event.seq,
+    };
+    events.iter().map(first).min()
+}
+
 /// Batches of these events, as few as they fit into.
 pub(super) fn seal(events: impl IntoIterator<Item = Event>) -> Vec<Sealed> {
     let (mut open, mut sealed) = (Open::default(), Vec::new());

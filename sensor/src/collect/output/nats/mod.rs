@@ -12,7 +12,7 @@ pub(in crate::collect) use positions::Shared;
 pub use settings::Settings;
 
 use super::part::Part;
-use super::{Batch, Delivered, Output, Settled};
+use super::{Batch, Delivered, Output, Settled, runtime};
 use crate::format::Format;
 use serde_json::Value;
 use std::io;
@@ -31,12 +31,8 @@ pub struct Nats {
 
 impl Nats {
     pub fn new(name: &str, settings: Settings, format: Format) -> io::Result<Nats> {
-        // One thread of its own: the server wants answers also between batches.
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(1)
-            .thread_name(format!("nats-{name}"))
-            .enable_all()
-            .build()?;
+        // The server wants answers also between batches.
+        let runtime = runtime(KIND, name)?;
         Ok(Nats { name: name.to_owned(), runtime, bus: Bus::new(settings, format), part: Part::default() })
     }
 }

@@ -9,7 +9,7 @@ pub mod settings;
 pub use settings::Settings;
 
 use super::part::Part;
-use super::{Batch, Delivered, Output, Settled};
+use super::{Batch, Delivered, Output, Settled, runtime};
 use exporter::Exporter;
 use metrics::Sums;
 use serde_json::Value;
@@ -31,13 +31,8 @@ pub struct Otlp {
 
 impl Otlp {
     pub fn new(name: &str, settings: Settings) -> io::Result<Otlp> {
-        // One thread of its own: metrics are sent and connections are kept alive
-        // also between batches.
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(1)
-            .thread_name(format!("otlp-{name}"))
-            .enable_all()
-            .build()?;
+        // Metrics are sent and connections are kept alive also between batches.
+        let runtime = runtime(KIND, name)?;
         let _inside = runtime.enter();
         let exporter = Exporter::new(settings.clone())?;
         let sums = settings.metrics.map(|every| Sums::start(exporter.channel(), settings, every));
