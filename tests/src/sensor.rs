@@ -53,6 +53,7 @@ impl Sensor {
     /// As [`Sensor::launch`], with more in its environment.
     pub fn launch_in(&self, arguments: &[&str], environment: &[(&str, PathBuf)]) -> Result<()> {
         let mut command = Command::new(binary()?);
+        command.env("MCP_SENSOR_RELEASE_ON_EXIT", "true");
         command.envs(environment.iter().map(|(name, value)| (name, value)));
         command.arg("run").arg("--policy").arg(self.policy_path());
         command.arg("--control").arg(self.control_path());

@@ -23,7 +23,7 @@ fn pinned(dir: &Path, hook: &str) -> Result<PathBuf> {
             if let Ok(found) = pinned(&path, hook) {
                 return Ok(found);
             }
-        } else if path.file_name().is_some_and(|n| n.to_string_lossy().starts_with(&format!("{hook}_"))) {
+        } else if path.ends_with(Path::new("links").join(hook)) {
             return Ok(path);
         }
     }

@@ -42,6 +42,7 @@ use crate::cli::RunArgs;
 use crate::cli::{Exit, Failure};
 use crate::control::{self, ControlSocket};
 use crate::event::{Body, Bus, Identity, Limits, now, pb};
+use crate::kernel::pins::{Pins, PinsError};
 use crate::kernel::{self, LoadError, Options};
 use crate::mcp::inventory;
 use crate::outputs::Outputs;
@@ -83,7 +84,7 @@ pub fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
 pub fn pin_directory(state_dir: &Path) -> PathBuf {
     let path = fs::canonicalize(state_dir).unwrap_or_else(|_| state_dir.to_owned());
     let name = hex::encode(&Sha256::digest(path.as_os_str().as_bytes())[..8]);
-    Path::new(kernel::load::BPFFS).join("mcp_sensor").join(name)
+    kernel::pins::all().join(name)
 }
 
 fn label_capacity(wanted: Option<u32>) -> u32 {
@@ -134,13 +135,23 @@ async fn serve(args: RunArgs) -> anyhow::Result<ExitCode> {
         .mode(0o700)
         .create(&args.state_dir)
         .map_err(|e| Failure::new(Exit::Failure, format!("{}: {e}", args.state_dir.display())))?;
-    let pins = pin_directory(&args.state_dir);
+    kernel::load::ensure_bpffs().map_err(|e| Failure::new(Exit::Prerequisite, e.to_string()))?;
+    let pin_dir = pin_directory(&args.state_dir);
+    let pins = Pins::take(&pin_dir).map_err(|e| match e {
+        PinsError::Held(_) => Failure::new(
+            Exit::Failure,
+            format!("a sensor with the state directory {} runs already", args.state_dir.display()),
+        )
+        .hint("stop it first, or give this one another --state-dir"),
+        PinsError::Io { .. } => Failure::new(Exit::Prerequisite, e.to_string()).hint("run as root"),
+    })?;
     let ids_file = args.state_dir.join("servers.json");
-    let before = pins.exists();
+    let before = pins.current()?.is_some();
     let (mut ids, names) = reload::known_ids(&ids_file, before).map_err(|error| {
         Failure::new(Exit::Failure, format!("{}: {error}", ids_file.display())).hint(format!(
-            "it names the servers whose labels are in the kernel; bring it back, or give up what is enforced: rm -r {}",
-            pins.display()
+            "it names the servers whose labels are in the kernel; bring it back, or let go of what is enforced: \
+             mcp-sensor release --state-dir {}",
+            args.state_dir.display()
         ))
     })?;
     let bundles = Bundles::open(&args)?;
@@ -174,7 +185,7 @@ async fn serve(args: RunArgs) -> anyhow::Result<ExitCode> {
         capture: args.capture,
         stdio_ring: args.stdio_ring << 20,
     };
-    let loaded_kernel = kernel::load(&options).map_err(|e| {
+    let loaded_kernel = kernel::load(options).map_err(|e| {
         let exit = if matches!(e, LoadError::Cgroup { .. }) { Exit::Failure } else { Exit::Prerequisite };
         Failure::new(exit, e.to_string()).hint("`mcp-sensor doctor` shows what this host lacks")
     })?;
@@ -182,7 +193,7 @@ async fn serve(args: RunArgs) -> anyhow::Result<ExitCode> {
     if args.strict && !degraded.is_empty() {
         let adopted = loaded_kernel.adopted;
         if !adopted {
-            loaded_kernel.attached.detach().ok();
+            loaded_kernel.attached.release().ok();
         }
         return Err(Failure::new(Exit::Prerequisite, format!("--strict: {}", degraded.join("; "))).into());
     }
@@ -307,10 +318,10 @@ async fn serve(args: RunArgs) -> anyhow::Result<ExitCode> {
     let _ = end.send(());
     let _ = control.await;
     core.look_for_candidates(false);
-    if args.keep {
-        info!("what is enforced stays in force");
+    if args.release_on_exit {
+        loaded_kernel.attached.release().context("cannot take the programs out of the kernel")?;
     } else {
-        loaded_kernel.attached.detach().context("cannot take the programs out of the kernel")?;
+        info!("what is enforced stays in force; `mcp-sensor release` lets go of it");
     }
     stop.store(true, Ordering::Release);
     let _ = reader.join();
