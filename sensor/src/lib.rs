@@ -14,5 +14,6 @@ pub mod kernel;
 pub mod mcp;
 pub mod metrics;
 pub mod outputs;
+pub mod panics;
 pub mod policy;
 pub mod tls;

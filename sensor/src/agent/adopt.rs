@@ -165,13 +165,13 @@ fn look(pid: u32, ppid: u32) -> Seen {
     Seen { ppid, exe: process::exe(pid), argv, cgroups: process::cgroup_names(&cgroups) }
 }
 
-/// Processes that bear a label, with it.
+/// Processes that bear a server's label, with it.
 pub fn labelled(maps: &Maps) -> Vec<(u32, Label)> {
     process::all()
         .into_iter()
         .filter_map(|pid| {
             let label = maps.tasks.get(&pid, 0).ok()?.0;
-            label.is_some().then_some((pid, label))
+            (label.is_some() && !super::canary::is_canary(label)).then_some((pid, label))
         })
         .collect()
 }

@@ -2,7 +2,9 @@
 //! ties records to servers, clients and users, and passes events on.
 
 mod adopt;
+mod away;
 mod bundles;
+pub mod canary;
 mod containment;
 mod content;
 mod core;
@@ -71,6 +73,7 @@ const HEARTBEAT: Duration = Duration::from_secs(60);
 const INVENTORY: Duration = Duration::from_secs(10);
 
 pub fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
+    crate::panics::end_the_process();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
@@ -234,12 +237,21 @@ async fn serve(args: RunArgs) -> anyhow::Result<ExitCode> {
     let reloader =
         Arc::new(Reloader::new(core.clone(), args.policy.clone(), ids_file, ids, names, (bundles, absent)));
     reloader.start(loaded).map_err(|e| Failure::new(Exit::Failure, e))?;
-    if loaded_kernel.adopted {
+    let adopted = loaded_kernel.adopted;
+    if adopted {
         info!("took over from an earlier agent");
         core.recover();
     }
     core.adopt_running();
+    let away = {
+        let policies = lock(&core.policies);
+        let mut maps = lock(&core.maps);
+        let told = if adopted { away::told(&maps, &policies) } else { None };
+        away::seen(&mut maps, &policies);
+        told
+    };
 
+    let health: std::cell::OnceCell<crate::health::Health> = std::cell::OnceCell::new();
     let state = |phase: pb::SensorPhase| {
         let current = core.in_force();
         let bundle = current.as_ref().and_then(|p| p.loaded.bundle.clone());
@@ -252,12 +264,31 @@ async fn serve(args: RunArgs) -> anyhow::Result<ExitCode> {
             hooks: hooks.iter().cloned().chain([service::stdio_hook(&core.stdio.shown())]).collect(),
             degraded: degraded.clone(),
             policy: current.as_ref().map(|p| p.hash.clone()).unwrap_or_default(),
-            generation: current.map_or(0, |p| p.generation.into()),
+            generation: current.as_ref().map_or(0, |p| p.generation.into()),
+            losses: core.lost(),
             ..Default::default()
         };
+        (state.enforced, state.audited) = core.modes();
+        if let Some(health) = health.get() {
+            state.not_ready = health.borrow().reasons().map(str::to_owned).collect();
+        }
+        let proof = lock(&core.proof);
+        (state.proven_unix_ns, state.proven_namespaces) = (proof.proven_unix_ns, proof.namespaces);
+        drop(proof);
+        if phase == pb::SensorPhase::Started {
+            state.away = away.clone();
+        }
         state.set_phase(phase);
         Body::SensorState(state)
     };
+    let canary = {
+        let (core, cgroup) = (core.clone(), cgroup.clone());
+        move |round| canary::round(&core, &cgroup, round)
+    };
+    if args.canary_interval > 0 {
+        let canary = canary.clone();
+        tokio::task::spawn_blocking(move || canary(0)).await?;
+    }
     bus.publish_now(state(pb::SensorPhase::Started));
 
     let stop = Arc::new(AtomicBool::new(false));
@@ -282,6 +313,7 @@ async fn serve(args: RunArgs) -> anyhow::Result<ExitCode> {
         std::thread::Builder::new().name("resets".to_owned()).spawn(move || reset::run(&core, &to_reset))?;
     }
     let checks = health::Checks::new(core.clone(), loaded_kernel.links, &loaded_kernel.hooks);
+    let _ = health.set(checks.health());
     let sources = gauges::Sources {
         core: core.clone(),
         reloader: reloader.clone(),
@@ -310,9 +342,20 @@ async fn serve(args: RunArgs) -> anyhow::Result<ExitCode> {
     std::io::stdout().flush()?;
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
 
+    let trying = tokio::spawn(async move {
+        let interval = Duration::from_secs(args.canary_interval.into());
+        let mut rounds = 1;
+        while !interval.is_zero() {
+            tokio::time::sleep(interval).await;
+            let canary = canary.clone();
+            let _ = tokio::task::spawn_blocking(move || canary(rounds)).await;
+            rounds += 1;
+        }
+    });
     let heartbeat = || bus.publish_now(state(pb::SensorPhase::Heartbeat));
     events_loop(&core, &reloader, &inventory_file, offered, checks, heartbeat).await?;
 
+    trying.abort();
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
     bus.publish_now(state(pb::SensorPhase::Stopping));
     let _ = end.send(());
@@ -446,7 +489,9 @@ struct Counted {
 /// Repeats and losses, from the kernel's counters.
 fn counters(core: &Core, counted: &mut Counted) {
     let (again, lost) = {
+        let policies = lock(&core.policies);
         let mut maps = lock(&core.maps);
+        away::seen(&mut maps, &policies);
         (counted.repeats.round(&mut maps), repeats::losses(&mut maps))
     };
     for (key, count) in again {

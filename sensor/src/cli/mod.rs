@@ -93,6 +93,9 @@ pub enum Command {
     #[command(subcommand)]
     Certs(CertsCommand),
     Completions(CompletionsArgs),
+    /// What the sensor starts to see whether it is refused.
+    #[command(hide = true)]
+    Canary,
     Man(ManArgs),
 }
 
@@ -231,6 +234,12 @@ pub struct RunArgs {
     /// sensor ends.
     #[arg(long, env = "MCP_SENSOR_RELEASE_ON_EXIT")]
     pub release_on_exit: bool,
+
+    /// How often a labelled child of the sensor tries what must be refused, in every network namespace
+    /// that servers use; what is not refused is a finding of severity `critical`, and the sensor is
+    /// not ready. 0: never.
+    #[arg(long, env = "MCP_SENSOR_CANARY_INTERVAL", value_name = "SECONDS", default_value = "60")]
+    pub canary_interval: u32,
 
     /// Refuse to start if anything, optional hooks included, cannot be enforced here.
     #[arg(long, env = "MCP_SENSOR_STRICT")]
@@ -483,6 +492,7 @@ pub fn main() -> ExitCode {
         Command::Release(args) => release::run(args),
         Command::Doctor(args) => doctor::run(args),
         Command::Certs(command) => certs::run(command),
+        Command::Canary => crate::agent::canary::child::run(),
         Command::Completions(args) => generate::completions(args),
         Command::Man(args) => generate::man(args),
     };
