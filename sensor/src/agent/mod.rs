@@ -69,6 +69,9 @@ use tracing::{info, warn};
 /// How often the kernel's counters are read.
 const COUNTERS: Duration = Duration::from_secs(2);
 const HEARTBEAT: Duration = Duration::from_secs(60);
+/// How long packet hooks of an earlier version stay for sockets that no
+/// descriptor led to when it was taken over from: longer than TCP gives up.
+const LINGER: Duration = Duration::from_secs(3600);
 /// How often what servers listed is written, if there is anything new.
 const INVENTORY: Duration = Duration::from_secs(10);
 
@@ -353,7 +356,8 @@ async fn serve(args: RunArgs) -> anyhow::Result<ExitCode> {
         }
     });
     let heartbeat = || bus.publish_now(state(pb::SensorPhase::Heartbeat));
-    events_loop(&core, &reloader, &inventory_file, offered, checks, heartbeat).await?;
+    events_loop(&core, &reloader, &inventory_file, offered, checks, heartbeat, &loaded_kernel.attached)
+        .await?;
 
     trying.abort();
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
@@ -384,6 +388,7 @@ async fn events_loop(
     mut offered: Option<tokio::sync::watch::Receiver<Vec<u8>>>,
     checks: health::Checks,
     heartbeat: impl Fn() -> u64,
+    attached: &kernel::Attached,
 ) -> anyhow::Result<()> {
     let checks = Arc::new(checks);
     let mut terminate = signal(SignalKind::terminate())?;
@@ -395,6 +400,8 @@ async fn events_loop(
     let mut saving = tokio::time::interval(INVENTORY);
     let mut beating = tokio::time::interval(HEARTBEAT);
     beating.reset();
+    let mut lingering = tokio::time::interval(LINGER);
+    lingering.reset();
     let counted = Arc::new(std::sync::Mutex::new(Counted::default()));
     loop {
         let changed = async {
@@ -427,6 +434,11 @@ async fn events_loop(
                 (files, watch) = watched_again(reloader, files, watch);
             }
             _ = beating.tick() => { heartbeat(); }
+            _ = lingering.tick() => match attached.end_lingering() {
+                Ok(true) => info!("the packet hooks of the version before are gone"),
+                Ok(false) => {}
+                Err(error) => warn!(%error, "the packet hooks of the version before stay"),
+            },
             _ = counting.tick() => {
                 let (core, counted, checks) = (core.clone(), counted.clone(), checks.clone());
                 let looking = tokio::task::spawn_blocking(move || {
