@@ -61,9 +61,9 @@ fn hammered(rounds: usize) {
         let (other, capacity) = (other_binary(), pid_max()?);
         for round in 0..rounds {
             if round % 3 == 2 {
-                sensor.stop()?
+                sensor.stop()?;
             } else {
-                sensor.kill()?
+                sensor.kill()?;
             }
             // Another size of the label map is another layout; so is another build.
             let size = (capacity + if round % 2 == 0 { 64 } else { 0 }).to_string();
