@@ -120,6 +120,16 @@ pub struct Counts {
     pub looks_missed: u64,
 }
 
+/// Two counters for each server.
+pub const VERDICTS_OF_ENTRIES: u32 = 2 * crate::policy::MAX_SERVERS;
+
+/// Where denials of a server are counted; those in audit apart. The first two
+/// are of no server.
+#[inline(always)]
+pub const fn verdicts_of(server: u16, verdict: u8) -> u32 {
+    2 * server as u32 + (verdict == crate::record::VERDICT_WOULD_DENY) as u32
+}
+
 /// Set in the instance numbers that user space gives out.
 pub const INSTANCE_BY_AGENT: u32 = 1 << 31;
 

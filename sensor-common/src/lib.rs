@@ -3,7 +3,7 @@
 //! allocation, no panics on the paths that the kernel programs use.
 //!
 //! Layouts are checked at compile time (`zerocopy` refuses padding; sizes are
-//! asserted), and the agent refuses a kernel object whose [`ABI`] differs.
+//! asserted).
 #![cfg_attr(not(any(test, feature = "user")), no_std)]
 
 pub mod addr;
@@ -21,9 +21,13 @@ pub mod stdio;
 pub mod tls;
 pub mod unix;
 
-/// Version of every layout in this crate; part of the name of the pin
-/// directory, so that two versions never share a map.
-pub const ABI: u32 = 5;
+/// Version of the layouts in this crate; part of the name of the pin directory.
+///
+/// A sensor takes over from one of another version, newer or older (see
+/// `kernel::carry`), if values of maps grow only at their end, zero there means
+/// what was before, and keys stay as they are. A map whose values come to mean
+/// something else gets another name.
+pub const ABI: u32 = if cfg!(feature = "other-layout") { 1006 } else { 6 };
 
 /// IANA protocol numbers that a labelled server may use.
 pub const TCP: u8 = 6;

@@ -20,6 +20,8 @@ pub const MAX_CIDRS: u32 = 262_144;
 
 /// The server id of whatever nobody declared.
 pub const SERVER_UNKNOWN: u16 = 1;
+/// Of the sensor's own children that try whether they are refused; profile `none`.
+pub const SERVER_CANARY: u16 = MAX_SERVERS as u16 - 1;
 
 pub const MODE_AUDIT: u8 = 0;
 pub const MODE_ENFORCE: u8 = 1;

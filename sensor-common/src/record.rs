@@ -330,6 +330,8 @@ pub struct Instance {
     /// it is looked up again. 0: none.
     pub verified: u32,
     pub _pad: u32,
+    #[cfg(feature = "other-layout")]
+    pub more: u64,
 }
 
 /// Some task of it had CAP_NET_ADMIN when it exec'ed: translation is not trusted.
@@ -347,6 +349,6 @@ const _: () = {
     assert!(size_of::<Exec>() == 48 + 32 + 16 + 256 + 512);
     assert!(size_of::<Exit>() == 56);
     assert!(size_of::<Released>() == 48 + 16 + 96 + 8);
-    assert!(size_of::<Instance>() == 88);
+    assert!(size_of::<Instance>() == if cfg!(feature = "other-layout") { 96 } else { 88 });
     assert!(size_of::<Addr>() == 16);
 };

@@ -69,6 +69,8 @@ pub struct Socket {
     /// The generation under which it was.
     pub cached_generation: u32,
     pub _pad: u32,
+    #[cfg(feature = "other-layout")]
+    pub more: u64,
 }
 
 /// A connection that waited in an accept queue when its listener was labelled:
@@ -87,5 +89,5 @@ pub struct Tuple {
 const _: () = {
     assert!(size_of::<Peer>() == 20);
     assert!(size_of::<Tuple>() == 40);
-    assert!(size_of::<Socket>() == 80);
+    assert!(size_of::<Socket>() == if cfg!(feature = "other-layout") { 88 } else { 80 });
 };

@@ -5,7 +5,7 @@ use crate::handover::Note;
 use crate::packet::Packet;
 use crate::record::Task;
 use crate::scratch::{About, Scratch};
-use crate::verdict::{NO_NAME, judge_name, take_token};
+use crate::verdict::{NO_NAME, count, judge_name, take_token};
 use crate::{atomic, kernel, label, policy, record, scratch};
 use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::helpers::generated::{bpf_get_socket_cookie, bpf_ktime_get_boot_ns};
@@ -146,6 +146,9 @@ pub unsafe extern "C" fn conclude_name(number: u32, hook: u32, qtype: u32) -> u3
         VERDICT_DENY
     };
     let ring = if allows { RING_TELEMETRY } else { RING_VERDICTS };
+    if !allows {
+        count(about.label.server(), verdict);
+    }
     if take_token(about.label, !allows) {
         record::emit_of::<NameVerdict>(ring, KIND_NAME, about.label, about.task, |r| {
             r.key.instance = about.label.instance();

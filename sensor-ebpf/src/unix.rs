@@ -4,7 +4,7 @@
 
 use crate::kernel::offset;
 use crate::record::{self, Task};
-use crate::verdict::take_token;
+use crate::verdict::{count, take_token};
 use crate::{identity, kernel, label, policy};
 use aya_ebpf::EbpfContext as _;
 use aya_ebpf::helpers::generated::{bpf_get_current_comm, bpf_probe_read_kernel};
@@ -140,6 +140,7 @@ fn name(ctx: &SockAddrContext) -> Option<Key<UnixName>> {
 #[inline(always)]
 fn conclude(label: Label, hook: Hook, reason: Reason, audit: bool, path: Option<&[u8; PATH_BYTES]>) -> i32 {
     let verdict = if audit { VERDICT_WOULD_DENY } else { VERDICT_DENY };
+    count(label.server(), verdict);
     if take_token(label, true) {
         record::emit_of::<UnixVerdict>(RING_VERDICTS, KIND_UNIX, label, Task::current(), |r| {
             r.rule = 0;

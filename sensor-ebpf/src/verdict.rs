@@ -5,9 +5,9 @@ use crate::record::{self, Task};
 use crate::{atomic, identity, kernel, label, policy};
 use aya_ebpf::helpers::generated::{bpf_get_current_comm, bpf_ktime_get_boot_ns};
 use aya_ebpf::macros::map;
-use aya_ebpf::maps::HashMap;
+use aya_ebpf::maps::{Array, HashMap};
 use sensor_common::addr::Addr;
-use sensor_common::kernel::Denial;
+use sensor_common::kernel::{Denial, VERDICTS_OF_ENTRIES, verdicts_of};
 use sensor_common::label::{Label, ROLE_SERVER};
 use sensor_common::name::NAMES_PER_ADDRESS;
 use sensor_common::policy::{
@@ -23,6 +23,23 @@ use sensor_common::{UDP, dns};
 /// Denials that were recorded once, and how often they came again.
 #[map]
 static DENIALS: HashMap<VerdictKey, Denial> = HashMap::with_max_entries(16384, 0);
+
+/// Denials of each server, and those that went through in audit; see `at`.
+#[map]
+static VERDICTS_OF: Array<u64> = Array::with_max_entries(VERDICTS_OF_ENTRIES, 0);
+/// What of [`VERDICTS_OF`] the agent has seen; the first entry is when
+/// (CLOCK_BOOTTIME). Its own: no program writes it.
+#[map]
+static VERDICTS_SEEN: Array<u64> = Array::with_max_entries(VERDICTS_OF_ENTRIES, 0);
+
+/// Counts a denial for whoever asks how many there were while no agent ran.
+#[inline(always)]
+pub(crate) fn count(server: u16, verdict: u8) {
+    if let Some(counter) = VERDICTS_OF.get_ptr_mut(verdicts_of(server, verdict)) {
+        // SAFETY: an aligned word in a map value.
+        atomic::add(counter, 1);
+    }
+}
 
 /// Records that one instance may add per [`REFILL_NS`]; a burst of as many
 /// again fits.
@@ -346,6 +363,7 @@ fn record<const TASK: bool>(facts: &Facts) {
         }
         return;
     }
+    count(key.server, key.verdict);
     if let Some(seen) = DENIALS.get_ptr_mut(key) {
         // SAFETY: an aligned word in a map value.
         atomic::add(unsafe { &raw mut (*seen).count }, 1);

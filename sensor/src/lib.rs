@@ -15,5 +15,6 @@ mod lock;
 pub mod mcp;
 pub mod metrics;
 pub mod outputs;
+pub mod panics;
 pub mod policy;
 pub mod tls;

@@ -8,6 +8,7 @@ pub mod dns;
 pub mod drivers;
 pub mod events;
 pub mod frame;
+pub mod link;
 pub mod mcp;
 pub mod names;
 pub mod network;

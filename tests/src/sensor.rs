@@ -52,7 +52,10 @@ impl Sensor {
 
     /// As [`Sensor::launch`], with more in its environment.
     pub fn launch_in(&self, arguments: &[&str], environment: &[(&str, PathBuf)]) -> Result<()> {
-        let mut command = Command::new(binary()?);
+        let other =
+            environment.iter().find(|(name, _)| *name == "MCP_SENSOR_BIN").map(|(_, path)| path.clone());
+        let mut command = Command::new(other.map_or_else(binary, Ok)?);
+        command.env("MCP_SENSOR_RELEASE_ON_EXIT", "true");
         command.envs(environment.iter().map(|(name, value)| (name, value)));
         command.arg("run").arg("--policy").arg(self.policy_path());
         command.arg("--control").arg(self.control_path());
@@ -227,6 +230,12 @@ pub fn binary() -> Result<PathBuf> {
     let path = target()?.join("release/mcp-sensor");
     ensure!(path.exists(), "{} is missing: run `cargo xtask build`, or set MCP_SENSOR_BIN", path.display());
     Ok(path)
+}
+
+/// A build whose maps are laid out differently (`cargo xtask build --other-layout`):
+/// `MCP_SENSOR_OTHER_BIN`, or none.
+pub fn other_binary() -> Option<PathBuf> {
+    std::env::var_os("MCP_SENSOR_OTHER_BIN").map(PathBuf::from)
 }
 
 /// The workspace's `target`.

@@ -1,54 +1,17 @@
 //! A sensor says that it is healthy only while it holds its servers.
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use mcp_sensor_tests::bed::Bed;
+use mcp_sensor_tests::link::{detach, pinned};
 use mcp_sensor_tests::policy::Policy;
 use mcp_sensor_tests::sensor::Sensor;
 use mcp_sensor_tests::spec::must;
-use std::ffi::CString;
-use std::fs;
-use std::io::{self, Read as _, Write as _};
+use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::os::unix::ffi::OsStrExt as _;
-use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 /// Loaded machines included; the sensor looks every two seconds.
 const PATIENCE: Duration = Duration::from_secs(60);
-
-fn pinned(dir: &Path, hook: &str) -> Result<PathBuf> {
-    for entry in fs::read_dir(dir)?.flatten() {
-        let path = entry.path();
-        if path.is_dir() {
-            if let Ok(found) = pinned(&path, hook) {
-                return Ok(found);
-            }
-        } else if path.file_name().is_some_and(|n| n.to_string_lossy().starts_with(&format!("{hook}_"))) {
-            return Ok(path);
-        }
-    }
-    Err(anyhow::anyhow!("no link of {hook} below {}", dir.display()))
-}
-
-fn bpf(command: i64, attr: &[u64; 18]) -> io::Result<i64> {
-    // SAFETY: the attribute is as long as announced, and its pointer lives.
-    let done = unsafe { libc::syscall(libc::SYS_bpf, command, attr.as_ptr(), size_of_val(attr)) };
-    if done < 0 { Err(io::Error::last_os_error()) } else { Ok(done) }
-}
-
-/// As `bpftool link detach` does.
-fn detach(link: &Path) -> Result<()> {
-    const BPF_OBJ_GET: i64 = 7;
-    const BPF_LINK_DETACH: i64 = 34;
-    let path = CString::new(link.as_os_str().as_bytes())?;
-    let mut attr = [0; 18];
-    attr[0] = path.as_ptr() as u64;
-    let fd = bpf(BPF_OBJ_GET, &attr).context("BPF_OBJ_GET")?;
-    let mut attr = [0; 18];
-    attr[0] = fd as u64;
-    bpf(BPF_LINK_DETACH, &attr).context("BPF_LINK_DETACH")?;
-    Ok(())
-}
 
 fn get(address: SocketAddr, path: &str) -> Result<String> {
     let mut stream = TcpStream::connect(address)?;

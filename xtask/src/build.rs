@@ -1,6 +1,10 @@
 //! The kernel object, then user space with the object inside.
 
-use std::{ffi::OsString, fs, path::Path};
+use std::{
+    ffi::OsString,
+    fs,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context, Result, bail};
 use object::{Object, ObjectSymbol};
@@ -86,6 +90,29 @@ fn refuse_panics(object: &[u8], path: &Path) -> Result<()> {
         );
     }
     Ok(())
+}
+
+/// A sensor whose maps are laid out differently, for tests of upgrades; see
+/// `other-layout` in sensor-common. The workspace's own binary is left as it was.
+pub(crate) fn other_layout(debug: bool) -> Result<PathBuf> {
+    const FEATURE: [&str; 2] = ["--features", "other-layout"];
+    let object = workspace::bpf().join("other-layout.o");
+    cargo_for_kernel("build", &["--bin", "sensor-ebpf", FEATURE[0], FEATURE[1]])?;
+    let built = workspace::bpf().join(TARGET).join("release/sensor-ebpf");
+    put(&fs::read(&built).with_context(|| format!("cannot read {}", built.display()))?, &object)?;
+    let mut cargo = toolchain::cargo();
+    cargo.args(["build", "--package", "mcp-sensor", "--target-dir"]).arg(workspace::target()).args(FEATURE);
+    if !debug {
+        cargo.arg("--release");
+    }
+    step::run_visible(cargo.env("MCP_SENSOR_EBPF_OBJECT", &object))?;
+    let other = workspace::target().join("other-layout").join("mcp-sensor");
+    fs::create_dir_all(other.parent().context("no directory")?)?;
+    fs::copy(workspace::sensor_binary(debug), &other)?;
+    // Puts the other one's place right again: nothing is compiled for it.
+    user(debug)?;
+    step::say(format!("built {}", other.display()));
+    Ok(other)
 }
 
 /// Writes only what changed, so that an unchanged object rebuilds nothing.

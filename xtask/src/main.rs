@@ -37,6 +37,9 @@ enum Task {
         /// Build the kernel object only
         #[arg(long)]
         kernel: bool,
+        /// Build target/other-layout/mcp-sensor, whose maps are laid out differently: for tests of upgrades
+        #[arg(long)]
+        other_layout: bool,
     },
     /// Real servers held to a policy, before your eyes
     Demo,
@@ -93,6 +96,7 @@ fn main() -> ExitCode {
     let done = match arguments.command {
         Task::Setup => setup::all(),
         Task::Build { kernel: true, .. } => build::kernel(),
+        Task::Build { other_layout: true, debug, .. } => build::other_layout(debug).map(drop),
         Task::Build { debug, .. } => build::all(debug),
         Task::Demo => demo::all(),
         Task::Test { full, filter } => test::all(&test::Options { full, filter }),

@@ -122,7 +122,7 @@ fn end_to_end(options: &Options) -> Result<Tally> {
     mount_bpffs()?;
     command.arg("--show-output");
     if options.full {
-        command.arg("--include-ignored");
+        command.arg("--include-ignored").env("MCP_SENSOR_OTHER_BIN", build::other_layout(false)?);
     }
     command.args(&options.filter).env("MCP_SENSOR_BIN", workspace::sensor_binary(false));
     run(&mut command, options.full)

@@ -4,6 +4,7 @@
 use super::process::{self, Stat};
 use super::wires;
 use crate::kernel::maps::{Maps, Shared};
+use crate::kernel::pidfd::{owned, pidfd_open, sockets_of};
 use crate::policy::recognise::Recogniser;
 use aya::maps::MapError;
 use nix::sys::socket::{AddressFamily, SockaddrLike as _, SockaddrStorage, getsockname};
@@ -14,7 +15,7 @@ use sensor_common::socket::{SOCKET_ADOPTED, SOCKET_INBOUND, Socket, Tuple};
 use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::io::{self, BufRead as _, Read as _};
-use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
+use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::time::Duration;
 
 /// A process as it was seen.
@@ -164,13 +165,13 @@ fn look(pid: u32, ppid: u32) -> Seen {
     Seen { ppid, exe: process::exe(pid), argv, cgroups: process::cgroup_names(&cgroups) }
 }
 
-/// Processes that bear a label, with it.
+/// Processes that bear a server's label, with it.
 pub fn labelled(maps: &Maps) -> Vec<(u32, Label)> {
     process::all()
         .into_iter()
         .filter_map(|pid| {
             let label = maps.tasks.get(&pid, 0).ok()?.0;
-            label.is_some().then_some((pid, label))
+            (label.is_some() && !super::canary::is_canary(label)).then_some((pid, label))
         })
         .collect()
 }
@@ -216,16 +217,6 @@ pub fn sockets(maps: &mut Maps, pid: u32, label: Label) -> u64 {
         missed += note_queued(maps, pid, label, &relabelled);
     }
     missed
-}
-
-/// Copies of a process's sockets, of any family, one after the other.
-pub fn sockets_of(pid: u32, pidfd: &OwnedFd) -> io::Result<impl Iterator<Item = io::Result<OwnedFd>>> {
-    let entries = fs::read_dir(format!("/proc/{pid}/fd"))?;
-    Ok(entries.flatten().filter_map(move |entry| {
-        let is_socket = fs::read_link(entry.path()).is_ok_and(|t| t.to_string_lossy().starts_with("socket:"));
-        let number = entry.file_name().to_str().and_then(|n| n.parse().ok())?;
-        is_socket.then(|| pidfd_getfd(pidfd, number))
-    }))
 }
 
 fn is_alive(pid: u32) -> bool {
@@ -357,31 +348,6 @@ pub fn netns_cookie(fd: &OwnedFd) -> u64 {
         )
     };
     if ret == 0 { value } else { 0 }
-}
-
-pub fn pidfd_open(pid: u32) -> io::Result<OwnedFd> {
-    // SAFETY: no memory is passed.
-    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
-    owned(fd)
-}
-
-pub fn pidfd_getfd(pidfd: &OwnedFd, number: i32) -> io::Result<OwnedFd> {
-    // SAFETY: no memory is passed.
-    let fd = unsafe { libc::syscall(libc::SYS_pidfd_getfd, pidfd.as_raw_fd(), number, 0) };
-    owned(fd)
-}
-
-pub fn kill(pidfd: &OwnedFd) {
-    // SAFETY: no memory is passed.
-    unsafe { libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_raw_fd(), libc::SIGKILL, 0, 0) };
-}
-
-fn owned(fd: libc::c_long) -> io::Result<OwnedFd> {
-    if fd < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: a descriptor that the kernel just made for us.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
 }
 
 /// Cookie of the network namespace that a process is in, seen without entering

@@ -5,7 +5,7 @@ use super::core::{Core, lock};
 use super::process;
 use super::session::Violation;
 use crate::event::{Body, now};
-use crate::kernel::tables;
+use crate::kernel::{pidfd, tables};
 use crate::policy::OnViolation;
 use sensor_common::label::Label;
 use std::sync::Arc;
@@ -42,9 +42,9 @@ impl Core {
             for pid in alive {
                 // By descriptor, and only while the label is still there: its
                 // number may be another's by now.
-                let Ok(pidfd) = adopt::pidfd_open(pid) else { continue };
+                let Ok(pidfd) = pidfd::pidfd_open(pid) else { continue };
                 if self.labels.of(pid).is_some_and(|l| l.instance() == label.instance()) {
-                    adopt::kill(&pidfd);
+                    pidfd::kill(&pidfd);
                 }
             }
         }

@@ -1,6 +1,7 @@
 //! What the parts of the agent share: maps, policies, instances, the bus.
 
 use super::adopt;
+use super::canary::{self, Proof};
 use super::discovery;
 use super::identity::Identities;
 use super::instances::{Instance, Instances, instance_id};
@@ -23,7 +24,7 @@ use sensor_common::addr::Addr;
 use sensor_common::identity::FileId;
 use sensor_common::kernel::INSTANCE_BY_AGENT;
 use sensor_common::label::Label;
-use sensor_common::policy::{MODE_ENFORCE, Reason};
+use sensor_common::policy::{MODE_ENFORCE, Reason, SERVER_CANARY, SERVER_UNKNOWN};
 use sensor_common::record::{
     EXEC_MOVED, EXEC_NEW_INSTANCE, EXEC_ROLE_CHANGED, EXEC_UNVERIFIED, Exec, INSTANCE_HASHED, NameVerdict,
     Verdict, VerdictKey,
@@ -55,6 +56,7 @@ pub struct Core {
     pub inventory: Mutex<Inventory>,
     /// Losses since the start, for `status`.
     pub losses: Mutex<BTreeMap<(String, String), u64>>,
+    pub proof: Mutex<Proof>,
     /// When the rings were looked at last, CLOCK_BOOTTIME.
     pub turned: AtomicI64,
     next_instance: AtomicU32,
@@ -93,6 +95,7 @@ impl Core {
             told: Mutex::default(),
             inventory: Mutex::new(inventory),
             losses: Mutex::default(),
+            proof: Mutex::default(),
             turned: AtomicI64::new(0),
             next_instance: AtomicU32::new(INSTANCE_BY_AGENT | seed << 4),
         }
@@ -114,6 +117,9 @@ impl Core {
 
     /// One record of a ring; `time` is its own, UTC.
     pub fn record(&self, time: i64, record: &Record) {
+        if canary::is_canary(record.label()) {
+            return;
+        }
         match record {
             Record::Verdict(r) => {
                 let body = self.verdict(r);
@@ -200,6 +206,9 @@ impl Core {
 
     /// More of a denial that is known.
     pub fn repeat(&self, key: &VerdictKey, count: u64) {
+        if key.server == SERVER_CANARY {
+            return;
+        }
         let policies = lock(&self.policies);
         let mut instances = lock(&self.instances);
         let mut r = Verdict { key: *key, ..Default::default() };
@@ -622,6 +631,34 @@ impl Core {
                 _ => maps.instances.insert(number, Shared(instance), 0),
             };
         }
+    }
+
+    /// Since the start.
+    pub fn lost(&self) -> Vec<pb::Loss> {
+        let losses = lock(&self.losses);
+        let loss = |((place, reason), count): (&(String, String), &u64)| pb::Loss {
+            r#where: place.clone(),
+            reason: reason.clone(),
+            count: *count,
+            ..Default::default()
+        };
+        losses.iter().map(loss).collect()
+    }
+
+    /// How many declared servers are in enforce, and in audit, as it is now.
+    pub fn modes(&self) -> (u32, u32) {
+        let policies = lock(&self.policies);
+        let Some(policy) = policies.current() else { return (0, 0) };
+        let maps = lock(&self.maps);
+        let declared = policy.compiled().servers.iter().filter(|(id, ..)| *id != SERVER_UNKNOWN);
+        let (mut enforced, mut audited) = (0, 0);
+        for (id, ..) in declared {
+            match tables::server(&maps, policy.generation, *id) {
+                Some(server) if server.mode == MODE_ENFORCE => enforced += 1,
+                _ => audited += 1,
+            }
+        }
+        (enforced, audited)
     }
 
     pub fn in_force(&self) -> Option<Arc<InForce>> {

@@ -1,12 +1,15 @@
 //! Whether this sensor holds its servers to the policy: its hooks are where they
 //! were attached, its rings are read, a policy is in force.
 
-use super::core::Core;
+use super::canary::alarm;
+use super::core::{Core, lock};
+use crate::event::Body;
 use crate::health::{self, Health, State};
 use crate::kernel::links::Links;
 use crate::kernel::{Hook, HookState};
-use std::sync::Arc;
+use std::collections::HashSet;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::sync::watch;
 
@@ -19,6 +22,8 @@ pub struct Checks {
     /// Core hooks that never were attached.
     missing: Vec<String>,
     state: watch::Sender<State>,
+    /// Hooks whose end was told.
+    told: Mutex<HashSet<&'static str>>,
 }
 
 impl Checks {
@@ -27,7 +32,13 @@ impl Checks {
             HookState::Attached => None,
             HookState::Failed(reason) => Some(format!("{}: {} ({reason})", hook.name, hook.without)),
         });
-        let checks = Checks { core, links, missing: missing.collect(), state: watch::Sender::default() };
+        let checks = Checks {
+            core,
+            links,
+            missing: missing.collect(),
+            state: watch::Sender::default(),
+            told: Mutex::default(),
+        };
         checks.look();
         checks
     }
@@ -51,7 +62,12 @@ impl Checks {
                 "the hook `{hook}` is not attached any more: somebody detached it, or its cgroup is gone; \
                  restart the sensor"
             ));
+            if lock(&self.told).insert(hook) {
+                let detail = format!("the hook `{hook}` is not attached any more");
+                self.core.bus.publish_now(Body::Finding(alarm("hook_detached", &detail)));
+            }
         }
+        state.not_ready.extend(lock(&self.core.proof).broken.iter().cloned());
         health::change(&self.state, |shown| *shown = state);
     }
 }

@@ -8,6 +8,7 @@ use super::process;
 use super::reset;
 use crate::event::{Body, pb};
 use crate::kernel::maps::Shared;
+use crate::kernel::pidfd::{pidfd_getfd, pidfd_open};
 use crate::mcp::http::{Candidate, Said};
 use crate::mcp::{Era, Sender};
 use crate::policy::compile::UNKNOWN;
@@ -195,7 +196,7 @@ fn holder(port: u16, cookie: u64) -> Option<Holder> {
             let inode = target.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok()?;
             let address = *listening.get(&inode)?;
             let number = entry.file_name().to_str()?.parse().ok()?;
-            let socket = adopt::pidfd_getfd(&adopt::pidfd_open(*pid).ok()?, number).ok()?;
+            let socket = pidfd_getfd(&pidfd_open(*pid).ok()?, number).ok()?;
             (reset::cookie_of(&socket)? == cookie).then_some(address)
         });
         if let (Some(address), Some(stat)) = (held, process::stat(*pid)) {

@@ -2,7 +2,9 @@
 //! ties records to servers, clients and users, and passes events on.
 
 mod adopt;
+mod away;
 mod bundles;
+pub mod canary;
 mod containment;
 mod content;
 mod core;
@@ -42,6 +44,7 @@ use crate::cli::RunArgs;
 use crate::cli::{Exit, Failure};
 use crate::control::{self, ControlSocket};
 use crate::event::{Body, Bus, Identity, Limits, now, pb};
+use crate::kernel::pins::{Pins, PinsError};
 use crate::kernel::{self, LoadError, Options};
 use crate::mcp::inventory;
 use crate::outputs::Outputs;
@@ -66,10 +69,14 @@ use tracing::{info, warn};
 /// How often the kernel's counters are read.
 const COUNTERS: Duration = Duration::from_secs(2);
 const HEARTBEAT: Duration = Duration::from_secs(60);
+/// How long packet hooks of an earlier version stay for sockets that no
+/// descriptor led to when it was taken over from: longer than TCP gives up.
+const LINGER: Duration = Duration::from_secs(3600);
 /// How often what servers listed is written, if there is anything new.
 const INVENTORY: Duration = Duration::from_secs(10);
 
 pub fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
+    crate::panics::end_the_process();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
@@ -83,7 +90,7 @@ pub fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
 pub fn pin_directory(state_dir: &Path) -> PathBuf {
     let path = fs::canonicalize(state_dir).unwrap_or_else(|_| state_dir.to_owned());
     let name = hex::encode(&Sha256::digest(path.as_os_str().as_bytes())[..8]);
-    Path::new(kernel::load::BPFFS).join("mcp_sensor").join(name)
+    kernel::pins::all().join(name)
 }
 
 fn label_capacity(wanted: Option<u32>) -> u32 {
@@ -134,13 +141,23 @@ async fn serve(args: RunArgs) -> anyhow::Result<ExitCode> {
         .mode(0o700)
         .create(&args.state_dir)
         .map_err(|e| Failure::new(Exit::Failure, format!("{}: {e}", args.state_dir.display())))?;
-    let pins = pin_directory(&args.state_dir);
+    kernel::load::ensure_bpffs().map_err(|e| Failure::new(Exit::Prerequisite, e.to_string()))?;
+    let pin_dir = pin_directory(&args.state_dir);
+    let pins = Pins::take(&pin_dir).map_err(|e| match e {
+        PinsError::Held(_) => Failure::new(
+            Exit::Failure,
+            format!("a sensor with the state directory {} runs already", args.state_dir.display()),
+        )
+        .hint("stop it first, or give this one another --state-dir"),
+        PinsError::Io { .. } => Failure::new(Exit::Prerequisite, e.to_string()).hint("run as root"),
+    })?;
     let ids_file = args.state_dir.join("servers.json");
-    let before = pins.exists();
+    let before = pins.current()?.is_some();
     let (mut ids, names) = reload::known_ids(&ids_file, before).map_err(|error| {
         Failure::new(Exit::Failure, format!("{}: {error}", ids_file.display())).hint(format!(
-            "it names the servers whose labels are in the kernel; bring it back, or give up what is enforced: rm -r {}",
-            pins.display()
+            "it names the servers whose labels are in the kernel; bring it back, or let go of what is enforced: \
+             mcp-sensor release --state-dir {}",
+            args.state_dir.display()
         ))
     })?;
     let bundles = Bundles::open(&args)?;
@@ -174,7 +191,7 @@ async fn serve(args: RunArgs) -> anyhow::Result<ExitCode> {
         capture: args.capture,
         stdio_ring: args.stdio_ring << 20,
     };
-    let loaded_kernel = kernel::load(&options).map_err(|e| {
+    let loaded_kernel = kernel::load(options).map_err(|e| {
         let exit = if matches!(e, LoadError::Cgroup { .. }) { Exit::Failure } else { Exit::Prerequisite };
         Failure::new(exit, e.to_string()).hint("`mcp-sensor doctor` shows what this host lacks")
     })?;
@@ -182,7 +199,7 @@ async fn serve(args: RunArgs) -> anyhow::Result<ExitCode> {
     if args.strict && !degraded.is_empty() {
         let adopted = loaded_kernel.adopted;
         if !adopted {
-            loaded_kernel.attached.detach().ok();
+            loaded_kernel.attached.release().ok();
         }
         return Err(Failure::new(Exit::Prerequisite, format!("--strict: {}", degraded.join("; "))).into());
     }
@@ -223,12 +240,21 @@ async fn serve(args: RunArgs) -> anyhow::Result<ExitCode> {
     let reloader =
         Arc::new(Reloader::new(core.clone(), args.policy.clone(), ids_file, ids, names, (bundles, absent)));
     reloader.start(loaded).map_err(|e| Failure::new(Exit::Failure, e))?;
-    if loaded_kernel.adopted {
+    let adopted = loaded_kernel.adopted;
+    if adopted {
         info!("took over from an earlier agent");
         core.recover();
     }
     core.adopt_running();
+    let away = {
+        let policies = lock(&core.policies);
+        let mut maps = lock(&core.maps);
+        let told = if adopted { away::told(&maps, &policies) } else { None };
+        away::seen(&mut maps, &policies);
+        told
+    };
 
+    let health: std::cell::OnceCell<crate::health::Health> = std::cell::OnceCell::new();
     let state = |phase: pb::SensorPhase| {
         let current = core.in_force();
         let bundle = current.as_ref().and_then(|p| p.loaded.bundle.clone());
@@ -241,12 +267,31 @@ async fn serve(args: RunArgs) -> anyhow::Result<ExitCode> {
             hooks: hooks.iter().cloned().chain([service::stdio_hook(&core.stdio.shown())]).collect(),
             degraded: degraded.clone(),
             policy: current.as_ref().map(|p| p.hash.clone()).unwrap_or_default(),
-            generation: current.map_or(0, |p| p.generation.into()),
+            generation: current.as_ref().map_or(0, |p| p.generation.into()),
+            losses: core.lost(),
             ..Default::default()
         };
+        (state.enforced, state.audited) = core.modes();
+        if let Some(health) = health.get() {
+            state.not_ready = health.borrow().reasons().map(str::to_owned).collect();
+        }
+        let proof = lock(&core.proof);
+        (state.proven_unix_ns, state.proven_namespaces) = (proof.proven_unix_ns, proof.namespaces);
+        drop(proof);
+        if phase == pb::SensorPhase::Started {
+            state.away = away.clone();
+        }
         state.set_phase(phase);
         Body::SensorState(state)
     };
+    let canary = {
+        let (core, cgroup) = (core.clone(), cgroup.clone());
+        move |round| canary::round(&core, &cgroup, round)
+    };
+    if args.canary_interval > 0 {
+        let canary = canary.clone();
+        tokio::task::spawn_blocking(move || canary(0)).await?;
+    }
     bus.publish_now(state(pb::SensorPhase::Started));
 
     let stop = Arc::new(AtomicBool::new(false));
@@ -271,6 +316,7 @@ async fn serve(args: RunArgs) -> anyhow::Result<ExitCode> {
         std::thread::Builder::new().name("resets".to_owned()).spawn(move || reset::run(&core, &to_reset))?;
     }
     let checks = health::Checks::new(core.clone(), loaded_kernel.links, &loaded_kernel.hooks);
+    let _ = health.set(checks.health());
     let sources = gauges::Sources {
         core: core.clone(),
         reloader: reloader.clone(),
@@ -299,18 +345,30 @@ async fn serve(args: RunArgs) -> anyhow::Result<ExitCode> {
     std::io::stdout().flush()?;
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
 
+    let trying = tokio::spawn(async move {
+        let interval = Duration::from_secs(args.canary_interval.into());
+        let mut rounds = 1;
+        while !interval.is_zero() {
+            tokio::time::sleep(interval).await;
+            let canary = canary.clone();
+            let _ = tokio::task::spawn_blocking(move || canary(rounds)).await;
+            rounds += 1;
+        }
+    });
     let heartbeat = || bus.publish_now(state(pb::SensorPhase::Heartbeat));
-    events_loop(&core, &reloader, &inventory_file, offered, checks, heartbeat).await?;
+    events_loop(&core, &reloader, &inventory_file, offered, checks, heartbeat, &loaded_kernel.attached)
+        .await?;
 
+    trying.abort();
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
     bus.publish_now(state(pb::SensorPhase::Stopping));
     let _ = end.send(());
     let _ = control.await;
     core.look_for_candidates(false);
-    if args.keep {
-        info!("what is enforced stays in force");
+    if args.release_on_exit {
+        loaded_kernel.attached.release().context("cannot take the programs out of the kernel")?;
     } else {
-        loaded_kernel.attached.detach().context("cannot take the programs out of the kernel")?;
+        info!("what is enforced stays in force; `mcp-sensor release` lets go of it");
     }
     stop.store(true, Ordering::Release);
     let _ = reader.join();
@@ -330,6 +388,7 @@ async fn events_loop(
     mut offered: Option<tokio::sync::watch::Receiver<Vec<u8>>>,
     checks: health::Checks,
     heartbeat: impl Fn() -> u64,
+    attached: &kernel::Attached,
 ) -> anyhow::Result<()> {
     let checks = Arc::new(checks);
     let mut terminate = signal(SignalKind::terminate())?;
@@ -341,6 +400,8 @@ async fn events_loop(
     let mut saving = tokio::time::interval(INVENTORY);
     let mut beating = tokio::time::interval(HEARTBEAT);
     beating.reset();
+    let mut lingering = tokio::time::interval(LINGER);
+    lingering.reset();
     let counted = Arc::new(std::sync::Mutex::new(Counted::default()));
     loop {
         let changed = async {
@@ -373,6 +434,11 @@ async fn events_loop(
                 (files, watch) = watched_again(reloader, files, watch);
             }
             _ = beating.tick() => { heartbeat(); }
+            _ = lingering.tick() => match attached.end_lingering() {
+                Ok(true) => info!("the packet hooks of the version before are gone"),
+                Ok(false) => {}
+                Err(error) => warn!(%error, "the packet hooks of the version before stay"),
+            },
             _ = counting.tick() => {
                 let (core, counted, checks) = (core.clone(), counted.clone(), checks.clone());
                 let looking = tokio::task::spawn_blocking(move || {
@@ -435,7 +501,9 @@ struct Counted {
 /// Repeats and losses, from the kernel's counters.
 fn counters(core: &Core, counted: &mut Counted) {
     let (again, lost) = {
+        let policies = lock(&core.policies);
         let mut maps = lock(&core.maps);
+        away::seen(&mut maps, &policies);
         (counted.repeats.round(&mut maps), repeats::losses(&mut maps))
     };
     for (key, count) in again {

@@ -2,9 +2,9 @@
 //! drops the segment that carries it, and TCP would send it again for minutes
 //! before the program hears of it; disconnected, it is told at once.
 
-use super::adopt::{pidfd_open, sockets_of};
 use super::core::Core;
 use super::process;
+use crate::kernel::pidfd::{pidfd_open, sockets_of};
 use sensor_common::TCP;
 use sensor_common::record::{NameVerdict, VERDICT_DENY};
 use std::io;
@@ -246,7 +246,7 @@ mod tests {
     /// Copying another process's descriptor is not everybody's.
     fn may_copy() -> bool {
         let mut child = Command::new("cat").stdin(Stdio::piped()).spawn().expect("cat");
-        let copied = pidfd_open(child.id()).and_then(|pidfd| super::super::adopt::pidfd_getfd(&pidfd, 0));
+        let copied = pidfd_open(child.id()).and_then(|pidfd| crate::kernel::pidfd::pidfd_getfd(&pidfd, 0));
         drop(child.stdin.take());
         child.wait().expect("end");
         match copied {

@@ -116,15 +116,6 @@ impl control::Agent for Service {
         let core = self.core.clone();
         let labelled = blocking(move || adopt::labelled(&lock(&core.maps)).len()).await?;
         let servers = self.core.in_force().map_or(0, |p| p.compiled().servers.len());
-        let losses = lock(&self.core.losses)
-            .iter()
-            .map(|((place, reason), count)| pb::Loss {
-                r#where: place.clone(),
-                reason: reason.clone(),
-                count: *count,
-                ..Default::default()
-            })
-            .collect();
         Ok(pb::StatusResponse {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
@@ -135,7 +126,7 @@ impl control::Agent for Service {
             policy: Some(self.policy_state()),
             hooks: self.hooks.iter().cloned().chain([stdio_hook(&self.core.stdio.shown())]).collect(),
             degraded: self.degraded.clone(),
-            losses,
+            losses: self.core.lost(),
             servers: servers as u32,
             instances: lock(&self.core.instances).len() as u32,
             labelled_tasks: labelled as u32,

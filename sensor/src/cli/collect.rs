@@ -112,6 +112,7 @@ enum Store {
 }
 
 pub(super) fn run(args: &CollectArgs) -> anyhow::Result<ExitCode> {
+    crate::panics::end_the_process();
     let file = args.publish.as_ref().or(args.outputs.as_ref());
     if args.check && file.is_none() {
         let failure = Failure::new(Exit::Usage, "--check: there is no file to check".to_owned());

@@ -19,6 +19,8 @@ pub enum Exit {
     Denied = 8,
     /// `status --check`: it does not do its work.
     NotReady = 9,
+    /// A defect of this program: it ended itself, with a report.
+    Panic = 70,
     CannotExecute = 126,
     CommandNotFound = 127,
 }
@@ -35,6 +37,7 @@ Exit codes:
   7    no such server, file or record
   8    `policy explain`: denied
   9    `status --check`: not ready
+  70   a defect of this program, which ended itself; the report on stderr is what a maintainer needs
   126  `exec`: the command cannot be executed
   127  `exec`: the command was not found";
 

@@ -16,6 +16,7 @@ mod log;
 mod names;
 mod output;
 mod policy;
+mod release;
 mod servers;
 mod status;
 mod tls;
@@ -87,10 +88,14 @@ pub enum Command {
     #[command(subcommand)]
     Policy(PolicyCommand),
     Mode(ModeArgs),
+    Release(ReleaseArgs),
     Doctor(DoctorArgs),
     #[command(subcommand)]
     Certs(CertsCommand),
     Completions(CompletionsArgs),
+    /// What the sensor starts to see whether it is refused.
+    #[command(hide = true)]
+    Canary,
     Man(ManArgs),
 }
 
@@ -224,10 +229,17 @@ pub struct RunArgs {
     #[arg(long, env = "MCP_SENSOR_STDIO_LINGER", value_name = "SECONDS", default_value = "300")]
     pub stdio_linger: u32,
 
-    /// Leave everything enforced when the sensor is stopped. Without it SIGTERM and SIGINT take
-    /// the programs out of the kernel; after a crash they always stay.
-    #[arg(long, env = "MCP_SENSOR_KEEP")]
-    pub keep: bool,
+    /// Let go of every server when the sensor is told to end (SIGTERM, SIGINT), as `mcp-sensor
+    /// release` does. Without it what is enforced stays in the kernel until then, also when the
+    /// sensor ends.
+    #[arg(long, env = "MCP_SENSOR_RELEASE_ON_EXIT")]
+    pub release_on_exit: bool,
+
+    /// How often a labelled child of the sensor tries what must be refused, in every network namespace
+    /// that servers use; what is not refused is a finding of severity `critical`, and the sensor is
+    /// not ready. 0: never.
+    #[arg(long, env = "MCP_SENSOR_CANARY_INTERVAL", value_name = "SECONDS", default_value = "60")]
+    pub canary_interval: u32,
 
     /// Refuse to start if anything, optional hooks included, cannot be enforced here.
     #[arg(long, env = "MCP_SENSOR_STRICT")]
@@ -409,6 +421,30 @@ pub struct ModeArgs {
     pub output: OutputArgs,
 }
 
+/// Let go of every server: take the sensor's programs and maps out of the kernel (needs root).
+///
+/// What a sensor enforces stays in force when it ends, is killed or upgraded. This is the way to
+/// end it: labels, policy and counters go, and nothing is judged any more. Refused while the sensor
+/// runs.
+#[derive(Args, Debug, Clone)]
+#[command(after_help = "Examples:
+  systemctl stop mcp-sensor && mcp-sensor release
+  mcp-sensor release --state-dir /tmp/s
+  mcp-sensor release --pins /sys/fs/bpf/mcp_sensor/0123456789abcdef -o json")]
+pub struct ReleaseArgs {
+    /// State directory of the sensor, as `run` was given it.
+    #[arg(long, env = "MCP_SENSOR_STATE_DIR", value_name = "DIR", default_value = DEFAULT_STATE_DIR)]
+    pub state_dir: PathBuf,
+    /// The pin directory itself, where its state directory is not known any more.
+    #[arg(long, value_name = "DIR", conflicts_with = "state_dir")]
+    pub pins: Option<PathBuf>,
+    /// Also while a sensor runs that holds it: it goes on running, and enforces nothing.
+    #[arg(long)]
+    pub force: bool,
+    #[command(flatten)]
+    pub output: OutputArgs,
+}
+
 /// What this host can enforce: each prerequisite and each hook.
 #[derive(Args, Debug, Clone)]
 pub struct DoctorArgs {
@@ -453,8 +489,10 @@ pub fn main() -> ExitCode {
         Command::Top(args) => top::run(args),
         Command::Policy(command) => policy::run(command),
         Command::Mode(args) => servers::mode(args),
+        Command::Release(args) => release::run(args),
         Command::Doctor(args) => doctor::run(args),
         Command::Certs(command) => certs::run(command),
+        Command::Canary => crate::agent::canary::child::run(),
         Command::Completions(args) => generate::completions(args),
         Command::Man(args) => generate::man(args),
     };

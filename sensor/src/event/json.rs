@@ -176,6 +176,7 @@ pub fn severity_name(severity: pb::Severity) -> &'static str {
         pb::Severity::Low => "low",
         pb::Severity::Medium => "medium",
         pb::Severity::High => "high",
+        pb::Severity::Critical => "critical",
     }
 }
 
@@ -352,7 +353,21 @@ impl<M: SerializeMap> Fields<M> {
                 self.text("policy", &s.policy)?;
                 self.number("generation", s.generation)?;
                 self.number("bundle_version", s.bundle_version)?;
-                self.text("bundle", &s.bundle)
+                self.text("bundle", &s.bundle)?;
+                self.number("enforced", s.enforced.into())?;
+                self.number("audited", s.audited.into())?;
+                self.list("not_ready", &s.not_ready)?;
+                if !s.losses.is_empty() {
+                    self.always("losses", &s.losses.iter().map(LossOf).collect::<Vec<_>>())?;
+                }
+                if s.proven_unix_ns != 0 {
+                    self.always("proven", &Time(s.proven_unix_ns))?;
+                    self.number("proven_namespaces", s.proven_namespaces.into())?;
+                }
+                match &s.away {
+                    Some(away) => self.always("away", &AwayOf(away)),
+                    None => Ok(()),
+                }
             }
             Body::Finding(f) => {
                 self.always("kind", &f.kind)?;
@@ -438,6 +453,41 @@ impl Serialize for Hook<'_> {
         fields.always("name", &self.0.name)?;
         fields.always("status", hook_status_name(self.0.status()))?;
         fields.text("detail", &self.0.detail)?;
+        fields.0.end()
+    }
+}
+
+struct LossOf<'a>(&'a pb::Loss);
+
+impl Serialize for LossOf<'_> {
+    fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        let mut fields = Fields(s.serialize_map(None)?);
+        fields.always("where", &self.0.r#where)?;
+        fields.always("reason", &self.0.reason)?;
+        fields.always("count", &self.0.count)?;
+        fields.0.end()
+    }
+}
+
+struct AwayOf<'a>(&'a pb::Away);
+
+impl Serialize for AwayOf<'_> {
+    fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        let mut fields = Fields(s.serialize_map(None)?);
+        fields.always("since", &Time(self.0.since_unix_ns))?;
+        fields.always("servers", &self.0.servers.iter().map(AwayServerOf).collect::<Vec<_>>())?;
+        fields.0.end()
+    }
+}
+
+struct AwayServerOf<'a>(&'a pb::AwayServer);
+
+impl Serialize for AwayServerOf<'_> {
+    fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        let mut fields = Fields(s.serialize_map(None)?);
+        fields.always("server", &self.0.server)?;
+        fields.always("denied", &self.0.denied)?;
+        fields.always("would_denied", &self.0.would_denied)?;
         fields.0.end()
     }
 }

@@ -130,6 +130,7 @@ pub fn severity(body: &Body) -> SeverityNumber {
     }
     match body {
         Body::Finding(f) => match f.severity() {
+            pb::Severity::Critical => SeverityNumber::Fatal,
             pb::Severity::High => SeverityNumber::Error,
             pb::Severity::Medium => SeverityNumber::Warn,
             pb::Severity::Low => SeverityNumber::Info2,

@@ -3,6 +3,7 @@
 
 use super::capture::{Capture, CaptureError};
 use super::load::{self, HookState, LoadError, Options};
+use super::pins::{self, Pins};
 use super::{OBJECT, btf, cgroup};
 use crate::event::pb::HookStatus;
 use std::collections::HashMap;
@@ -241,39 +242,33 @@ fn hooks(root: &Path) -> Vec<Check> {
             return vec![check("hooks", true, Err(why))];
         }
     };
-    let pins = Path::new(load::BPFFS).join(format!("mcp-sensor-doctor-{}", std::process::id()));
+    let pins = match Pins::take(&pins::all().join(format!("doctor_{}", std::process::id()))) {
+        Ok(pins) => pins,
+        Err(error) => return vec![check("hooks", true, Err((error.to_string(), "run as root")))],
+    };
+    let root = pins.root().to_owned();
     let options = Options {
         cgroup: scratch.0.clone(),
-        pins: pins.clone(),
+        pins,
         label_capacity: 1024,
         allow_degraded: true,
         capture: None,
         stdio_ring: 1 << 20,
     };
-    let loaded = load::load(&options);
+    let loaded = load::load(options);
     let checks = match &loaded {
         Ok(loaded) => loaded.hooks.iter().map(hook).chain([stdio(&loaded.capture)]).collect(),
         Err(error) => vec![check("hooks", true, Err((error.to_string(), fix_of(error))))],
     };
     let removed = match loaded {
-        Ok(loaded) => loaded.attached.detach(),
-        Err(_) => Ok(()),
+        Ok(loaded) => loaded.attached.release(),
+        // It may have failed half way.
+        Err(_) => Pins::take(&root).and_then(Pins::release).map(drop),
     };
-    // `load` makes a directory of its own below; also where it failed half way.
-    if let Err(error) = removed.and_then(|()| remove_all(&pins)) {
-        tracing::warn!(path = %pins.display(), %error, "pins stay behind");
+    if let Err(error) = removed {
+        tracing::warn!(path = %root.display(), %error, "pins stay behind");
     }
     checks
-}
-
-fn remove_all(pins: &Path) -> std::io::Result<()> {
-    if !pins.exists() {
-        return Ok(());
-    }
-    for entry in fs::read_dir(pins)? {
-        load::remove_pins(&entry?.path())?;
-    }
-    fs::remove_dir(pins)
 }
 
 fn hook(hook: &load::Hook) -> Check {
@@ -306,7 +301,8 @@ fn fix_of(error: &LoadError) -> &'static str {
         LoadError::Btf(_) => "use a kernel with CONFIG_DEBUG_INFO_BTF",
         LoadError::Load(_) | LoadError::Maps(_) => "report it with the kernel's version",
         LoadError::Cgroup { .. } => "give a cgroup v2 with --cgroup",
-        LoadError::Bpffs { .. } => "mount -t bpf bpf /sys/fs/bpf",
+        LoadError::Bpffs { .. } | LoadError::Pins(_) => "mount -t bpf bpf /sys/fs/bpf",
+        LoadError::Carry(_) => "mcp-sensor release",
         LoadError::Hook { .. } => "run it as root",
     }
 }

@@ -2,21 +2,23 @@
 //! left in place.
 //!
 //! Maps and links are pinned: they outlive the agent. A start finds them,
-//! loads its own programs over the same maps, attaches those, and only then
+//! loads its own programs over the same maps (`carry`: those that are laid out
+//! differently now are filled from the old ones), attaches those, and only then
 //! drops the old links, so that no call goes unjudged in between.
 
 use super::capture::{Backend, Capture, CaptureError};
+use super::carry::{self, CarryError};
 use super::gauges::Gauges;
 use super::links::{Link, Links};
 use super::maps::{Labels, LearnedNames, Maps, MapsError, Rings, Wires};
+use super::pins::{Pins, PinsError};
 use super::{Identifier, OBJECT, btf, sys};
 use aya::maps::ProgramArray;
 use aya::programs::Program;
 use aya::{EbpfError, EbpfLoader};
 use aya_obj::Object;
-use sensor_common::ABI;
 use std::collections::{HashMap, HashSet};
-use std::fs::{self, File};
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -40,6 +42,10 @@ pub enum LoadError {
     Cgroup { path: PathBuf, source: io::Error },
     #[error("bpffs: {path}: {source}")]
     Bpffs { path: PathBuf, source: io::Error },
+    #[error(transparent)]
+    Pins(#[from] PinsError),
+    #[error(transparent)]
+    Carry(#[from] CarryError),
     #[error(
         "core hook `{hook}` cannot be attached: {reason}\n\
          needed: root or CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON; `mcp-sensor doctor` shows each hook; \
@@ -121,7 +127,7 @@ const UNIX: [(&str, u32); 2] = [("unix_connect", 49), ("unix_sendmsg", 50)];
 pub struct Options {
     pub cgroup: PathBuf,
     /// Where maps and links are pinned.
-    pub pins: PathBuf,
+    pub pins: Pins,
     /// Thread groups that can bear a label without overflow.
     pub label_capacity: u32,
     pub allow_degraded: bool,
@@ -153,42 +159,25 @@ pub struct Loaded {
 
 /// Programs and links. Dropping it leaves what is pinned in place.
 pub struct Attached {
-    pins: PathBuf,
+    pins: Pins,
     _ebpf: aya::Ebpf,
     _links: Vec<OwnedFd>,
 }
 
 impl Attached {
     /// Takes everything out of the kernel again.
-    pub fn detach(self) -> io::Result<()> {
-        let pins = self.pins.clone();
-        drop(self);
-        remove_pins(&pins)?;
-        // Only if no other version left something there.
-        if let Some(parent) = pins.parent() {
-            let _ = fs::remove_dir(parent);
-        }
-        Ok(())
+    pub fn release(self) -> Result<(), PinsError> {
+        let Attached { pins, _ebpf: ebpf, _links: links } = self;
+        drop((ebpf, links));
+        pins.release().map(drop)
     }
-}
 
-/// Removes what is pinned at `pins`: links first, or programs would judge by
-/// maps that nobody can reach.
-pub fn remove_pins(pins: &Path) -> io::Result<()> {
-    if !pins.exists() {
-        return Ok(());
+    /// Ends packet hooks of an earlier version that stayed for sockets which
+    /// no descriptor led to. True: there were some.
+    pub fn end_lingering(&self) -> Result<bool, PinsError> {
+        let any = !self.pins.lingering()?.is_empty();
+        self.pins.remove_lingering().map(|()| any)
     }
-    for sub in ["links", "maps"] {
-        let dir = pins.join(sub);
-        if !dir.exists() {
-            continue;
-        }
-        for entry in fs::read_dir(&dir)? {
-            fs::remove_file(entry?.path())?;
-        }
-        fs::remove_dir(&dir)?;
-    }
-    fs::remove_dir(pins)
 }
 
 /// Mounts bpffs where it belongs, if nobody has.
@@ -205,35 +194,42 @@ pub fn ensure_bpffs() -> Result<(), LoadError> {
         .map_err(|e| fail(e.into()))
 }
 
-/// Loads and attaches everything.
-pub fn load(options: &Options) -> Result<Loaded, LoadError> {
+/// Loads and attaches everything. Where that fails, what was in force before
+/// stays so.
+pub fn load(options: Options) -> Result<Loaded, LoadError> {
     if OBJECT.is_empty() {
         return Err(LoadError::NoObject);
     }
     let mut offsets = btf::offsets()?;
     (offsets.scope_level, offsets.scope) = super::cgroup::place(&options.cgroup)
         .map_err(|source| LoadError::Cgroup { path: options.cgroup.clone(), source })?;
-    ensure_bpffs()?;
-    let pins = options.pins.join(format!("v{ABI}_{}", options.label_capacity));
-    let links_dir = pins.join("links");
-    let maps_dir = pins.join("maps");
-    for dir in [&links_dir, &maps_dir] {
-        fs::create_dir_all(dir).map_err(|source| LoadError::Bpffs { path: dir.clone(), source })?;
-    }
-    let old: HashSet<PathBuf> = listing(&links_dir)?;
-    let adopted = maps_dir.join("STATE").exists();
+    let taken = options.pins.current()?;
+    let building = options.pins.begin()?;
+    let wanted = wanted(&options)?;
+    let apart = match &taken {
+        Some(taken) => carry::share(taken, &building, &wanted)?,
+        None => carry::Apart::default(),
+    };
 
     let mut loader = EbpfLoader::new();
     loader
         .override_global("OFFSETS", offsets.as_bytes(), true)
         .map_max_entries("TASKS", options.label_capacity)
         .map_max_entries("STDIO", options.stdio_ring);
-    let names = map_names();
     // Without an agent nothing goes into the ring of wires.
-    for name in names.iter().filter(|name| *name != "STDIO") {
-        loader.map_pin_path(name, maps_dir.join(name));
+    for map in wanted.iter().filter(|map| map.name != "STDIO") {
+        loader.map_pin_path(&map.name, building.map(&map.name));
     }
     let mut ebpf = loader.load(OBJECT)?;
+    let carried = match &taken {
+        Some(taken) => {
+            apart.pair(taken, |name| ebpf.map(name).and_then(map_fd)?.try_clone_to_owned().ok())?
+        }
+        None => None,
+    };
+    if let Some(carried) = &carried {
+        carried.tables()?;
+    }
 
     let cgroup = File::open(&options.cgroup)
         .map_err(|source| LoadError::Cgroup { path: options.cgroup.clone(), source })?;
@@ -242,7 +238,7 @@ pub fn load(options: &Options) -> Result<Loaded, LoadError> {
     let mut keep = |hook: Hook, link: Result<OwnedFd, String>| -> Result<(), LoadError> {
         let mut hook = hook;
         let pinned = link.and_then(|fd| {
-            sys::pin(fd.as_fd(), &fresh(&links_dir, hook.name))
+            sys::pin(fd.as_fd(), &building.link(hook.name))
                 .map(|()| fd)
                 .map_err(|e| format!("cannot pin it: {e}"))
         });
@@ -298,13 +294,12 @@ pub fn load(options: &Options) -> Result<Loaded, LoadError> {
         keep(Hook { name, core: false, without, state: HookState::Attached }, link)?;
     }
     debug!(elapsed_ms = started.elapsed().as_millis(), "programs verified and attached");
-    // The new links judge; the old may go.
-    for path in old {
-        debug!(path = %path.display(), "dropping the link of an earlier agent");
-        fs::remove_file(&path).map_err(|source| LoadError::Bpffs { path, source })?;
+    if let Some(carried) = &carried {
+        carried.labels()?;
     }
+    // The new links judge; the old may go.
+    options.pins.commit(&building, carried.is_some_and(|carried| carried.sockets_apart()))?;
     hooks.append(&mut handed);
-    remove_siblings(&options.pins, &pins);
     let labels = Labels::open(&ebpf)?;
     let names = LearnedNames::open(&ebpf)?;
     let identifier = program("identify").and_then(|fd| Identifier::open(&ebpf, fd));
@@ -316,7 +311,7 @@ pub fn load(options: &Options) -> Result<Loaded, LoadError> {
         programs.filter_map(|name| Some((name, program_fd(&ebpf, name).ok()?.try_clone_to_owned().ok()?)));
     let gauges = Gauges::open(&ebpf, programs.collect());
     let (maps, rings) = Maps::take(&mut ebpf)?;
-    let attached = Attached { pins, _ebpf: ebpf, _links: links };
+    let attached = Attached { pins: options.pins, _ebpf: ebpf, _links: links };
     Ok(Loaded {
         maps,
         rings,
@@ -326,41 +321,18 @@ pub fn load(options: &Options) -> Result<Loaded, LoadError> {
         capture,
         wires,
         hooks,
-        adopted,
+        adopted: taken.is_some(),
         attached,
         links: Links(watched),
         gauges,
     })
 }
 
-/// What another version, or another capacity, left there.
-fn remove_siblings(parent: &Path, own: &Path) {
-    let Ok(entries) = fs::read_dir(parent) else { return };
-    for path in entries.flatten().map(|e| e.path()).filter(|p| p != own) {
-        if let Err(error) = remove_pins(&path) {
-            tracing::warn!(path = %path.display(), %error, "cannot remove the pins of another version");
-        }
-    }
-}
-
-fn listing(dir: &Path) -> Result<HashSet<PathBuf>, LoadError> {
-    let fail = |source| LoadError::Bpffs { path: dir.to_path_buf(), source };
-    fs::read_dir(dir).map_err(fail)?.map(|e| e.map(|e| e.path()).map_err(fail)).collect()
-}
-
-/// Names of the object's own maps; the compiler's sections are not shared.
-fn map_names() -> Vec<String> {
-    match Object::parse(OBJECT) {
-        Ok(object) => object.maps.keys().filter(|n| !n.starts_with('.')).cloned().collect(),
-        Err(_) => Vec::new(), // the loader says why
-    }
-}
-
-/// A name for a new link that no older one has: bpffs knows no dots.
-fn fresh(dir: &Path, name: &str) -> PathBuf {
-    let stamp =
-        std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_nanos());
-    dir.join(format!("{name}_{stamp}"))
+/// The object's own maps; the compiler's sections are not shared.
+fn wanted(options: &Options) -> Result<Vec<carry::Wanted>, LoadError> {
+    let object = Object::parse(OBJECT).map_err(|e| LoadError::Load(e.into()))?;
+    let chosen = HashMap::from([("TASKS", options.label_capacity), ("STDIO", options.stdio_ring)]);
+    Ok(carry::wanted(&object, &chosen))
 }
 
 /// The whole chain: aya's outermost message hides the errno.

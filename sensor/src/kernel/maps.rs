@@ -79,6 +79,8 @@ pub struct Maps {
     pub denials: HashMap<MapData, Shared<VerdictKey>, Shared<Denial>>,
     pub losses: PerCpuArray<MapData, u64>,
     pub reported: Array<MapData, u64>,
+    pub verdicts_of: Array<MapData, u64>,
+    pub verdicts_seen: Array<MapData, u64>,
     /// For the one call that aya has no name for, see `sys::take`.
     pub(super) denials_fd: OwnedFd,
 }
@@ -252,6 +254,8 @@ impl Maps {
             denials: take!("DENIALS"),
             losses: take!("LOSSES"),
             reported: take!("REPORTED"),
+            verdicts_of: take!("VERDICTS_OF"),
+            verdicts_seen: take!("VERDICTS_SEEN"),
         };
         Ok((
             maps,

@@ -3,6 +3,7 @@
 
 pub mod btf;
 pub mod capture;
+mod carry;
 pub mod cgroup;
 pub mod doctor;
 pub mod gauges;
@@ -11,6 +12,8 @@ pub mod links;
 pub mod load;
 pub mod maps;
 pub mod object;
+pub mod pidfd;
+pub mod pins;
 pub mod record;
 mod sys;
 pub mod tables;

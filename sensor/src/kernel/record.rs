@@ -1,6 +1,7 @@
 //! Records of the rings, from bytes to types. Pure: a record that is short, of
 //! an unknown kind or of another size is an error, never undefined behaviour.
 
+use sensor_common::label::Label;
 use sensor_common::listener::{Look, PIECE_BYTES};
 use sensor_common::record::{
     Exec, Exit, Header, KIND_CANDIDATE, KIND_CHUNK, KIND_EXEC, KIND_EXIT, KIND_LOOK, KIND_MET, KIND_NAME,
@@ -51,6 +52,12 @@ pub fn parse(bytes: &[u8]) -> Result<Record, RecordError> {
         KIND_RELEASED => Record::Released(Box::new(whole(bytes, &header)?)),
         kind => return Err(RecordError::Kind(kind)),
     })
+}
+
+impl Record {
+    pub fn label(&self) -> Label {
+        self.header().label
+    }
 }
 
 /// A record of the ring of wires.

@@ -6,6 +6,9 @@ use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 
+const BPF_MAP_LOOKUP_ELEM: i64 = 1;
+const BPF_MAP_UPDATE_ELEM: i64 = 2;
+const BPF_OBJ_GET: i64 = 7;
 const BPF_MAP_LOOKUP_AND_DELETE_ELEM: i64 = 21;
 const BPF_MAP_GET_NEXT_KEY: i64 = 4;
 const BPF_PROG_LOAD: i64 = 5;
@@ -205,6 +208,48 @@ pub(super) fn take(map: BorrowedFd<'_>, key: &[u8], value: &mut [u8]) -> io::Res
     match bpf(BPF_MAP_LOOKUP_AND_DELETE_ELEM, &mut attr) {
         Ok(_) => Ok(true),
         Err(e) if e.raw_os_error() == Some(libc::ENOENT) => Ok(false),
+        Err(e) => Err(e),
+    }
+}
+
+/// A map or link by its path in bpffs.
+pub(super) fn open_pinned(path: &Path) -> io::Result<OwnedFd> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    let pathname: *const c_char = path.as_ptr();
+    let fd = bpf(BPF_OBJ_GET, &mut words(&[(0, pathname as u64)]))?;
+    // SAFETY: a descriptor that the kernel just made for us.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+}
+
+/// `value` holds at least as much as the map's values (of a per-CPU map: those
+/// of all CPUs).
+pub(super) fn lookup(map: BorrowedFd<'_>, key: &[u8], value: &mut [u8]) -> io::Result<()> {
+    let mut attr = words(&[
+        (0, pair(map.as_raw_fd() as u32, 0)),
+        (1, key.as_ptr() as u64),
+        (2, value.as_mut_ptr() as u64),
+    ]);
+    bpf(BPF_MAP_LOOKUP_ELEM, &mut attr).map(drop)
+}
+
+/// As [`lookup`].
+pub(super) fn update(map: BorrowedFd<'_>, key: &[u8], value: &[u8]) -> io::Result<()> {
+    let mut attr =
+        words(&[(0, pair(map.as_raw_fd() as u32, 0)), (1, key.as_ptr() as u64), (2, value.as_ptr() as u64)]);
+    bpf(BPF_MAP_UPDATE_ELEM, &mut attr).map(drop)
+}
+
+/// The key after `key`, or the first; `None`: there is no other.
+pub(super) fn next_key(map: BorrowedFd<'_>, key: Option<&[u8]>, size: usize) -> io::Result<Option<Vec<u8>>> {
+    let mut next = vec![0; size];
+    let mut attr = words(&[
+        (0, pair(map.as_raw_fd() as u32, 0)),
+        (1, key.map_or(0, |key| key.as_ptr() as u64)),
+        (2, next.as_mut_ptr() as u64),
+    ]);
+    match bpf(BPF_MAP_GET_NEXT_KEY, &mut attr) {
+        Ok(_) => Ok(Some(next)),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(e) => Err(e),
     }
 }

@@ -9,8 +9,8 @@ use sensor_common::identity::{FileId, IdentityKey};
 use sensor_common::kernel::State;
 use sensor_common::name::NameKey;
 use sensor_common::policy::{
-    BIND, CidrKey, INBOUND, LaunchKey, MAX_PORT_SETS, MAX_PROFILES, MAX_RANGES, MAX_SERVERS, PortRange,
-    PortSet, Profile, SERVER_UNKNOWN, Server, slot,
+    BIND, CidrKey, INBOUND, LaunchKey, MAX_PORT_SETS, MAX_PROFILES, MAX_RANGES, MAX_SERVERS, MODE_ENFORCE,
+    PortRange, PortSet, Profile, SERVER_CANARY, SERVER_UNKNOWN, Server, slot,
 };
 use sensor_common::record::Instance;
 use sensor_common::unix::UnixKey;
@@ -114,9 +114,13 @@ pub fn install(maps: &mut Maps, generation: u32, compiled: &Compiled) -> Result<
     }
     let servers: HashMap<u16, Server> = compiled.servers.iter().map(|(id, _, s)| (*id, *s)).collect();
     let unknown = servers.get(&SERVER_UNKNOWN).copied().unwrap_or_default();
+    let canary = Server { valid: 1, mode: MODE_ENFORCE, ..Server::default() };
     for id in 1..MAX_SERVERS {
         // A server that the policy no longer declares is one nobody declared.
-        let server = servers.get(&(id as u16)).copied().unwrap_or(unknown);
+        let server = match id as u16 {
+            SERVER_CANARY => canary,
+            id => servers.get(&id).copied().unwrap_or(unknown),
+        };
         maps.servers.set(slot(generation, id, MAX_SERVERS), Shared(server), 0).map_err(at("SERVERS"))?;
     }
     let mut state = maps.state.get(&0, 0).map_err(at("STATE"))?.0;

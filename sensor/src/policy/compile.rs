@@ -11,8 +11,8 @@ use super::ports::PortSets;
 use super::tools::{Capture, Messages, OnViolation, ToolVerdict};
 use super::variants::{Variant, Variants};
 use sensor_common::policy::{
-    MAX_CIDRS, MAX_PROFILES, MAX_SERVERS, MODE_AUDIT, MODE_ENFORCE, PROFILE_NAMES, PROFILE_NONE,
-    PROFILE_RULES, PROFILE_SELF, PROFILE_UNRESTRICTED, PortSet, SERVER_HASHED, SERVER_LAUNCHES,
+    MAX_CIDRS, MAX_PROFILES, MODE_AUDIT, MODE_ENFORCE, PROFILE_NAMES, PROFILE_NONE, PROFILE_RULES,
+    PROFILE_SELF, PROFILE_UNRESTRICTED, PortSet, SERVER_CANARY, SERVER_HASHED, SERVER_LAUNCHES,
     SERVER_UNKNOWN, UNIX_DEFAULT, UNIX_OPEN, UNIX_STRICT,
 };
 use sensor_common::unix::{MAX_UNIX_RULES, POWER, POWER_SOCKETS, UnixRule};
@@ -41,7 +41,7 @@ impl Ids {
     /// Takes over an id that a running kernel state already uses. False: the
     /// id or the name is taken otherwise.
     pub fn restore(&mut self, name: &str, id: u16) -> bool {
-        if id <= SERVER_UNKNOWN || u32::from(id) >= MAX_SERVERS {
+        if id <= SERVER_UNKNOWN || id >= SERVER_CANARY {
             return false;
         }
         if let Some(known) = self.by_name.get(name) {
@@ -59,7 +59,7 @@ impl Ids {
         if let Some(id) = self.by_name.get(name) {
             return Some(*id);
         }
-        if u32::from(self.next) >= MAX_SERVERS {
+        if self.next >= SERVER_CANARY {
             return None;
         }
         let id = self.next;
@@ -198,7 +198,7 @@ pub fn compile(policy: &Policy, host: &Host, ids: &mut Ids) -> Result<Compiled, 
              policies declared since the agent started",
             server.name,
             policy.servers.len(),
-            MAX_SERVERS - 2
+            SERVER_CANARY - 2
         );
         let error = Diagnostic::error(server.position, server.path.clone(), message)
             .help("declare fewer servers; if names came and went, restart the agent");

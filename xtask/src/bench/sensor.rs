@@ -62,6 +62,7 @@ impl Sensor {
             .arg(dir.join("state"))
             .arg("--cgroup")
             .arg(cgroup)
+            .arg("--release-on-exit")
             .args(more)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())

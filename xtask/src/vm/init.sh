@@ -93,7 +93,7 @@ nc -ll -p 7001 -e cat >/dev/null 2>&1 &
 start() {
     : >/run/said
     mcp-sensor run --policy /policy.yaml --control /run/control.sock --state-dir /run/state \
-        --events /run/events "$@" >/run/said 2>/run/log &
+        --events /run/events --release-on-exit "$@" >/run/said 2>/run/log &
     sensor=$!
     waited=0
     while ! grep -qx ready /run/said; do

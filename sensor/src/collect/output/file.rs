@@ -253,7 +253,13 @@ const KINDS: &[&str] = &[nats::KIND, ndjson::KIND, otlp::KIND, syslog::KIND, web
 
 fn filter(context: &mut Context<'_>, raw: &RawFilter) -> Option<Filter> {
     let verdicts = [pb::Verdict::Allow, pb::Verdict::Deny, pb::Verdict::WouldDeny];
-    let severities = [pb::Severity::Info, pb::Severity::Low, pb::Severity::Medium, pb::Severity::High];
+    let severities = [
+        pb::Severity::Info,
+        pb::Severity::Low,
+        pb::Severity::Medium,
+        pb::Severity::High,
+        pb::Severity::Critical,
+    ];
     let lists = [
         ("types", &raw.types),
         ("servers", &raw.servers),

@@ -144,6 +144,7 @@ pub fn finding(f: &pb::Finding, event: &Event, record: &mut Record, rest: &mut R
         pb::Severity::Low => LOW,
         pb::Severity::Medium => MEDIUM,
         pb::Severity::High => HIGH,
+        pb::Severity::Critical => CRITICAL,
     });
     rest.drop_all(&["severity"]);
     let kind = rest.text("kind");

@@ -48,6 +48,7 @@ pub const INFORMATIONAL: Captioned = (1, "Informational");
 pub const LOW: Captioned = (2, "Low");
 pub const MEDIUM: Captioned = (3, "Medium");
 pub const HIGH: Captioned = (4, "High");
+pub const CRITICAL: Captioned = (5, "Critical");
 
 /// `action_id` and the `disposition_id` that goes with it.
 pub type Control = (Captioned, Captioned);

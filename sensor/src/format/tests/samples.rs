@@ -113,6 +113,18 @@ fn time(f: &mut dyn Fill) -> i64 {
     i64::try_from(f.number() >> 1).unwrap()
 }
 
+fn loss(f: &mut dyn Fill) -> pb::Loss {
+    pb::Loss {
+        r#where: f.text(),
+        reason: f.text(),
+        count: f.number(),
+        denials: f.number(),
+        first_seq: f.number(),
+        last_seq: f.number(),
+        types: (0..f.length()).map(|_| pb::TypeCount { r#type: f.text(), count: f.number() }).collect(),
+    }
+}
+
 /// One of each type; `None` is a type that this version does not know.
 pub fn bodies(f: &mut dyn Fill) -> Vec<Option<Body>> {
     let verdicts = verdicts(f);
@@ -275,15 +287,7 @@ fn of_the_sensor(f: &mut dyn Fill) -> Vec<Body> {
             transport: f.text(),
             port: f.small() % 65_536,
         }),
-        Body::Loss(pb::Loss {
-            r#where: f.text(),
-            reason: f.text(),
-            count: f.number(),
-            denials: f.number(),
-            first_seq: f.number(),
-            last_seq: f.number(),
-            types: (0..f.length()).map(|_| pb::TypeCount { r#type: f.text(), count: f.number() }).collect(),
-        }),
+        Body::Loss(loss(f)),
         Body::PolicyChange(pb::PolicyChange {
             ok: f.yes(),
             hash: f.text(),
@@ -307,6 +311,22 @@ fn of_the_sensor(f: &mut dyn Fill) -> Vec<Body> {
             generation: f.number(),
             bundle_version: f.number(),
             bundle: f.text(),
+            enforced: f.number() as u32,
+            audited: f.number() as u32,
+            not_ready: f.texts(),
+            losses: (0..f.length()).map(|_| loss(f)).collect(),
+            proven_unix_ns: f.number() as i64,
+            proven_namespaces: f.number() as u32,
+            away: Some(pb::Away {
+                since_unix_ns: f.number() as i64,
+                servers: (0..f.length())
+                    .map(|_| pb::AwayServer {
+                        server: f.text(),
+                        denied: f.number(),
+                        would_denied: f.number(),
+                    })
+                    .collect(),
+            }),
         }),
     ]
 }

@@ -1,7 +1,7 @@
 //! The same attempt from a process that tries to be somebody else. The
 //! attempt's name and what it needs stand after `--`.
 
-use crate::wire::{Attempt, Stop, Tried, check};
+use crate::wire::{Attempt, Stop, Tried, check, connect, send, socket_for};
 use crate::{Target, find};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::wait::waitpid;
@@ -27,6 +27,7 @@ pub(crate) const ALL: &[(&str, Attempt)] = &[
     ("in-own-namespace", in_own_namespace),
     ("after-own-namespace", after_own_namespace),
     ("as-flood", as_flood),
+    ("as-hammer", as_hammer),
     ("in-child-cgroup", in_child_cgroup),
 ];
 
@@ -322,6 +323,53 @@ fn as_crowd(t: &Target) -> Tried {
     result
 }
 
+/// All of `rest` at once, each in a thread of its own, until the test closes the
+/// input. `kept`: one UDP socket, connected once, whose packets alone are judged.
+/// The answer is that of every try; that they differ is an answer as well.
+fn as_hammer(t: &Target) -> Tried {
+    use std::sync::atomic::{AtomicBool, Ordering};
+    let over = std::sync::Arc::new(AtomicBool::new(false));
+    let mut threads = Vec::new();
+    for name in &t.rest {
+        let (t, over) = (t.clone(), over.clone());
+        let mut once: Box<dyn FnMut() -> Tried + Send> = match name.as_str() {
+            "kept" => {
+                let socket = socket_for(t.to, libc::SOCK_DGRAM, 0)?;
+                connect(&socket, t.address())?;
+                Box::new(move || send(&socket, mcp_sensor_tests::report::PAYLOAD, 0).map(|_| true))
+            }
+            name => {
+                let attempt = find(name).ok_or(Stop { step: "no such attempt", errno: libc::EINVAL })?;
+                Box::new(move || attempt(&t))
+            }
+        };
+        threads.push(std::thread::spawn(move || {
+            let mut outcomes = std::collections::BTreeMap::new();
+            while !over.load(Ordering::Relaxed) {
+                let outcome = once().map_or_else(|stop| stop.errno, |_| 0);
+                *outcomes.entry(outcome).or_insert(0u64) += 1;
+                // The sniffer is to see every frame.
+                std::thread::sleep(Duration::from_micros(200));
+            }
+            outcomes
+        }));
+    }
+    println!("{}", mcp_sensor_tests::report::READY);
+    let _ = std::io::stdin().read(&mut [0]);
+    over.store(true, Ordering::Relaxed);
+    let mut all = std::collections::BTreeSet::new();
+    for (name, thread) in t.rest.iter().zip(threads) {
+        let outcomes = thread.join().map_err(|_| Stop { step: "a thread", errno: libc::EIO })?;
+        eprintln!("{name}: {outcomes:?}");
+        all.extend(outcomes.into_keys());
+    }
+    match (all.len(), all.first()) {
+        (1, Some(0)) => Ok(true),
+        (1, Some(errno)) => Err(Stop { step: "every try", errno: *errno }),
+        _ => Err(Stop { step: "tries differ", errno: libc::EIO }),
+    }
+}
+
 /// Over and over at full speed, until the test closes the input.
 fn as_flood(t: &Target) -> Tried {
     let attempt = inner(t)?;
@@ -367,7 +415,7 @@ fn in_own_namespace(t: &Target) -> Tried {
 
 /// The socket is older than the namespace and still stands in the host's.
 fn after_own_namespace(t: &Target) -> Tried {
-    let s = crate::wire::socket_for(t.to, libc::SOCK_DGRAM, 0)?;
+    let s = socket_for(t.to, libc::SOCK_DGRAM, 0)?;
     unshare(CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNET).map_err(error("unshare"))?;
     crate::wire::sendto(&s, mcp_sensor_tests::report::PAYLOAD, 0, t.address())?;
     Ok(crate::wire::answered(&s))
@@ -390,7 +438,7 @@ pub(crate) fn loopback_up() -> Result<(), Stop> {
     request.extend(1i32.to_ne_bytes());
     request.extend((libc::IFF_UP as u32).to_ne_bytes());
     request.extend((libc::IFF_UP as u32).to_ne_bytes());
-    crate::wire::send(&s, &request, 0)?;
+    send(&s, &request, 0)?;
     if crate::wire::answered(&s) { Ok(()) } else { Err(Stop { step: "RTM_NEWLINK", errno: libc::EIO }) }
 }
 

@@ -98,6 +98,7 @@ fn timestamp(unix_ns: i64) -> String {
 
 /// RFC 5424, table 2.
 fn severity(event: &Event) -> u8 {
+    const ALERT: u8 = 1;
     const CRITICAL: u8 = 2;
     const ERROR: u8 = 3;
     const WARNING: u8 = 4;
@@ -106,6 +107,7 @@ fn severity(event: &Event) -> u8 {
     let Some(body) = &event.body else { return INFORMATIONAL };
     match body {
         Body::Finding(finding) => match finding.severity() {
+            pb::Severity::Critical => ALERT,
             pb::Severity::High => CRITICAL,
             pb::Severity::Medium => WARNING,
             pb::Severity::Low => NOTICE,
