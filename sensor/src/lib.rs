@@ -15,4 +15,5 @@ pub mod mcp;
 pub mod metrics;
 pub mod outputs;
 pub mod policy;
+pub mod supervisor;
 pub mod tls;

@@ -46,6 +46,7 @@ use crate::kernel::{self, LoadError, Options};
 use crate::mcp::inventory;
 use crate::outputs::Outputs;
 use crate::policy::load::LoadError as PolicyError;
+use crate::supervisor;
 use anyhow::Context as _;
 use sensor_common::record::Loss;
 use sensor_common::socket::Tuple;
@@ -297,12 +298,12 @@ async fn serve(args: RunArgs) -> anyhow::Result<ExitCode> {
 
     println!("ready");
     std::io::stdout().flush()?;
-    let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+    supervisor::ready(&work(&core));
 
     let heartbeat = || bus.publish_now(state(pb::SensorPhase::Heartbeat));
     events_loop(&core, &reloader, &inventory_file, offered, checks, heartbeat).await?;
 
-    let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
+    supervisor::stopping();
     bus.publish_now(state(pb::SensorPhase::Stopping));
     let _ = end.send(());
     let _ = control.await;
@@ -322,6 +323,12 @@ async fn serve(args: RunArgs) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// One line for the service manager.
+fn work(core: &Core) -> String {
+    let hash = core.in_force().map(|policy| policy.hash.clone()).unwrap_or_default();
+    format!("policy {hash:.12} is in force")
+}
+
 /// Until SIGTERM or SIGINT.
 async fn events_loop(
     core: &Arc<Core>,
@@ -331,7 +338,7 @@ async fn events_loop(
     checks: health::Checks,
     heartbeat: impl Fn() -> u64,
 ) -> anyhow::Result<()> {
-    let checks = Arc::new(checks);
+    let (health, checks) = (checks.health(), Arc::new(checks));
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut hangup = signal(SignalKind::hangup())?;
@@ -367,19 +374,25 @@ async fn events_loop(
             }
             _ = terminate.recv() => return Ok(()),
             _ = interrupt.recv() => return Ok(()),
-            _ = hangup.recv() => reload(core, reloader, "signal").await,
+            _ = hangup.recv() => {
+                let _reloading = supervisor::reloading();
+                reload(core, reloader, "signal").await;
+            }
             () = changed => {
                 reload(core, reloader, "file").await;
                 (files, watch) = watched_again(reloader, files, watch);
             }
             _ = beating.tick() => { heartbeat(); }
             _ = counting.tick() => {
-                let (core, counted, checks) = (core.clone(), counted.clone(), checks.clone());
-                let looking = tokio::task::spawn_blocking(move || {
-                    counters(&core, &mut lock(&counted));
-                    checks.look();
-                });
+                let looking = {
+                    let (core, counted, checks) = (core.clone(), counted.clone(), checks.clone());
+                    tokio::task::spawn_blocking(move || {
+                        counters(&core, &mut lock(&counted));
+                        checks.look();
+                    })
+                };
                 let _ = looking.await;
+                supervisor::alive(&health.borrow(), &work(core));
             }
             _ = saving.tick() => {
                 let (core, file) = (core.clone(), inventory_file.to_owned());
