@@ -231,7 +231,7 @@ fn lintian(package: &Path, tally: &mut Tally) -> Result<()> {
         return Ok(());
     }
     let out = Command::new("lintian")
-        .args(["--fail-on", "error", "--no-tag-display-limit"])
+        .args(["--fail-on", "error", "--tag-display-limit", "0"])
         .arg(package)
         .output()?;
     if !out.stdout.is_empty() {

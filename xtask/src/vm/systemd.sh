@@ -1,7 +1,7 @@
 #!/bin/sh
 # What a unit of the virtual machine runs at each boot, until the machine is off.
 # Says `VM NAME ok` or `VM NAME failed` for each claim.
-export LC_ALL=C.UTF-8 DEBIAN_FRONTEND=noninteractive
+export LC_ALL=C.UTF-8 DEBIAN_FRONTEND=noninteractive SYSTEMD_URLIFY=0 SYSTEMD_COLORS=0
 stage=$(cat /var/lib/stage 2>/dev/null || echo 1)
 
 claim() {
