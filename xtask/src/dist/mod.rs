@@ -74,9 +74,9 @@ pub(crate) fn dir() -> PathBuf {
     workspace::target().join("dist")
 }
 
-/// Programs in `target/tools`, installed where they are missing.
-fn tools() -> Result<()> {
-    for (name, version) in TOOLS {
+/// Installs programs into `target/tools` where they are missing.
+fn tools(names: &[&str]) -> Result<()> {
+    for (name, version) in TOOLS.into_iter().filter(|(name, _)| names.contains(name)) {
         let mark = workspace::tools().join(format!("{name}-{version}"));
         if mark.exists() {
             continue;
@@ -108,7 +108,7 @@ fn cargo() -> Result<Command> {
 /// The Debian package of the workspace's version: a binary for the C library of
 /// this system, which finds users and groups wherever the host keeps them.
 pub(crate) fn package() -> Result<PathBuf> {
-    tools()?;
+    tools(&["cargo-auditable", "cargo-deb"])?;
     build::kernel()?;
     step::run_visible(
         cargo()?
@@ -150,7 +150,7 @@ fn generate() -> Result<()> {
 }
 
 pub(crate) fn static_binary() -> Result<PathBuf> {
-    tools()?;
+    tools(&["cargo-auditable"])?;
     build::kernel()?;
     if !setup::on_path("musl-gcc") {
         setup::apt(&["musl-tools"])?;
@@ -175,6 +175,7 @@ pub(crate) fn static_binary() -> Result<PathBuf> {
 
 /// CycloneDX: every crate that is linked in, with version, licence and hash.
 fn bill() -> Result<()> {
+    tools(&["cargo-cyclonedx"])?;
     step::run(
         "software bill of materials: cargo cyclonedx",
         cargo()?

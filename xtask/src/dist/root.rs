@@ -83,7 +83,7 @@ pub(crate) fn test(package: &Path) -> Result<Tally> {
     for (name, script) in INSTALLED {
         claim(name, root.holds(script));
     }
-    root.run("echo '# mine' >>/etc/mcp-sensor/policy.yaml; deb-systemd-helper disable mcp-sensor.service")?;
+    root.run("echo '# mine' >>/etc/mcp-sensor/policy.yaml; systemctl disable mcp-sensor.service")?;
     root.run("mkdir -p /sys/fs/bpf/mcp_sensor && touch /sys/fs/bpf/mcp_sensor/pinned")?;
     root.run("dpkg -i /var/tmp/upgrade.deb </dev/null")?;
     for (name, script) in UPGRADED {
