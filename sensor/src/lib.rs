@@ -17,4 +17,5 @@ pub mod metrics;
 pub mod outputs;
 pub mod panics;
 pub mod policy;
+pub mod supervisor;
 pub mod tls;

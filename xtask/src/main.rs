@@ -3,6 +3,7 @@
 mod bench;
 mod build;
 mod demo;
+mod dist;
 mod fuzz;
 mod lint;
 mod setup;
@@ -81,6 +82,17 @@ enum Task {
     Vm {
         /// Only this series (6.1, 6.12)
         series: Option<String>,
+        /// The Debian package under a systemd that boots, instead
+        #[arg(long, conflicts_with = "series")]
+        systemd: bool,
+    },
+    /// Make what is handed out, in target/dist: package, image, SBOM, sums
+    Dist {
+        /// Only this part
+        part: Option<dist::Part>,
+        /// Then install, upgrade, remove and purge the package in a clean Debian
+        #[arg(long)]
+        test: bool,
     },
     /// Fuzz one target, or each in turn
     Fuzz {
@@ -104,7 +116,9 @@ fn main() -> ExitCode {
         Task::Bench { operations, settings, rounds, milliseconds, outage, print_only } => {
             bench::all(&bench::Options { operations, settings, rounds, milliseconds, outage, print_only })
         }
-        Task::Vm { series } => vm::run(series.as_deref()),
+        Task::Vm { systemd: true, .. } => vm::under_systemd(),
+        Task::Vm { series, .. } => vm::run(series.as_deref()),
+        Task::Dist { part, test } => dist::run(part, test),
         Task::Fuzz { target: Some(name), seconds } => fuzz::named(&name, Duration::from_secs(seconds)),
         Task::Fuzz { target: None, seconds } => fuzz::every(Duration::from_secs(seconds)),
     };

@@ -19,7 +19,7 @@ use nix::{
 };
 
 use crate::{
-    build, fuzz, setup,
+    build, dist, fuzz, setup,
     step::{self, say},
     tally::Tally,
     toolchain, vm, workspace,
@@ -52,6 +52,8 @@ pub(crate) fn all(options: &Options) -> Result<()> {
     if options.full && options.filter.is_none() {
         step::headline("kernels in virtual machines");
         stage(&mut sum, "kernels in virtual machines", vm::all());
+        step::headline("the package in a clean system");
+        stage(&mut sum, "the package in a clean system", dist::test());
     }
     if !sum.reasons.is_empty() {
         println!("skipped:");

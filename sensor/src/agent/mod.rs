@@ -49,6 +49,7 @@ use crate::kernel::{self, LoadError, Options};
 use crate::mcp::inventory;
 use crate::outputs::Outputs;
 use crate::policy::load::LoadError as PolicyError;
+use crate::supervisor;
 use anyhow::Context as _;
 use sensor_common::record::Loss;
 use sensor_common::socket::Tuple;
@@ -343,7 +344,7 @@ async fn serve(args: RunArgs) -> anyhow::Result<ExitCode> {
 
     println!("ready");
     std::io::stdout().flush()?;
-    let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+    supervisor::ready(&work(&core));
 
     let trying = tokio::spawn(async move {
         let interval = Duration::from_secs(args.canary_interval.into());
@@ -360,7 +361,7 @@ async fn serve(args: RunArgs) -> anyhow::Result<ExitCode> {
         .await?;
 
     trying.abort();
-    let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
+    supervisor::stopping();
     bus.publish_now(state(pb::SensorPhase::Stopping));
     let _ = end.send(());
     let _ = control.await;
@@ -380,6 +381,12 @@ async fn serve(args: RunArgs) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// One line for the service manager.
+fn work(core: &Core) -> String {
+    let hash = core.in_force().map(|policy| policy.hash.clone()).unwrap_or_default();
+    format!("policy {hash:.12} is in force")
+}
+
 /// Until SIGTERM or SIGINT.
 async fn events_loop(
     core: &Arc<Core>,
@@ -390,7 +397,7 @@ async fn events_loop(
     heartbeat: impl Fn() -> u64,
     attached: &kernel::Attached,
 ) -> anyhow::Result<()> {
-    let checks = Arc::new(checks);
+    let (health, checks) = (checks.health(), Arc::new(checks));
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut hangup = signal(SignalKind::hangup())?;
@@ -428,7 +435,10 @@ async fn events_loop(
             }
             _ = terminate.recv() => return Ok(()),
             _ = interrupt.recv() => return Ok(()),
-            _ = hangup.recv() => reload(core, reloader, "signal").await,
+            _ = hangup.recv() => {
+                let _reloading = supervisor::reloading();
+                reload(core, reloader, "signal").await;
+            }
             () = changed => {
                 reload(core, reloader, "file").await;
                 (files, watch) = watched_again(reloader, files, watch);
@@ -440,12 +450,15 @@ async fn events_loop(
                 Err(error) => warn!(%error, "the packet hooks of the version before stay"),
             },
             _ = counting.tick() => {
-                let (core, counted, checks) = (core.clone(), counted.clone(), checks.clone());
-                let looking = tokio::task::spawn_blocking(move || {
-                    counters(&core, &mut lock(&counted));
-                    checks.look();
-                });
+                let looking = {
+                    let (core, counted, checks) = (core.clone(), counted.clone(), checks.clone());
+                    tokio::task::spawn_blocking(move || {
+                        counters(&core, &mut lock(&counted));
+                        checks.look();
+                    })
+                };
                 let _ = looking.await;
+                supervisor::alive(&health.borrow(), &work(core));
             }
             _ = saving.tick() => {
                 let (core, file) = (core.clone(), inventory_file.to_owned());

@@ -6,8 +6,10 @@ use crate::collect::output::Configured;
 use crate::collect::output::file::{Invalid, LoadError, load};
 use crate::collect::{Archive, Collector, Listen, ListenError, Publisher, StoreError, View, wants_color};
 use crate::event::file::Rotation;
+use crate::health::Health;
 use crate::metrics::{Page, Server};
 use crate::policy::diagnostic::render;
+use crate::supervisor;
 use clap::Args;
 use std::io::IsTerminal as _;
 use std::net::SocketAddr;
@@ -177,8 +179,11 @@ pub(super) fn run(args: &CollectArgs) -> anyhow::Result<ExitCode> {
                 _ = interrupt.recv() => (),
                 _ = terminate.recv() => (),
             }
+            supervisor::stopping();
         };
+        let supervised = tokio::spawn(supervise(collector.address()?, collector.health()));
         let served = collector.serve(ended).await;
+        supervised.abort();
         if let Some(metrics) = metrics {
             metrics.abort();
         }
@@ -188,6 +193,19 @@ pub(super) fn run(args: &CollectArgs) -> anyhow::Result<ExitCode> {
         printer.finish(Duration::from_secs(2));
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// How often the service manager hears that the collector is alive.
+const BEAT: Duration = Duration::from_secs(2);
+
+async fn supervise(address: String, health: Health) {
+    let work = format!("listening on {address}");
+    supervisor::ready(&work);
+    let mut beat = tokio::time::interval(BEAT);
+    loop {
+        beat.tick().await;
+        supervisor::alive(&health.borrow(), &work);
+    }
 }
 
 fn archive(args: &CollectArgs, outputs: Vec<Configured>) -> anyhow::Result<Archive> {

@@ -1,7 +1,7 @@
 //! A file of lines that only its owner can read, that never holds half a line
 //! after a failure, and that is rotated by size: `NAME`, `NAME.1`, `NAME.2`, …
 
-use std::fs::{File, OpenOptions};
+use std::fs::{self, File, Metadata, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -37,13 +37,23 @@ impl LineFile {
     }
 
     /// Appends whole lines, all of them or none; to a new file if this one is
-    /// full.
+    /// full, or was moved away (logrotate).
     pub fn append(&mut self, lines: &[u8]) -> io::Result<()> {
+        if self.was_moved() {
+            self.commit()?;
+            *self = LineFile::open(&self.path, self.rotation)?;
+        }
         if self.is_full_for(lines.len()) {
             self.commit()?;
             self.rotate()?;
         }
         self.extend(lines)
+    }
+
+    fn was_moved(&self) -> bool {
+        let inode = |meta: Metadata| (meta.dev(), meta.ino());
+        let there = fs::symlink_metadata(&self.path).map(inode).ok();
+        self.file.metadata().map(inode).is_ok_and(|own| there != Some(own))
     }
 
     /// Appends whole lines to this file, however large it gets.
@@ -95,12 +105,12 @@ impl LineFile {
             return Ok(());
         }
         for n in (1..self.rotation.keep).rev() {
-            match std::fs::rename(self.numbered(n), self.numbered(n + 1)) {
+            match fs::rename(self.numbered(n), self.numbered(n + 1)) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
                 _ => (),
             }
         }
-        match std::fs::rename(&self.path, self.numbered(1)) {
+        match fs::rename(&self.path, self.numbered(1)) {
             // A rotation that failed after this step is done again.
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => (),
@@ -160,10 +170,21 @@ fn cut_torn(mut file: &File) -> io::Result<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::fs;
     use std::os::unix::fs::PermissionsExt;
 
     const ONE: Rotation = Rotation { max_bytes: 10, keep: 2 };
+
+    #[test]
+    fn a_file_that_was_moved_away_is_followed_by_a_new_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("e");
+        let mut file = LineFile::open(&path, Rotation { max_bytes: 0, keep: 4 }).unwrap();
+        file.append(b"before\n").unwrap();
+        fs::rename(&path, dir.path().join("moved")).unwrap();
+        file.append(b"after\n").unwrap();
+        assert_eq!(fs::read(dir.path().join("moved")).unwrap(), b"before\n");
+        assert_eq!(fs::read(&path).unwrap(), b"after\n");
+    }
 
     #[test]
     fn the_file_is_readable_by_its_owner_only() {

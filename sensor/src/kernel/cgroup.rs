@@ -10,16 +10,23 @@ use std::path::{Path, PathBuf};
 pub enum CgroupError {
     #[error("cannot read /proc/self/mountinfo: {0}")]
     Mounts(#[from] procfs::ProcError),
-    #[error("cgroup v2 is not mounted: mount it with `mount -t cgroup2 none /sys/fs/cgroup/unified`")]
+    #[error(
+        "the root of cgroup v2 is not mounted here: mount -t cgroup2 none /sys/fs/cgroup/unified; in a container, \
+         give it the host's /sys/fs/cgroup"
+    )]
     Absent,
 }
+
+/// Inode of the root, which no other cgroup has (fs/kernfs/dir.c). What a cgroup
+/// namespace shows as `/` may be any other.
+const ROOT: u64 = 1;
 
 /// The root of cgroup v2 as mounted here.
 pub fn root() -> Result<PathBuf, CgroupError> {
     let mounts = Process::myself()?.mountinfo()?;
     mounts
         .into_iter()
-        .find(|m| m.fs_type == "cgroup2" && m.root == "/")
+        .find(|m| m.fs_type == "cgroup2" && fs::metadata(&m.mount_point).is_ok_and(|meta| meta.ino() == ROOT))
         .map(|m| m.mount_point)
         .ok_or(CgroupError::Absent)
 }

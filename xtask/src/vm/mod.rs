@@ -3,6 +3,8 @@
 //!
 //! No KVM is needed; emulated, a boot takes between seconds and a minute.
 
+mod systemd;
+
 use std::{
     collections::BTreeSet,
     fs,
@@ -58,16 +60,33 @@ pub(crate) fn run(only: Option<&str>) -> Result<()> {
     Ok(())
 }
 
+/// Every kernel, then the package under systemd.
 pub(crate) fn all() -> Result<Tally> {
-    boot_each(SERIES.iter().copied())
+    let mut sum = boot_each(SERIES.iter().copied())?;
+    match systemd::test() {
+        Ok(tally) => sum.add(tally),
+        Err(error) => {
+            eprintln!("systemd: {error:#}");
+            sum.count(false);
+        }
+    }
+    Ok(sum)
+}
+
+/// Only the package under systemd.
+pub(crate) fn under_systemd() -> Result<()> {
+    build::kernel()?;
+    let tally = systemd::test()?;
+    println!("{tally}");
+    if tally.failed > 0 {
+        bail!("{} failed", tally.failed);
+    }
+    Ok(())
 }
 
 fn boot_each(series: impl Iterator<Item = &'static str>) -> Result<Tally> {
     programs()?;
-    let mut cargo = toolchain::cargo();
-    cargo.args(["build", "--release", "--package", "mcp-sensor-tests"]);
-    cargo.args(["--bin", "attempt", "--bin", "speak", "--target-dir"]);
-    step::run_visible(cargo.arg(workspace::target()))?;
+    attempts()?;
     let initrd = initramfs()?;
     let mut sum = Tally::default();
     for series in series {
@@ -81,6 +100,14 @@ fn boot_each(series: impl Iterator<Item = &'static str>) -> Result<Tally> {
         }
     }
     Ok(sum)
+}
+
+/// What tries to get bytes out, and what speaks MCP.
+fn attempts() -> Result<()> {
+    let mut cargo = toolchain::cargo();
+    cargo.args(["build", "--release", "--package", "mcp-sensor-tests"]);
+    cargo.args(["--bin", "attempt", "--bin", "speak", "--target-dir"]);
+    step::run_visible(cargo.arg(workspace::target()))
 }
 
 fn programs() -> Result<()> {
@@ -184,46 +211,54 @@ fn initramfs() -> Result<PathBuf> {
 }
 
 fn boot(series: &str, kernel: &Path, initrd: &Path) -> Result<Tally> {
-    let log = workspace::target().join("vm").join(format!("{series}.log"));
-    let step = Step::start(format!("kernel {series} boots"));
-    let mut child = Command::new("qemu-system-x86_64")
-        .args(["-M", "microvm,acpi=off", "-accel", "tcg", "-cpu", "max", "-m", "1024", "-smp", "2"])
-        .args(["-nographic", "-no-reboot", "-kernel"])
+    let mut machine = Command::new("qemu-system-x86_64");
+    machine
+        .args(["-M", "microvm,acpi=off", "-kernel"])
         .arg(kernel)
         .arg("-initrd")
         .arg(initrd)
-        .args(["-append", "console=ttyS0 panic=-1 reboot=t quiet lsm=lockdown,capability,landlock,bpf"])
+        .args(["-append", "console=ttyS0 panic=-1 reboot=t quiet lsm=lockdown,capability,landlock,bpf"]);
+    let said = until_off(series, &format!("kernel {series} boots"), &mut machine, LIMIT)?;
+    Ok(claims(&said, CLAIMS))
+}
+
+/// Runs a machine until it is off or asks to be started again; what it says
+/// goes to a file and is returned, its claims are printed.
+fn until_off(name: &str, what: &str, machine: &mut Command, limit: Duration) -> Result<String> {
+    let log = workspace::target().join("vm").join(format!("{name}.log"));
+    let step = Step::start(what);
+    let mut child = machine
+        .args(["-accel", "tcg", "-cpu", "max", "-m", "1024", "-smp", "2", "-nographic", "-no-reboot"])
         .stdin(Stdio::null())
         .stdout(fs::File::create(&log)?)
         .stderr(Stdio::inherit())
         .spawn()
         .context("cannot start qemu-system-x86_64")?;
-    let end = Instant::now() + LIMIT;
+    let end = Instant::now() + limit;
     while child.try_wait()?.is_none() {
         if Instant::now() > end {
             child.kill()?;
             child.wait()?;
             step.failed();
-            bail!("no end within {}; see {}", step::seconds(LIMIT), log.display());
+            bail!("no end within {}; see {}", step::seconds(limit), log.display());
         }
         std::thread::sleep(Duration::from_millis(100));
     }
     step.done();
     let said = fs::read(&log).map(|text| String::from_utf8_lossy(&text).into_owned())?;
-    let tally = claims(&said);
     let mut out = std::io::stdout().lock();
     for line in said.lines().filter(|line| line.starts_with("VM ")) {
-        writeln!(out, "  {series}: {}", line.trim_end())?;
+        writeln!(out, "  {name}: {}", line.trim_end())?;
     }
-    if tally.failed > 0 {
+    if said.lines().any(|line| line.starts_with("VM ") && line.trim_end().ends_with(" failed")) {
         say(format!("the whole log: {}", log.display()));
     }
-    Ok(tally)
+    Ok(said)
 }
 
 /// A claim that was not made is as bad as one that failed, and so is a kernel
 /// that complains.
-fn claims(log: &str) -> Tally {
+fn claims(log: &str, expected: usize) -> Tally {
     const TROUBLE: &[&str] = &["Kernel panic", "BUG:", "WARNING: CPU", "Oops", "rcu_sched self-detected"];
     let mut tally = Tally::default();
     for line in log.lines().map(str::trim_end).filter_map(|line| line.strip_prefix("VM ")) {
@@ -238,7 +273,7 @@ fn claims(log: &str) -> Tally {
         tally.count(false);
     }
     let made = (tally.passed + tally.failed) as usize;
-    (made..CLAIMS).for_each(|_| tally.count(false));
+    (made..expected).for_each(|_| tally.count(false));
     tally
 }
 
@@ -248,16 +283,16 @@ mod tests {
 
     #[test]
     fn a_machine_that_says_nothing_fails_every_claim() {
-        assert_eq!(claims("").failed, CLAIMS as u64);
+        assert_eq!(claims("", CLAIMS).failed, CLAIMS as u64);
     }
 
     #[test]
     fn a_kernel_panic_is_a_failure_beside_good_claims() {
         let claims_made: String = (0..CLAIMS).map(|n| format!("VM claim{n} ok\r\n")).collect();
         let log = format!("VM kernel 6.1\r\n{claims_made}");
-        assert_eq!((claims(&log).passed, claims(&log).failed), (CLAIMS as u64, 0));
+        assert_eq!((claims(&log, CLAIMS).passed, claims(&log, CLAIMS).failed), (CLAIMS as u64, 0));
         let log = format!("{log}[ 1.0] Kernel panic - not syncing\n");
-        assert_eq!((claims(&log).passed, claims(&log).failed), (CLAIMS as u64, 1));
+        assert_eq!((claims(&log, CLAIMS).passed, claims(&log, CLAIMS).failed), (CLAIMS as u64, 1));
     }
 
     #[test]
