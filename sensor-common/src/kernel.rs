@@ -28,6 +28,7 @@ pub struct Offsets {
     pub path_dentry: u32,
     pub dentry_name: u32,
     pub dentry_parent: u32,
+    pub dentry_inode: u32,
     pub mount_mnt: u32,
     pub mount_parent: u32,
     pub mount_mountpoint: u32,
@@ -83,6 +84,18 @@ pub struct Offsets {
     /// Parameters of the tracepoint `io_uring_complete`, which lost two when it
     /// came to pass a `struct io_uring_cqe *` (Linux 6.16).
     pub uring_complete_args: u32,
+    /// Of unix sockets: who is at the other end, and the name it is bound to.
+    pub unix_peer: u32,
+    pub unix_addr: u32,
+    pub unix_address_len: u32,
+    pub unix_address_name: u32,
+    /// The task that called listen().
+    pub sock_peer_pid: u32,
+    /// `pid.tasks[PIDTYPE_TGID]`, and the number in the first namespace.
+    pub pid_task: u32,
+    pub pid_number: u32,
+    pub sb_magic: u32,
+    pub vfsmount_sb: u32,
     /// Not an offset: where the sensor's cgroup is in the tree of cgroup v2 (0:
     /// the root), and its id. Programs elsewhere are nobody's candidates.
     pub scope_level: u32,
@@ -146,6 +159,6 @@ pub struct Denial {
 }
 
 const _: () = {
-    assert!(size_of::<Offsets>() == 280);
+    assert!(size_of::<Offsets>() == 320);
     assert!(size_of::<State>() == 20);
 };

@@ -6,6 +6,7 @@
 //! asserted).
 #![cfg_attr(not(any(test, feature = "user")), no_std)]
 
+pub mod access;
 pub mod addr;
 pub mod dns;
 pub mod exec;

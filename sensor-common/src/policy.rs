@@ -271,6 +271,17 @@ pub enum Reason {
     Unverified = 57,
     /// The instance did what `on_violation: quarantine` answers.
     Quarantined = 58,
+    /// The unix socket is neither the instance's own nor named by a rule (where
+    /// the kernel tells who made it).
+    UnixForeign = 59,
+    /// Neither IP nor unix, nor what libc asks the kernel for addresses by.
+    SocketFamily = 60,
+    /// Memory, descriptors or control of a process outside the instance.
+    OtherProcess = 61,
+    /// bpf(): no server has business there.
+    Bpf = 62,
+    /// The sensor's own process, or what it keeps in bpffs.
+    Sensor = 63,
 }
 
 impl Reason {
@@ -279,7 +290,7 @@ impl Reason {
         (self as u8) < 32
     }
 
-    pub const ALL: [Reason; 38] = [
+    pub const ALL: [Reason; 43] = [
         Reason::Rule,
         Reason::Unrestricted,
         Reason::SelfInstance,
@@ -318,6 +329,11 @@ impl Reason {
         Reason::NameExpired,
         Reason::Unverified,
         Reason::Quarantined,
+        Reason::UnixForeign,
+        Reason::SocketFamily,
+        Reason::OtherProcess,
+        Reason::Bpf,
+        Reason::Sensor,
     ];
 
     /// The name in events and in `explain`.
@@ -361,6 +377,11 @@ impl Reason {
             Reason::NameExpired => "name_expired",
             Reason::Unverified => "unverified",
             Reason::Quarantined => "quarantined",
+            Reason::UnixForeign => "unix_foreign",
+            Reason::SocketFamily => "socket_family",
+            Reason::OtherProcess => "other_process",
+            Reason::Bpf => "bpf",
+            Reason::Sensor => "sensor",
         }
     }
 

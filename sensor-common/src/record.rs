@@ -76,10 +76,16 @@ pub enum Hook {
     Ingress = 7,
     UnixConnect = 8,
     UnixSendmsg = 9,
+    /// Memory, descriptors or control of another process.
+    Ptrace = 10,
+    Bpf = 11,
+    Kill = 12,
+    /// Removing, renaming or covering what lies in bpffs.
+    Pins = 13,
 }
 
 impl Hook {
-    pub const ALL: [Hook; 9] = [
+    pub const ALL: [Hook; 13] = [
         Hook::Socket,
         Hook::Connect,
         Hook::Sendmsg,
@@ -89,6 +95,10 @@ impl Hook {
         Hook::Ingress,
         Hook::UnixConnect,
         Hook::UnixSendmsg,
+        Hook::Ptrace,
+        Hook::Bpf,
+        Hook::Kill,
+        Hook::Pins,
     ];
 
     pub const fn name(self) -> &'static str {
@@ -102,6 +112,10 @@ impl Hook {
             Hook::Ingress => "ingress",
             Hook::UnixConnect => "unix_connect",
             Hook::UnixSendmsg => "unix_sendmsg",
+            Hook::Ptrace => "ptrace",
+            Hook::Bpf => "bpf",
+            Hook::Kill => "kill",
+            Hook::Pins => "pins",
         }
     }
 
@@ -116,8 +130,11 @@ impl Hook {
 pub struct VerdictKey {
     pub instance: u32,
     pub server: u16,
-    /// Destination (egress) or local port (inbound), host byte order.
+    /// Destination (egress) or local port (inbound), host byte order. Beyond
+    /// the network: what was tried, see `access`.
     pub port: u16,
+    /// [`Hook::Socket`]: the family, where it is none of IP. Beyond the network:
+    /// the thread group that was meant, then 0.
     pub addr: [u32; 4],
     /// IANA number; for [`Hook::Socket`] what socket() asked for.
     pub protocol: u8,

@@ -95,6 +95,12 @@ pub(crate) fn current() -> u64 {
 pub(crate) struct Typed(*const u8);
 
 impl Typed {
+    /// An argument of a tracing or LSM program.
+    #[inline(always)]
+    pub(crate) fn at(argument: *const u8) -> Typed {
+        Typed(argument)
+    }
+
     /// `current`.
     #[inline(always)]
     pub(crate) fn current() -> Typed {

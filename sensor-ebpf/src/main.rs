@@ -9,6 +9,7 @@
 #![feature(core_intrinsics, asm_experimental_arch)]
 #![allow(internal_features, reason = "the target's atomics are behind intrinsics only")]
 
+mod access;
 mod address;
 mod atomic;
 mod dns;

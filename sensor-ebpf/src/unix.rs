@@ -1,6 +1,10 @@
-//! connect() and sendmsg() on unix sockets (Linux ≥ 6.7), judged by the name
-//! that is given. A name is not an inode: an alias of a refused socket passes
-//! the default list; `strict` names what may be reached and refuses the rest.
+//! Unix sockets that a labelled task connects or sends to. Where the kernel has
+//! BPF LSM, judged by the socket that is reached (`reached`). Where not, from
+//! Linux 6.7 on by the name that connect() or sendmsg() gives: a name is not an
+//! inode, and an alias of a refused socket passes the default list; `strict`
+//! names what may be reached and refuses the rest.
+
+mod reached;
 
 use crate::kernel::offset;
 use crate::record::{self, Task};
@@ -33,16 +37,27 @@ static UNIX: LpmTrie<UnixName, UnixRule> = LpmTrie::with_max_entries(2 * MAX_UNI
 // names cannot say.
 #[cgroup_sock_addr(connect4)]
 pub fn unix_connect(ctx: SockAddrContext) -> i32 {
-    judge_unix(&ctx, Hook::UnixConnect)
+    judge_unix(|| name(&ctx), Owner::Unknown, Hook::UnixConnect)
 }
 
 #[cgroup_sock_addr(sendmsg4)]
 pub fn unix_sendmsg(ctx: SockAddrContext) -> i32 {
-    judge_unix(&ctx, Hook::UnixSendmsg)
+    judge_unix(|| name(&ctx), Owner::Unknown, Hook::UnixSendmsg)
 }
 
+/// Who made the socket that is reached.
+#[derive(Clone, Copy)]
+enum Owner {
+    /// The hook sees its name only.
+    Unknown,
+    /// The instance itself.
+    Own,
+    Another,
+}
+
+/// As a cgroup hook: 0 refuses.
 #[inline(always)]
-fn judge_unix(ctx: &SockAddrContext, hook: Hook) -> i32 {
+fn judge_unix(name: impl FnOnce() -> Option<Key<UnixName>>, owner: Owner, hook: Hook) -> i32 {
     let label = label::of_current();
     if !label.is_some() {
         return 1;
@@ -73,16 +88,16 @@ fn judge_unix(ctx: &SockAddrContext, hook: Hook) -> i32 {
             Some(unknown) => unknown.mode == MODE_AUDIT,
             None => true,
         };
-    let Some(mut key) = name(ctx) else {
+    let Some(mut key) = name() else {
         return conclude(label, hook, Reason::Malformed, audit, None);
     };
     key.data.generation = generation.to_be();
-    if !open && let Some(reason) = refused(&mut key, server, profile) {
+    if !open && let Some(reason) = refused(&mut key, server, profile, owner) {
         return conclude(label, hook, reason, audit, Some(&key.data.path));
     }
     if !unknown_is_open
         && let Some(unknown) = unknown
-        && refused(&mut key, unknown, unknown.profile).is_some()
+        && refused(&mut key, unknown, unknown.profile, owner).is_some()
     {
         return conclude(label, hook, Reason::Unverified, audit, Some(&key.data.path));
     }
@@ -96,7 +111,7 @@ fn is_open(generation: u32, server: &Server, profile: u16) -> bool {
 }
 
 #[inline(always)]
-fn refused(key: &mut Key<UnixName>, server: &Server, profile: u16) -> Option<Reason> {
+fn refused(key: &mut Key<UnixName>, server: &Server, profile: u16, owner: Owner) -> Option<Reason> {
     key.data.profile = (profile as u32).to_be();
     if UNIX.get(&*key).is_some() {
         return None;
@@ -104,14 +119,19 @@ fn refused(key: &mut Key<UnixName>, server: &Server, profile: u16) -> Option<Rea
     if server.unix == UNIX_STRICT {
         return Some(Reason::UnixStrict);
     }
+    if matches!(owner, Owner::Own) {
+        return None;
+    }
     key.data.profile = POWER.to_be();
-    UNIX.get(&*key).is_some().then_some(Reason::UnixPath)
+    if UNIX.get(&*key).is_some() {
+        return Some(Reason::UnixPath);
+    }
+    matches!(owner, Owner::Another).then_some(Reason::UnixForeign)
 }
 
 /// `sun_path` of the address in the kernel's copy, zero padded.
 #[inline(always)]
 fn name(ctx: &SockAddrContext) -> Option<Key<UnixName>> {
-    const SUN_PATH: u32 = 2;
     // The context of these attach types shows the program no address of its
     // own; the kernel's structure behind it does.
     let kernel = ctx.as_ptr() as u64;
@@ -120,14 +140,22 @@ fn name(ctx: &SockAddrContext) -> Option<Key<UnixName>> {
     if at == 0 {
         return None;
     }
-    let given = kernel::read::<u32>(kernel, at)?.saturating_sub(SUN_PATH);
+    read_name(address, kernel::read(kernel, at)?)
+}
+
+/// Offset of `sun_path`.
+const SUN_PATH: u32 = 2;
+
+/// The name in a kernel's `sockaddr_un` of `len` bytes, zero padded.
+#[inline(always)]
+fn read_name(address: u64, len: u32) -> Option<Key<UnixName>> {
     // What lies beyond the length that was given is not part of the name.
-    let len = given.min(PATH_BYTES as u32);
+    let len = len.saturating_sub(SUN_PATH).min(PATH_BYTES as u32);
     let mut key = Key::new(
         UNIX_SCOPE_BITS + 8 * PATH_BYTES as u32,
         UnixName { generation: 0, profile: 0, path: [0; PATH_BYTES] },
     );
-    // SAFETY: PATH_BYTES bytes are there; the kernel's sockaddr_storage is longer.
+    // SAFETY: PATH_BYTES bytes are there; the kernel checks what it reads.
     let failed = unsafe {
         bpf_probe_read_kernel((&raw mut key.data.path).cast(), len, (address + SUN_PATH as u64) as *const _)
     };

@@ -1,7 +1,7 @@
 //! What `cargo xtask bench feed` loads collectors and their outputs with: a fleet
 //! in one process, and receivers that throw away what they get.
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, ensure};
 use clap::{Parser, Subcommand};
 use mcp_sensor::event::{Body, Bus, Identity, Limits, Subscriber, pb};
 use mcp_sensor::feed::{self, BACKLOG, Feed, Settings, SpoolSettings, Target};

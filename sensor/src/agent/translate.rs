@@ -7,6 +7,7 @@ use crate::event::{Body, pb};
 use crate::kernel::record;
 use crate::policy::explain::{line_for, line_for_query, unix_line};
 use crate::policy::model::Direction;
+use sensor_common::access;
 use sensor_common::addr::Addr;
 use sensor_common::name::readable;
 use sensor_common::policy::Reason;
@@ -53,7 +54,25 @@ fn family(number: u16) -> String {
     match number {
         2 => "inet".to_owned(),
         10 => "inet6".to_owned(),
+        16 => "netlink".to_owned(),
+        17 => "packet".to_owned(),
+        38 => "alg".to_owned(),
+        40 => "vsock".to_owned(),
+        44 => "xdp".to_owned(),
         other => other.to_string(),
+    }
+}
+
+/// What was tried, beyond the network.
+fn operation(hook: Hook, what: u16) -> String {
+    match (hook, what) {
+        (Hook::Ptrace, access::READ) => "read".to_owned(),
+        (Hook::Ptrace, access::ATTACH) => "attach".to_owned(),
+        (Hook::Pins, access::UNLINK) => "unlink".to_owned(),
+        (Hook::Pins, access::RENAME) => "rename".to_owned(),
+        (Hook::Pins, access::UNMOUNT) => "unmount".to_owned(),
+        (Hook::Pins, access::COVER) => "cover".to_owned(),
+        (_, number) => number.to_string(),
     }
 }
 
@@ -94,7 +113,8 @@ impl Context<'_> {
             Some(Hook::Socket) => Body::Socket(pb::Socket {
                 decision: Some(decision),
                 actor: Some(actor),
-                family: family(r.family),
+                // What is counted again has it in its key only.
+                family: family(if r.family == 0 { key.addr[0] as u16 } else { r.family }),
                 r#type: socket_type(r.kind),
                 protocol: protocol(key.protocol),
                 level: None,
@@ -106,6 +126,12 @@ impl Context<'_> {
                 level: Some(r.kind.into()),
                 option: Some(r.option.into()),
                 ..Default::default()
+            }),
+            Some(hook @ (Hook::Ptrace | Hook::Bpf | Hook::Kill | Hook::Pins)) => Body::Access(pb::Access {
+                decision: Some(decision),
+                actor: Some(actor),
+                operation: operation(hook, key.port),
+                target_pid: key.addr[0],
             }),
             // More of a denied query: which name, the kernel does not count.
             Some(Hook::Egress | Hook::Ingress) if is_dns(key) => Body::Dns(dns(key, "", 0, decision, actor)),

@@ -1,6 +1,6 @@
 //! `mcp-sensor exec`: label this process, then become the command.
 
-use super::{ExecArgs, Exit, Failure, client};
+use super::{ExecArgs, Exit, Failure, client, confine};
 use crate::event::pb;
 use nix::sys::signal::{SigHandler, Signal, signal};
 use std::ffi::CString;
@@ -19,10 +19,18 @@ pub(super) fn run(args: &ExecArgs) -> anyhow::Result<ExitCode> {
         .map(|part| CString::new(part.as_bytes()))
         .collect::<Result<_, _>>()
         .map_err(|_| Failure::new(Exit::Usage, "the command contains a NUL byte"))?;
-    client::block_on(label(args))?;
+    let mode = client::block_on(label(args))?;
     // From here on this process is the server: nothing but the exec is left.
     close_descriptors()?;
     restore_signals()?;
+    if args.confine && mode == pb::Mode::Enforce {
+        confine::apply().map_err(|why| {
+            Failure::new(Exit::Prerequisite, format!("the command cannot be confined: {why}"))
+                .hint("leave out --confine where the kernel has no seccomp filters (CONFIG_SECCOMP_FILTER)")
+        })?;
+    } else if args.confine {
+        eprintln!("mcp-sensor: `{}` is in audit, which refuses nothing: not confined", args.server);
+    }
     let name = &command[0];
     let Err(errno) = nix::unistd::execvp(name, &command);
     let exit = match errno {
@@ -35,7 +43,8 @@ pub(super) fn run(args: &ExecArgs) -> anyhow::Result<ExitCode> {
         .into())
 }
 
-async fn label(args: &ExecArgs) -> anyhow::Result<()> {
+/// In which mode the server is.
+async fn label(args: &ExecArgs) -> anyhow::Result<pb::Mode> {
     let mut control = client::connect(&args.control).await?;
     let argument = |part: &std::ffi::OsString| {
         String::from_utf8_lossy(&part.as_bytes()[..part.len().min(MAX_ARGUMENT)]).into_owned()
@@ -44,7 +53,7 @@ async fn label(args: &ExecArgs) -> anyhow::Result<()> {
     let request = pb::LaunchRequest { server: args.server.clone(), argv };
     let answer = control.launch(request).await.map_err(|s| client::failed(&s))?.into_inner();
     tracing::debug!(instance = %answer.instance, profile = %answer.profile, "labelled");
-    Ok(())
+    Ok(answer.mode())
 }
 
 /// Sockets and files of whoever started this are no business of a server's.

@@ -6,6 +6,7 @@ mod certs;
 mod client;
 mod collect;
 mod collector;
+mod confine;
 mod doctor;
 mod events;
 mod exec;
@@ -269,7 +270,9 @@ pub struct OutputArgs {
 #[command(after_help = "Examples:
   mcp-sensor exec --server github -- npx -y @modelcontextprotocol/server-github
 In a client's configuration, put it in front of the server's command:
-  \"command\": \"mcp-sensor\", \"args\": [\"exec\", \"--server\", \"time\", \"--\", \"uvx\", \"mcp-server-time\"]")]
+  \"command\": \"mcp-sensor\", \"args\": [\"exec\", \"--server\", \"time\", \"--\", \"uvx\", \"mcp-server-time\"]
+Where `mcp-sensor status` says that lsm_family, lsm_ptrace and lsm_bpf are not enforced:
+  mcp-sensor exec --server time --confine -- uvx mcp-server-time")]
 pub struct ExecArgs {
     #[command(flatten)]
     pub control: ControlArgs,
@@ -277,6 +280,12 @@ pub struct ExecArgs {
     /// The server, as the policy names it.
     #[arg(long, env = "MCP_SENSOR_SERVER", value_name = "NAME")]
     pub server: String,
+
+    /// Refuse by seccomp what the kernel's BPF LSM would: families of sockets that are neither IP nor
+    /// unix, bpf(), ptrace(), process_vm_readv(), process_vm_writev(), pidfd_getfd(), and io_uring.
+    /// Not for servers in audit; nothing of it is recorded; programs gain no privileges by exec.
+    #[arg(long)]
+    pub confine: bool,
 
     /// The command and its arguments.
     #[arg(last = true, required = true, value_name = "CMD")]

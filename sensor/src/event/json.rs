@@ -73,6 +73,7 @@ pub fn kind_name(body: &Body) -> &'static str {
         Body::Connection(_) => "connection",
         Body::Socket(_) => "socket",
         Body::UnixConnection(_) => "unix_connection",
+        Body::Access(_) => "access",
         Body::Dns(_) => "dns",
         Body::Exec(_) => "exec",
         Body::InstanceStarted(_) => "instance_started",
@@ -94,11 +95,12 @@ pub fn kind_name(body: &Body) -> &'static str {
 }
 
 /// Every `type` that [`type_name`] gives.
-pub const TYPES: [&str; 21] = [
+pub const TYPES: [&str; 22] = [
     "connection",
     "repeat",
     "socket",
     "unix_connection",
+    "access",
     "dns",
     "exec",
     "instance_started",
@@ -281,6 +283,12 @@ impl<M: SerializeMap> Fields<M> {
                 self.decision(u.decision.as_ref())?;
                 self.actor(u.actor.as_ref())?;
                 self.always("path", &u.path)
+            }
+            Body::Access(a) => {
+                self.decision(a.decision.as_ref())?;
+                self.actor(a.actor.as_ref())?;
+                self.always("operation", &a.operation)?;
+                self.number("target_pid", a.target_pid.into())
             }
             Body::Dns(d) => {
                 self.decision(d.decision.as_ref())?;

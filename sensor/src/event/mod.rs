@@ -31,6 +31,7 @@ pub fn decision(body: &Body) -> Option<&pb::Decision> {
         Body::Connection(c) => c.decision.as_ref(),
         Body::Socket(s) => s.decision.as_ref(),
         Body::UnixConnection(u) => u.decision.as_ref(),
+        Body::Access(a) => a.decision.as_ref(),
         Body::Dns(d) => d.decision.as_ref(),
         _ => None,
     }
@@ -42,6 +43,7 @@ pub fn actor(body: &Body) -> Option<&pb::Actor> {
         Body::Connection(c) => c.actor.as_ref(),
         Body::Socket(s) => s.actor.as_ref(),
         Body::UnixConnection(u) => u.actor.as_ref(),
+        Body::Access(a) => a.actor.as_ref(),
         Body::Dns(d) => d.actor.as_ref(),
         Body::Exec(e) => e.actor.as_ref(),
         Body::InstanceStarted(i) => i.actor.as_ref(),
@@ -82,7 +84,7 @@ pub fn server(body: &Body) -> &str {
 
 pub fn class(body: &Body) -> Class {
     match body {
-        Body::Connection(_) | Body::Socket(_) | Body::UnixConnection(_) | Body::Dns(_) => {
+        Body::Connection(_) | Body::Socket(_) | Body::UnixConnection(_) | Body::Access(_) | Body::Dns(_) => {
             let denial = |d: &pb::Decision| d.verdict() != pb::Verdict::Allow;
             if decision(body).is_none_or(denial) { Class::Essential } else { Class::Telemetry }
         }

@@ -144,7 +144,9 @@ fn describe(body: &Body, row: &mut Row) {
             push(&mut row.detail, "", &f.detail);
             push(&mut row.detail, "", &f.action);
         }
-        Body::Connection(_) | Body::Socket(_) | Body::UnixConnection(_) | Body::Dns(_) => (),
+        Body::Connection(_) | Body::Socket(_) | Body::UnixConnection(_) | Body::Access(_) | Body::Dns(_) => {
+            ()
+        }
         Body::ToolCall(t) => mcp::call("call", &escape(&t.tool), t.exchange.as_ref(), body, row),
         Body::Prompt(p) => mcp::call("prompt", &escape(&p.name), p.exchange.as_ref(), body, row),
         Body::Resource(r) => {
@@ -187,6 +189,13 @@ fn verdict(body: &Body, decision: &pb::Decision, row: &mut Row) {
             text
         }
         Body::UnixConnection(u) => format!("unix {}", escape(&u.path)),
+        Body::Access(a) => {
+            let mut text = format!("{} {}", decision.hook, escape(&a.operation));
+            if a.target_pid != 0 {
+                let _ = write!(text, " of process {}", a.target_pid);
+            }
+            text
+        }
         Body::Dns(d) => {
             let name = if d.name.is_empty() { "?" } else { &d.name };
             let mut text = format!("dns {} {}", d.qtype, escape(name));

@@ -69,6 +69,10 @@ fn fill(body: &Body, record: &mut Record, event: &mut EventFields, rest: &mut Re
             decision(u.decision.as_ref(), record, event, rest);
             record.destination = rest.text("path").map(|p| End { address: Some(p), ..End::default() });
         }
+        Body::Access(a) => {
+            event.is("intrusion_detection", &["info"]);
+            decision(a.decision.as_ref(), record, event, rest);
+        }
         Body::ConnectionEnd(c) => {
             let denied: &[&str] = if c.outcome == "denied" { &["denied"] } else { &[] };
             event.is("network", &[&["connection", "end"], denied].concat());

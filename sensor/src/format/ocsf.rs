@@ -178,6 +178,27 @@ fn fill(body: &Body, event: &Event, record: &mut Record, rest: &mut Rest, produc
             });
             record.actor = Some(actor(rest));
         }
+        Body::Access(a) => {
+            record.class(&KERNEL_ACTIVITY, (4, "Invoke"));
+            decision(a.decision.as_ref(), record, rest);
+            let call = match a.operation.as_str() {
+                "read" => "process_vm_readv",
+                "attach" => "ptrace",
+                "unlink" => "unlink",
+                "rename" => "rename",
+                "unmount" => "umount2",
+                "cover" => "mount",
+                _ if a.decision.as_ref().is_some_and(|d| d.hook == "kill") => "kill",
+                _ => "bpf",
+            };
+            record.kernel = Some(Kernel {
+                name: Some(call),
+                type_id: Some(2),
+                r#type: Some("System Call"),
+                system_call: Some(call),
+            });
+            record.actor = Some(actor(rest));
+        }
         Body::Http(h) => http(h.direction(), record, rest),
         Body::Exec(e) => {
             record.class(&PROCESS_ACTIVITY, (1, "Launch"));

@@ -177,6 +177,7 @@ fn fill(body: &Body, to: &mut Attributes, rest: &mut Rest) {
         Body::SensorState(_) => to.take(rest, &STATE),
         Body::Socket(_)
         | Body::UnixConnection(_)
+        | Body::Access(_)
         | Body::Exec(_)
         | Body::InstanceStarted(_)
         | Body::InstanceEnded(_)

@@ -94,6 +94,7 @@ fn emptied(body: &Body) -> Body {
         Body::Connection(_) => Body::Connection(Default::default()),
         Body::Socket(_) => Body::Socket(Default::default()),
         Body::UnixConnection(_) => Body::UnixConnection(Default::default()),
+        Body::Access(_) => Body::Access(Default::default()),
         Body::Exec(_) => Body::Exec(Default::default()),
         Body::InstanceStarted(_) => Body::InstanceStarted(Default::default()),
         Body::InstanceEnded(_) => Body::InstanceEnded(Default::default()),

@@ -12,7 +12,7 @@ use super::gauges::Gauges;
 use super::links::{Link, Links};
 use super::maps::{Labels, LearnedNames, Maps, MapsError, Rings, Wires};
 use super::pins::{Pins, PinsError};
-use super::{Identifier, OBJECT, btf, sys};
+use super::{Identifier, OBJECT, btf, lsm, sys};
 use aya::maps::ProgramArray;
 use aya::programs::Program;
 use aya::{EbpfError, EbpfLoader};
@@ -235,21 +235,19 @@ pub fn load(options: Options) -> Result<Loaded, LoadError> {
         .map_err(|source| LoadError::Cgroup { path: options.cgroup.clone(), source })?;
     let mut hooks = Vec::new();
     let (mut links, mut watched) = (Vec::new(), Vec::new());
-    let mut keep = |hook: Hook, link: Result<OwnedFd, String>| -> Result<(), LoadError> {
+    let mut pin = |name: &'static str, link: OwnedFd| -> Result<(), String> {
+        sys::pin(link.as_fd(), &building.link(name)).map_err(|e| format!("cannot pin it: {e}"))?;
+        match link.try_clone() {
+            Ok(again) => watched.push(Link::new(name, again)),
+            Err(error) => debug!(%error, hook = name, "not watched"),
+        }
+        links.push(link);
+        Ok(())
+    };
+    let mut keep = |hook: Hook, pinned: Result<(), String>| -> Result<(), LoadError> {
         let mut hook = hook;
-        let pinned = link.and_then(|fd| {
-            sys::pin(fd.as_fd(), &building.link(hook.name))
-                .map(|()| fd)
-                .map_err(|e| format!("cannot pin it: {e}"))
-        });
         match pinned {
-            Ok(fd) => {
-                match fd.try_clone() {
-                    Ok(again) => watched.push(Link::new(hook.name, again)),
-                    Err(error) => debug!(%error, hook = hook.name, "not watched"),
-                }
-                links.push(fd);
-            }
+            Ok(()) => (),
             Err(reason) if hook.core && !options.allow_degraded => {
                 return Err(LoadError::Hook { hook: hook.name, reason });
             }
@@ -269,6 +267,7 @@ pub fn load(options: Options) -> Result<Loaded, LoadError> {
         };
         handed.push(Hook { name, core: true, without, state });
     }
+    let guards = lsm::attach(&mut ebpf);
     let program = |name: &str| match refused.get(name) {
         Some(reason) => Err(reason.clone()),
         None => program_fd(&ebpf, name),
@@ -277,21 +276,32 @@ pub fn load(options: Options) -> Result<Loaded, LoadError> {
         let link = program(name).and_then(|fd| {
             sys::raw_tracepoint_open(fd, Some(tracepoint)).map_err(|e| format!("cannot attach: {e}"))
         });
-        keep(Hook { name, core: true, without, state: HookState::Attached }, link)?;
+        let pinned = link.and_then(|fd| pin(name, fd));
+        keep(Hook { name, core: true, without, state: HookState::Attached }, pinned)?;
     }
     for core in CGROUP {
         let link = program(core.program).and_then(|fd| {
             sys::link_create(fd, cgroup.as_fd(), core.attach_type).map_err(|e| format!("cannot attach: {e}"))
         });
+        let pinned = link.and_then(|fd| pin(core.program, fd));
         keep(
             Hook { name: core.program, core: true, without: core.without, state: HookState::Attached },
-            link,
+            pinned,
         )?;
     }
-    for (name, attach_type) in UNIX {
-        let link = attach_unix(&ebpf, name, attach_type, &cgroup);
+    let mut judged_by_socket = false;
+    for (group, attached) in guards {
+        let pinned =
+            attached.and_then(|links| links.into_iter().try_for_each(|(name, link)| pin(name, link)));
+        judged_by_socket |= group.name == lsm::UNIX && pinned.is_ok();
+        let hook = Hook { name: group.name, core: false, without: group.without, state: HookState::Attached };
+        keep(hook, pinned)?;
+    }
+    // By name only where nothing better is there.
+    for (name, attach_type) in UNIX.into_iter().filter(|_| !judged_by_socket) {
+        let pinned = attach_unix(&ebpf, name, attach_type, &cgroup).and_then(|fd| pin(name, fd));
         let without = "unix sockets are not judged (unix: open)";
-        keep(Hook { name, core: false, without, state: HookState::Attached }, link)?;
+        keep(Hook { name, core: false, without, state: HookState::Attached }, pinned)?;
     }
     debug!(elapsed_ms = started.elapsed().as_millis(), "programs verified and attached");
     if let Some(carried) = &carried {

@@ -212,7 +212,10 @@ impl LearnedNames {
 }
 
 /// A handle of its own on a map.
-fn second<M: TryFrom<Map, Error = MapError>>(ebpf: &Ebpf, name: &'static str) -> Result<M, MapsError> {
+pub(super) fn second<M: TryFrom<Map, Error = MapError>>(
+    ebpf: &Ebpf,
+    name: &'static str,
+) -> Result<M, MapsError> {
     let at = |source| MapsError::Kind { name, source };
     let data = MapData::from_fd(duplicate(ebpf, name)?).map_err(at)?;
     M::try_from(Map::from_map_data(data).map_err(at)?).map_err(at)

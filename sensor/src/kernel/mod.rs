@@ -10,6 +10,7 @@ pub mod gauges;
 mod identify;
 pub mod links;
 pub mod load;
+mod lsm;
 pub mod maps;
 pub mod object;
 pub mod pidfd;

@@ -155,6 +155,12 @@ fn verdicts(f: &mut dyn Fill) -> Vec<Body> {
             option: f.yes().then(|| f.small()),
         }),
         Body::UnixConnection(pb::UnixConnection { decision: decision(f), actor: actor(f), path: f.text() }),
+        Body::Access(pb::Access {
+            decision: decision(f),
+            actor: actor(f),
+            operation: f.text(),
+            target_pid: f.small(),
+        }),
         Body::Dns(pb::Dns {
             decision: decision(f),
             actor: actor(f),
