@@ -48,7 +48,8 @@ mod tests {
 
     #[test]
     fn only_what_is_judged_elsewhere_and_what_libc_needs_is_made() {
-        assert!(may_make(UNIX, 0) && may_make(INET, 6) && may_make(INET6, 17) && may_make(NETLINK, 0));
+        let [unix, inet, inet6] = FAMILIES;
+        assert!(may_make(unix, 0) && may_make(inet, 6) && may_make(inet6, 17) && may_make(NETLINK, 0));
         // Packet, vsock, XDP, ALG, SMC, Bluetooth; netlink's audit, netfilter and generic.
         for (family, protocol) in
             [(17, 0), (40, 0), (44, 0), (38, 0), (43, 0), (31, 0), (16, 9), (16, 12), (16, 16)]

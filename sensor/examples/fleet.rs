@@ -212,7 +212,7 @@ fn publish(buses: &[Arc<Bus>], rate: u64, burst: u64, time: Duration, acks: &Ack
         while published + burst <= due {
             let Some(sensor) = next.next() else { return published };
             let since = Instant::now();
-            let last = (0..burst).map(|_| buses[sensor].publish_now(connection())).last();
+            let last = (0..burst).fold(None, |_, _| Some(buses[sensor].publish_now(connection())));
             published += burst;
             if let Some(last) = last.filter(|_| sensor % TIMED == 0) {
                 lock(&acks.waiting).push((sensor / TIMED, last, since));

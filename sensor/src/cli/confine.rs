@@ -83,20 +83,26 @@ mod tests {
         unsafe { libc::socket(family, kind, protocol) }.into()
     }
 
+    fn call(number: libc::c_long, first: i64, second: i64) -> i64 {
+        // SAFETY: a plain system call on numbers and null pointers.
+        unsafe { libc::syscall(number, first, second, 0, 0, 0, 0) }
+    }
+
+    fn parent_pid() -> i64 {
+        nix::unistd::getppid().as_raw().into()
+    }
+
     #[test]
     fn what_lsm_would_refuse_is_refused() {
-        // SAFETY, all: plain system calls on numbers and null pointers.
         let calls: [fn() -> i64; 8] = [
             || socket(libc::AF_PACKET, libc::SOCK_RAW, 0),
             || socket(libc::AF_VSOCK, libc::SOCK_STREAM, 0),
             || socket(libc::AF_NETLINK, libc::SOCK_RAW, libc::NETLINK_GENERIC),
-            || unsafe { libc::syscall(libc::SYS_bpf, 0, 0, 0) },
-            || unsafe { libc::ptrace(libc::PTRACE_SEIZE, libc::getppid(), 0, 0) },
-            || unsafe {
-                libc::process_vm_readv(libc::getppid(), std::ptr::null(), 0, std::ptr::null(), 0, 0) as i64
-            },
-            || unsafe { libc::syscall(libc::SYS_pidfd_getfd, -1, 0, 0) },
-            || unsafe { libc::syscall(libc::SYS_io_uring_setup, 1, 0) },
+            || call(libc::SYS_bpf, 0, 0),
+            || call(libc::SYS_ptrace, libc::PTRACE_SEIZE.into(), parent_pid()),
+            || call(libc::SYS_process_vm_readv, parent_pid(), 0),
+            || call(libc::SYS_pidfd_getfd, -1, 0),
+            || call(libc::SYS_io_uring_setup, 1, 0),
         ];
         for (number, call) in calls.into_iter().enumerate() {
             assert_eq!(confined(call), libc::EPERM, "call {number}");

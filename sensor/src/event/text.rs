@@ -144,9 +144,7 @@ fn describe(body: &Body, row: &mut Row) {
             push(&mut row.detail, "", &f.detail);
             push(&mut row.detail, "", &f.action);
         }
-        Body::Connection(_) | Body::Socket(_) | Body::UnixConnection(_) | Body::Access(_) | Body::Dns(_) => {
-            ()
-        }
+        Body::Connection(_) | Body::Socket(_) | Body::UnixConnection(_) | Body::Access(_) | Body::Dns(_) => {}
         Body::ToolCall(t) => mcp::call("call", &escape(&t.tool), t.exchange.as_ref(), body, row),
         Body::Prompt(p) => mcp::call("prompt", &escape(&p.name), p.exchange.as_ref(), body, row),
         Body::Resource(r) => {
