@@ -192,7 +192,7 @@ fn ten_thousand_servers_are_too_many() {
     }
     let found = errors(&text);
     assert_eq!(found.len(), 1);
-    assert!(found[0].message.contains("10000 servers are declared, at most 4094"), "{found:?}");
+    assert!(found[0].message.contains("10000 servers are declared, at most 4093"), "{found:?}");
     assert!(found[0].position.is_some());
 }
 
