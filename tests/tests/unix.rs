@@ -33,8 +33,9 @@ impl World {
         let sensor = Sensor::start(&bed, &policy)?;
         let status = sensor.status()?;
         let hooks = status.get("hooks").and_then(Value::as_array).cloned().unwrap_or_default();
-        let hook = hooks.iter().find(|h| h["name"].as_str().is_some_and(|n| n.contains("unix")));
-        match hook {
+        // Those of cgroups, or those of BPF LSM: one of them judges.
+        let unix = || hooks.iter().filter(|h| h["name"].as_str().is_some_and(|n| n.contains("unix")));
+        match unix().find(|h| h["status"] == "attached").or_else(|| unix().next()) {
             Some(h) if h["status"] == "attached" => Ok(Ok(World { bed, sensor })),
             Some(h) => Ok(Err(format!("unix hooks: {h}"))),
             None => anyhow::bail!("status names no unix hook: {status}"),
