@@ -24,7 +24,7 @@ use sensor_common::{UDP, dns};
 #[map]
 static DENIALS: HashMap<VerdictKey, Denial> = HashMap::with_max_entries(16384, 0);
 
-/// Denials of each server, and those that went through in audit; see `at`.
+/// Denials of each server, and those that went through in audit; see [`verdicts_of`].
 #[map]
 static VERDICTS_OF: Array<u64> = Array::with_max_entries(VERDICTS_OF_ENTRIES, 0);
 /// What of [`VERDICTS_OF`] the agent has seen; the first entry is when

@@ -10,6 +10,7 @@ use mcp_sensor::grpc::Deadlines;
 use pb::control_client::ControlClient;
 use std::path::Path;
 use std::time::Duration;
+use support::http2::frame;
 use support::{Control, DEADLINE, denial};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
@@ -199,14 +200,6 @@ async fn stuck_follower(path: &Path) -> UnixStream {
     stream.read_exact(&mut head).await.unwrap();
     assert_eq!(head[3], 4);
     stream
-}
-
-fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
-    let mut frame = (payload.len() as u32).to_be_bytes()[1..].to_vec();
-    frame.extend([kind, flags]);
-    frame.extend(stream.to_be_bytes());
-    frame.extend(payload);
-    frame
 }
 
 #[tokio::test]

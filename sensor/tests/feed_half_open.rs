@@ -12,6 +12,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 use support::DEADLINE;
+use support::http2::frame;
 use support::tls::{Fleet, Running, SENSOR, Sensor, client, days, seqs};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf, split};
 use tokio::net::{TcpSocket, TcpStream};
@@ -107,14 +108,6 @@ const END_HEADERS: u8 = 4;
 const ACK: u8 = 1;
 const REFUSED_STREAM: u32 = 7;
 const ENHANCE_YOUR_CALM: u32 = 11;
-
-fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
-    let mut frame = (payload.len() as u32).to_be_bytes()[1..].to_vec();
-    frame.extend([kind, flags]);
-    frame.extend(stream.to_be_bytes());
-    frame.extend(payload);
-    frame
-}
 
 /// Header fields of a call to Feed, none of them remembered (RFC 7541, 6.2.2).
 fn call() -> Vec<u8> {

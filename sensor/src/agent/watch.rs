@@ -44,7 +44,13 @@ impl Watch {
     pub fn new(files: &BTreeSet<PathBuf>) -> io::Result<Watch> {
         let inotify = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK)?;
         for directory in files.iter().map(|f| directory(f)).collect::<BTreeSet<_>>() {
-            inotify.add_watch(&directory, CHANGES)?;
+            match inotify.add_watch(&directory, CHANGES) {
+                // Of a file that may be absent (`/etc/resolv.conf`): the others are watched.
+                Err(nix::Error::ENOENT) => {
+                    tracing::debug!(directory = %directory.display(), "not there to watch");
+                }
+                watched => drop(watched?),
+            }
         }
         // SAFETY: an owned descriptor, which stays open and the same until it is dropped.
         let ready = unsafe { AsyncFd::register(inotify.as_fd().try_clone_to_owned()?) }?;

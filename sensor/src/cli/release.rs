@@ -28,7 +28,7 @@ pub(super) fn run(args: &ReleaseArgs) -> anyhow::Result<ExitCode> {
 
 fn release(root: &Path, args: &ReleaseArgs) -> anyhow::Result<Released> {
     // A path that was typed wrong is not emptied.
-    if !root.starts_with(pins::all()) || root == pins::all() {
+    if root.parent() != Some(&pins::all()) || root.file_name().is_none() {
         return Err(Failure::new(
             Exit::Usage,
             format!(

@@ -170,12 +170,7 @@ fn fill(body: &Body, event: &Event, record: &mut Record, rest: &mut Rest, produc
             record.class(&KERNEL_ACTIVITY, (4, "Invoke"));
             decision(s.decision.as_ref(), record, rest);
             let call = if s.level.is_some() { "setsockopt" } else { "socket" };
-            record.kernel = Some(Kernel {
-                name: Some(call),
-                type_id: Some(2),
-                r#type: Some("System Call"),
-                system_call: Some(call),
-            });
+            record.kernel = Some(Kernel::of_call(call));
             record.actor = Some(actor(rest));
         }
         Body::Access(a) => {
@@ -191,12 +186,7 @@ fn fill(body: &Body, event: &Event, record: &mut Record, rest: &mut Rest, produc
                 _ if a.decision.as_ref().is_some_and(|d| d.hook == "kill") => "kill",
                 _ => "bpf",
             };
-            record.kernel = Some(Kernel {
-                name: Some(call),
-                type_id: Some(2),
-                r#type: Some("System Call"),
-                system_call: Some(call),
-            });
+            record.kernel = Some(Kernel::of_call(call));
             record.actor = Some(actor(rest));
         }
         Body::Http(h) => http(h.direction(), record, rest),

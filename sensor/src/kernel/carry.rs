@@ -19,7 +19,7 @@ use sensor_common::label::Label;
 use std::collections::HashMap;
 use std::fs;
 use std::io;
-use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
 use zerocopy::{FromBytes as _, IntoBytes as _};
 
 /// Nothing of these outlives one run of a program, or the object they belong to.
@@ -208,7 +208,7 @@ impl Carried {
             let Some(label) = label(self.tasks.0.as_fd(), pid) else { continue };
             changed |= self.instance(label)?;
             changed |= self.task(pid, label)?;
-            changed |= self.sockets(pid);
+            changed |= self.sockets(pid)?;
         }
         Ok(changed | self.overflowed()?)
     }
@@ -279,21 +279,22 @@ impl Carried {
     }
 
     /// What sockets carry, of every kind that is laid out differently now.
-    fn sockets(&self, pid: u32) -> bool {
+    fn sockets(&self, pid: u32) -> Result<bool, CarryError> {
         let storages = || self.pairs.iter().filter(|pair| pair.kind == SK_STORAGE);
         if storages().next().is_none() {
-            return false;
+            return Ok(false);
         }
-        let Ok(pidfd) = pidfd_open(pid) else { return false };
-        let Ok(sockets) = sockets_of(pid, &pidfd) else { return false };
+        let Some(pidfd) = unless_gone(pidfd_open(pid)).map_err(at("SOCKETS"))? else { return Ok(false) };
+        let sockets = unless_gone(sockets_of(pid, &pidfd)).map_err(at("SOCKETS"))?;
         let mut changed = false;
-        for socket in sockets.flatten() {
-            let key = std::os::fd::AsRawFd::as_raw_fd(&socket).to_ne_bytes();
+        for socket in sockets.into_iter().flatten() {
+            let Some(socket) = unless_gone(socket).map_err(at("SOCKETS"))? else { continue };
+            let key = socket.as_raw_fd().to_ne_bytes();
             for pair in storages() {
-                changed |= pair.carry(&key).unwrap_or(false);
+                changed |= pair.carry(&key).map_err(at(&pair.name))?;
             }
         }
-        changed
+        Ok(changed)
     }
 }
 
@@ -302,11 +303,11 @@ impl Pair {
     fn carry(&self, key: &[u8]) -> io::Result<bool> {
         let (old, new) = (self.old_info.value_size as usize, self.new_info.value_size as usize);
         let mut value = vec![0; old.max(new)];
-        if sys::lookup(self.new.as_fd(), key, &mut value).is_ok() {
+        if unless_gone(sys::lookup(self.new.as_fd(), key, &mut value))?.is_some() {
             return Ok(false);
         }
         value.fill(0);
-        if sys::lookup(self.old.as_fd(), key, &mut value).is_err() {
+        if unless_gone(sys::lookup(self.old.as_fd(), key, &mut value))?.is_none() {
             return Ok(false);
         }
         value[old.min(new)..].fill(0);
@@ -353,11 +354,20 @@ impl Pair {
         // Entries that come and go make the kernel begin again.
         for _ in 0..u64::from(self.old_info.max_entries) * 2 {
             let next = sys::next_key(self.old.as_fd(), key.as_deref(), self.old_info.key_size as usize)?;
-            let Some(next) = next else { break };
+            let Some(next) = next else { return Ok(()) };
             self.carry(&next)?;
             key = Some(next);
         }
-        Ok(())
+        Err(io::Error::other("it changes faster than it can be read"))
+    }
+}
+
+/// `None`: the process, descriptor or entry went away meanwhile.
+fn unless_gone<T>(done: io::Result<T>) -> io::Result<Option<T>> {
+    match done {
+        Ok(it) => Ok(Some(it)),
+        Err(e) if matches!(e.raw_os_error(), Some(libc::ENOENT | libc::ESRCH | libc::EBADF)) => Ok(None),
+        Err(e) => Err(e),
     }
 }
 

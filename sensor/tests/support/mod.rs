@@ -5,6 +5,7 @@
 
 pub mod collector;
 pub mod driver;
+pub mod http2;
 pub mod log;
 pub mod nats;
 pub mod otlp;

@@ -1,8 +1,8 @@
 //! What it costs to be held to names: a section of docs/figures.md of its own.
 
-use std::{fs, process::Command};
+use std::process::Command;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 
 use super::report;
 use crate::{
@@ -39,13 +39,5 @@ pub(super) fn all(rounds: usize, print_only: bool) -> Result<()> {
             .env("MCP_SENSOR_BIN", workspace::sensor_binary(false)),
     )?;
     step.done();
-    println!("{section}");
-    if !print_only {
-        let path = workspace::root().join("docs/figures.md");
-        let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
-        fs::write(&path, report::with_section(&text, SECTION, &section))
-            .with_context(|| format!("cannot write {}", path.display()))?;
-        say(format!("wrote {}", path.display()));
-    }
-    Ok(())
+    report::publish(SECTION, &section, print_only)
 }

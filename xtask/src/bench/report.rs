@@ -1,11 +1,11 @@
 //! The table: figures, ratios, and each budget with what was measured.
 
-use std::fmt::Write;
+use std::{fmt::Write, fs};
 
 use anyhow::{Context, Result};
 
 use super::{Figures, Operation, Setting, programs::Cost, scale};
-use crate::step;
+use crate::{step, step::say, workspace};
 
 /// A limit of DESIGN.md, and the figure that is held against it.
 struct Budget {
@@ -206,9 +206,22 @@ pub(crate) fn table(text: &mut String, rows: &[scale::Row]) -> Result<()> {
     Ok(())
 }
 
+/// Prints a section, and puts it under its heading in docs/figures.md.
+pub(crate) fn publish(heading: &str, section: &str, print_only: bool) -> Result<()> {
+    println!("{section}");
+    if !print_only {
+        let path = workspace::root().join("docs/figures.md");
+        let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        fs::write(&path, with_section(&text, heading, section))
+            .with_context(|| format!("cannot write {}", path.display()))?;
+        say(format!("wrote {}", path.display()));
+    }
+    Ok(())
+}
+
 /// The report with the section under this heading in place of the one it has, or
 /// at its end.
-pub(crate) fn with_section(text: &str, heading: &str, section: &str) -> String {
+fn with_section(text: &str, heading: &str, section: &str) -> String {
     let (before, after) = match text.find(heading) {
         None => (text, ""),
         Some(at) => {
@@ -250,7 +263,7 @@ fn shown(operation: Operation, figure: f64) -> String {
 pub(crate) fn machine() -> Result<String> {
     let kernel = step::output(std::process::Command::new("uname").args(["-sr"]))?;
     let cpus = std::thread::available_parallelism()?;
-    let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let info = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let model = info
         .lines()
         .find_map(|line| line.strip_prefix("model name"))

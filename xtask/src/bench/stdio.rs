@@ -3,7 +3,7 @@
 
 use std::{fs, path::PathBuf, process::Command};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 
 use super::report;
 use crate::{
@@ -45,15 +45,7 @@ pub(super) fn all(rounds: usize, print_only: bool) -> Result<()> {
     let section = step::output(command.env("MCP_SENSOR_BIN", workspace::sensor_binary(false)))?;
     step.done();
     let section = format!("{}.\n\n{section}", report::machine()?);
-    println!("{section}");
-    if !print_only {
-        let path = workspace::root().join("docs/figures.md");
-        let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
-        fs::write(&path, report::with_section(&text, SECTION, &section))
-            .with_context(|| format!("cannot write {}", path.display()))?;
-        say(format!("wrote {}", path.display()));
-    }
-    Ok(())
+    report::publish(SECTION, &section, print_only)
 }
 
 /// Installed once, in a virtual environment of its own: it wants another

@@ -150,6 +150,12 @@ object!(Os { name: &'static str, type_id: u32, r#type: &'static str, kernel_rele
 
 object!(Kernel { name: &'static str, type_id: u32, r#type: &'static str, system_call: &'static str });
 
+impl Kernel {
+    pub(super) fn of_call(call: &'static str) -> Kernel {
+        Kernel { name: Some(call), type_id: Some(2), r#type: Some("System Call"), system_call: Some(call) }
+    }
+}
+
 object!(Endpoint {
     ip: String,
     port: u16,

@@ -71,15 +71,7 @@ pub(super) fn all(options: &Options) -> Result<()> {
     section.push_str(&outputs);
     section.push_str(&today);
 
-    println!("{section}");
-    if !options.print_only {
-        let path = workspace::root().join("docs/figures.md");
-        let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
-        fs::write(&path, report::with_section(&text, SECTION, &section))
-            .with_context(|| format!("cannot write {}", path.display()))?;
-        say(format!("wrote {}", path.display()));
-    }
-    Ok(())
+    report::publish(SECTION, &section, options.print_only)
 }
 
 /// At once: all of it takes long.
