@@ -24,6 +24,8 @@ pub(crate) trait Caller {
 /// The client's. Where the scheduler puts client and server changes a round trip
 /// more than anything that is measured.
 pub(crate) const CPU: usize = 1;
+/// The server's where it has one of its own.
+pub(crate) const OTHER_CPU: usize = 0;
 
 /// This thread stays on that CPU until this is dropped.
 pub(crate) struct OnCpu(CpuSet);

@@ -16,7 +16,7 @@ use mcp_sensor_tests::cgroup::Subtree;
 use crate::{
     Report,
     agent::{Agent, policy},
-    client::{CPU, Caller, Server, Session, enter, on_cpu, pin},
+    client::{CPU, Caller, OTHER_CPU, OnCpu, Server, Session, enter, on_cpu, pin},
     figures::{Budgets, median, percentile, shown, size},
     proxy::Proxy,
     server::prose,
@@ -27,8 +27,11 @@ const SIZES: [usize; 2] = [100, 64 * 1024];
 const TIME: Duration = Duration::from_millis(400);
 /// The same where calls are paced, and from one of these to the next. A model
 /// thinks between two calls; back to back, a sensor on two CPUs is behind.
-const PACED_TIME: Duration = Duration::from_millis(1500);
+const PACED_TIME: Duration = Duration::from_millis(1000);
 const PACE: Duration = Duration::from_millis(5);
+/// Sensors after each other in one round of paced calls: how soon an idle CPU of a
+/// virtual machine wakes moves by more than what is looked for.
+const PACED_SENSORS: usize = 6;
 /// Until compilers have settled; the most of it is node's, which goes on compiling
 /// for seconds.
 const SETTLE: Duration = Duration::from_secs(4);
@@ -38,7 +41,8 @@ const WARM_UP: Duration = Duration::from_millis(600);
 /// Which server is called, how, and where it runs.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Kind {
-    /// With a pause after each call, where the scheduler puts client and server.
+    /// With a pause after each call; client and server have a CPU each, as else it is
+    /// the scheduler's choice of one or two that is measured.
     Paced,
     /// One call after the other.
     BackToBack,
@@ -61,21 +65,36 @@ impl Kind {
         !matches!(self, Kind::MinimalBeside)
     }
 
-    const fn on_one_cpu(self) -> bool {
-        matches!(self, Kind::RealBeside | Kind::MinimalBeside)
+    /// Of the server.
+    fn place(self, command: &mut Command) {
+        match self {
+            Kind::Paced => pin(command, OTHER_CPU),
+            Kind::BackToBack => {}
+            Kind::RealBeside | Kind::MinimalBeside => pin(command, CPU),
+        }
     }
 
-    fn place(self, command: &mut Command) {
-        if self.on_one_cpu() {
-            pin(command, CPU);
+    /// Of the client, which is this thread.
+    fn here(self) -> Result<Option<OnCpu>> {
+        if self == Kind::BackToBack { Ok(None) } else { on_cpu().map(Some) }
+    }
+
+    /// How many sensors see one server.
+    const fn sensors(self) -> usize {
+        if matches!(self, Kind::Paced) { PACED_SENSORS } else { 1 }
+    }
+
+    /// How long each took, nanoseconds.
+    fn calls<C: Caller>(self, session: &mut Session<C>, message: &str, time: Duration) -> Result<Vec<f64>> {
+        match self {
+            Kind::Paced => session.call_paced(message, time, PACE),
+            _ => session.call_for(message, time),
         }
     }
 
     fn figure<C: Caller>(self, session: &mut Session<C>, message: &str) -> Result<Figure> {
-        Ok(Figure::of(&match self {
-            Kind::Paced => session.call_paced(message, PACED_TIME, PACE)?,
-            _ => session.call_for(message, TIME)?,
-        }))
+        let time = if self == Kind::Paced { PACED_TIME } else { TIME };
+        Ok(Figure::of(&self.calls(session, message, time)?))
     }
 
     fn command(self, report: &Report) -> Result<Command> {
@@ -127,7 +146,16 @@ struct Seen {
     dropped: u64,
 }
 
-/// Of one server and one size, in one round.
+impl Seen {
+    fn add(&mut self, more: Seen) {
+        self.calls += more.calls;
+        self.read += more.read;
+        self.unread += more.unread;
+        self.dropped += more.dropped;
+    }
+}
+
+/// Of one server, one size and one sensor.
 struct Round {
     before: Figure,
     with: Figure,
@@ -151,13 +179,12 @@ pub(crate) fn report(report: &Report, budgets: &mut Budgets) -> Result<String> {
         for (at, kind) in KINDS.into_iter().enumerate() {
             let (made, seen) =
                 round(report, kind).with_context(|| format!("round trips of {}", kind.name()))?;
-            for (figures, made) in rounds[at * SIZES.len()..].iter_mut().zip(made) {
-                figures.push(made);
+            for made in made {
+                for (figures, made) in rounds[at * SIZES.len()..].iter_mut().zip(made) {
+                    figures.push(made);
+                }
             }
-            all.calls += seen.calls;
-            all.read += seen.read;
-            all.unread += seen.unread;
-            all.dropped += seen.dropped;
+            all.add(seen);
         }
     }
     let mut text = format!(
@@ -195,9 +222,11 @@ pub(crate) fn report(report: &Report, budgets: &mut Budgets) -> Result<String> {
     write!(
         text,
         "\nIn brackets: to no sensor, of the same round; \"again\" is no sensor after the sensor to before it, \
-         which is what the machine does by itself. \"200 calls/s\": a call every 5 ms; \"back to back\": the next \
-         at once, which with the sensor makes three busy programs; \"one CPU\": client and server share it, \
-         which makes the shortest round trips. All else runs where the scheduler puts it. The proxy speaks streamable HTTP to the client and stdio to the server; no sensor runs then. The \
+         which is what the machine does by itself. \"200 calls/s\": a call every 5 ms, client and server on a CPU \
+         each, {PACED_SENSORS} sensors after each other in each round; \"back to back\": the next at once, where \
+         the scheduler puts them, which with the sensor makes three busy programs; \"one CPU\": client and server \
+         share it, which makes the shortest round trips. The sensor runs where the scheduler puts it. The proxy \
+         speaks streamable HTTP to the client and stdio to the server; no sensor runs then. The \
          sensor saw {} of {} calls; {:.2} MB were too fast for it and are told as uninspected, {} events were \
          dropped before the file and told.\n",
         all.read,
@@ -208,7 +237,7 @@ pub(crate) fn report(report: &Report, budgets: &mut Budgets) -> Result<String> {
     Ok(text)
 }
 
-fn round(report: &Report, kind: Kind) -> Result<(Vec<Round>, Seen)> {
+fn round(report: &Report, kind: Kind) -> Result<(Vec<[Round; SIZES.len()]>, Seen)> {
     let messages = SIZES.map(prose);
     let cgroup = Subtree::new()?;
     let mut command = kind.command(report)?;
@@ -220,12 +249,17 @@ fn round(report: &Report, kind: Kind) -> Result<(Vec<Round>, Seen)> {
             session.call_for(message, SETTLE / 2)?;
         }
     }
-    let before = measure(kind, &mut session, &messages)?;
-    let (with, seen) = {
+    let mut without = vec![measure(kind, &mut session, &messages)?];
+    let mut with = Vec::new();
+    let mut seen = Seen::default();
+    for _ in 0..kind.sensors() {
         let agent = Agent::start(report, &cgroup, &policy(Some(&kind.matched(report)?)))?;
-        watched(kind, &agent, &mut session, &messages)?
-    };
-    let after = measure(kind, &mut session, &messages)?;
+        let (figures, more) = watched(kind, &agent, &mut session, &messages)?;
+        with.push(figures);
+        seen.add(more);
+        drop(agent);
+        without.push(measure(kind, &mut session, &messages)?);
+    }
     drop(session);
     let proxied = match &report.proxy {
         Some(proxy) => {
@@ -235,17 +269,22 @@ fn round(report: &Report, kind: Kind) -> Result<(Vec<Round>, Seen)> {
         }
         None => [None; SIZES.len()],
     };
-    let rounds = (0..SIZES.len())
-        .map(|at| Round { before: before[at], with: with[at], after: after[at], proxied: proxied[at] })
-        .collect();
-    Ok((rounds, seen))
+    let rounds = with.iter().zip(without.windows(2)).map(|(with, without)| {
+        std::array::from_fn(|at| Round {
+            before: without[0][at],
+            with: with[at],
+            after: without[1][at],
+            proxied: proxied[at],
+        })
+    });
+    Ok((rounds.collect(), seen))
 }
 
 fn measure<C: Caller>(kind: Kind, session: &mut Session<C>, messages: &[String; 2]) -> Result<[Figure; 2]> {
     // Not longer: a sensor that is started would inherit it.
-    let _here = if kind.on_one_cpu() { Some(on_cpu()?) } else { None };
+    let _here = kind.here()?;
     for message in messages {
-        session.call_for(message, WARM_UP / 2)?;
+        kind.calls(session, message, WARM_UP / 2)?;
     }
     let [small, large] = messages;
     Ok([kind.figure(session, small)?, kind.figure(session, large)?])
