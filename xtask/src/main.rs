@@ -73,8 +73,17 @@ enum Task {
     },
     /// Boot Debian's kernels under QEMU with the sensor in them
     Vm {
-        /// Only this series (6.1, 6.12)
+        /// Only this series (5.10, 6.1, 6.12, newest)
         series: Option<String>,
+        /// Fewer claims
+        #[arg(long)]
+        quick: bool,
+        /// Write docs/verifier.md
+        #[arg(long)]
+        veristat: bool,
+        /// The table as text, or everything as JSON
+        #[arg(short, long, value_parser = ["text", "json"], default_value = "text")]
+        output: String,
     },
     /// Fuzz one target, or each in turn
     Fuzz {
@@ -97,7 +106,10 @@ fn main() -> ExitCode {
         Task::Bench { operations, settings, rounds, milliseconds, print_only } => {
             bench::all(&bench::Options { operations, settings, rounds, milliseconds, print_only })
         }
-        Task::Vm { series } => vm::run(series.as_deref()),
+        Task::Vm { series, quick, veristat, output } => {
+            let json = output == "json";
+            vm::run(&vm::Options { series: series.as_deref(), quick, veristat, json })
+        }
         Task::Fuzz { target: Some(name), seconds } => fuzz::named(&name, Duration::from_secs(seconds)),
         Task::Fuzz { target: None, seconds } => fuzz::every(Duration::from_secs(seconds)),
     };
