@@ -5,9 +5,11 @@ mod support;
 use mcp_sensor::control::Limits;
 use mcp_sensor::event::{Body, pb};
 use serde_json::Value;
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Output, Stdio};
@@ -407,4 +409,60 @@ async fn help_completions_and_man_pages_are_whole() {
     let man = run(nobody, &["man", dir.path().to_str().unwrap()]).await;
     assert!(man.status.success());
     assert!(dir.path().join("mcp-sensor-run.1").exists());
+}
+
+/// Files of an archive by their names, without the folder that all are in.
+fn unpacked(archive: &[u8]) -> BTreeMap<String, String> {
+    let mut files = BTreeMap::new();
+    for entry in tar::Archive::new(flate2::read::GzDecoder::new(archive)).entries().unwrap() {
+        let mut entry = entry.unwrap();
+        let path = entry.path().unwrap().into_owned();
+        let (folder, name) = path.to_str().unwrap().split_once('/').unwrap();
+        assert!(folder.starts_with("mcp-sensor-bugtool-"), "{folder}");
+        let mut text = String::new();
+        entry.read_to_string(&mut text).unwrap();
+        files.insert(name.to_owned(), text);
+    }
+    files
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn bugtool_has_what_the_sensor_says_and_no_secret() {
+    const TOKEN: &str = "ghp_0123456789abcdefghijABCDEFGHIJ012345";
+    let control = Control::start(Limits::default());
+    let dir = tempfile::tempdir().unwrap();
+    let policy = dir.path().join("policy.yaml");
+    std::fs::write(&policy, format!("version: 1\n# {TOKEN}, ann@example.org\n")).unwrap();
+    let file = dir.path().join("sensor.tar.gz");
+    let args =
+        ["bugtool", "--policy", policy.to_str().unwrap(), "--file", file.to_str().unwrap(), "-o", "json"];
+    let done = json(&run(&control.path, &args).await);
+    assert_eq!(std::fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
+
+    let files = unpacked(&std::fs::read(&file).unwrap());
+    let manifest: Value = serde_json::from_str(&files["manifest.json"]).unwrap();
+    assert_eq!(done["manifest"], manifest);
+    for part in manifest["parts"].as_array().unwrap() {
+        let name = part["name"].as_str().unwrap();
+        assert_eq!(files.contains_key(name), part["error"].is_null(), "{part}");
+        assert!(part["error"].is_null() || !part["error"].as_str().unwrap().is_empty(), "{part}");
+    }
+    let status: Value = serde_json::from_str(&files["agent/status.json"]).unwrap();
+    assert_eq!(status["sensor"], "host");
+    let doctor: Value = serde_json::from_str(&files["doctor.json"]).unwrap();
+    assert!(doctor.as_array().is_some_and(|checks| checks.iter().any(|c| c["name"] == "kernel")), "{doctor}");
+    assert_eq!(files["policy/in-force.yaml"], "version: 1\n");
+    assert_eq!(files["policy/file.yaml"], "version: 1\n# [REDACTED:github-pat], [email]\n");
+    let servers: Value = serde_json::from_str(&files["agent/servers.json"]).unwrap();
+    assert_eq!(servers[0]["name"], "time");
+
+    // Another is not written over, and without an agent there is still the host.
+    let again = run(&control.path, &args).await;
+    assert_eq!(again.status.code(), Some(1), "{}", text(&again.stderr));
+    control.stop().await;
+    let nobody = dir.path().join("nobody.sock");
+    let done = run(&nobody, &["bugtool", "--file", "-"]).await;
+    let files = unpacked(&done.stdout);
+    assert!(files.contains_key("host/proc/version") && !files.contains_key("agent/status.json"));
+    assert!(files["manifest.json"].contains("no agent answers"), "{}", files["manifest.json"]);
 }

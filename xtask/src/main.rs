@@ -80,11 +80,20 @@ enum Task {
     },
     /// Boot Debian's kernels under QEMU with the sensor in them
     Vm {
-        /// Only this series (6.1, 6.12)
+        /// Only this series (5.10, 6.1, 6.12, newest)
         series: Option<String>,
         /// The Debian package under a systemd that boots, instead
-        #[arg(long, conflicts_with = "series")]
+        #[arg(long, conflicts_with_all = ["series", "quick", "veristat", "output"])]
         systemd: bool,
+        /// Fewer claims
+        #[arg(long)]
+        quick: bool,
+        /// Write docs/verifier.md
+        #[arg(long)]
+        veristat: bool,
+        /// The table as text, or everything as JSON
+        #[arg(short, long, value_parser = ["text", "json"], default_value = "text")]
+        output: String,
     },
     /// Make what is handed out, in target/dist: package, image, SBOM, sums
     Dist {
@@ -117,7 +126,10 @@ fn main() -> ExitCode {
             bench::all(&bench::Options { operations, settings, rounds, milliseconds, outage, print_only })
         }
         Task::Vm { systemd: true, .. } => vm::under_systemd(),
-        Task::Vm { series, .. } => vm::run(series.as_deref()),
+        Task::Vm { series, quick, veristat, output, .. } => {
+            let json = output == "json";
+            vm::run(&vm::Options { series: series.as_deref(), quick, veristat, json })
+        }
         Task::Dist { part, test } => dist::run(part, test),
         Task::Fuzz { target: Some(name), seconds } => fuzz::named(&name, Duration::from_secs(seconds)),
         Task::Fuzz { target: None, seconds } => fuzz::every(Duration::from_secs(seconds)),

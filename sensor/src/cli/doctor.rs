@@ -11,11 +11,20 @@ use std::process::ExitCode;
 pub(super) fn run(args: &DoctorArgs) -> anyhow::Result<ExitCode> {
     let checks = report(args.cgroup.as_deref())?;
     match args.output.output {
-        Output::Json => output::json(&checks.iter().map(to_json).collect())?,
+        Output::Json => output::json(&json_of(&checks))?,
         Output::Table => print(&checks)?,
     }
     let missing = checks.iter().any(|c| c.required && c.status == HookStatus::NotEnforced);
     Ok(if missing { Exit::Prerequisite } else { Exit::Ok }.into())
+}
+
+/// As `-o json` prints them.
+pub(super) fn checks() -> anyhow::Result<Value> {
+    Ok(json_of(&report(None)?))
+}
+
+fn json_of(checks: &[Check]) -> Value {
+    checks.iter().map(to_json).collect()
 }
 
 fn status_name(status: HookStatus) -> &'static str {

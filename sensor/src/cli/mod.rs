@@ -1,5 +1,6 @@
 //! The command line. Each subcommand is a file of its name.
 
+mod bugtool;
 mod bundle;
 mod calls;
 mod certs;
@@ -91,6 +92,7 @@ pub enum Command {
     Mode(ModeArgs),
     Release(ReleaseArgs),
     Doctor(DoctorArgs),
+    Bugtool(BugtoolArgs),
     #[command(subcommand)]
     Certs(CertsCommand),
     Completions(CompletionsArgs),
@@ -464,6 +466,31 @@ pub struct DoctorArgs {
     pub output: OutputArgs,
 }
 
+/// Make one archive with what a maintainer needs to know of this sensor.
+///
+/// What this host can enforce, what the sensor says of itself, its policy, the newest of its
+/// findings and losses, its log, what the kernel has loaded. Arguments of programs are left out, and
+/// so is what the rules for secrets and personal data find. What cannot be had is named in
+/// manifest.json. It needs root to be complete.
+#[derive(Args, Debug, Clone)]
+#[command(after_help = "Examples:
+  mcp-sensor bugtool
+  mcp-sensor bugtool --file /tmp/sensor.tar.gz
+  ssh web-1 mcp-sensor bugtool --file - | tar -tz")]
+pub struct BugtoolArgs {
+    #[command(flatten)]
+    pub control: ControlArgs,
+    /// Policy file of the sensor.
+    #[arg(long, env = "MCP_SENSOR_POLICY", value_name = "FILE", default_value = DEFAULT_POLICY)]
+    pub policy: PathBuf,
+    /// The archive, which must not be there yet; `-`: stdout. Default: a file with the time in its
+    /// name, in this directory.
+    #[arg(short, long, value_name = "FILE")]
+    pub file: Option<PathBuf>,
+    #[command(flatten)]
+    pub output: OutputArgs,
+}
+
 /// Completions for a shell, on stdout.
 #[derive(Args, Debug, Clone)]
 pub struct CompletionsArgs {
@@ -500,6 +527,7 @@ pub fn main() -> ExitCode {
         Command::Mode(args) => servers::mode(args),
         Command::Release(args) => release::run(args),
         Command::Doctor(args) => doctor::run(args),
+        Command::Bugtool(args) => bugtool::run(args),
         Command::Certs(command) => certs::run(command),
         Command::Canary => crate::agent::canary::child::run(),
         Command::Completions(args) => generate::completions(args),

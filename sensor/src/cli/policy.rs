@@ -207,7 +207,7 @@ fn suggest(args: &PolicySuggestArgs) -> anyhow::Result<ExitCode> {
     finish(&command::suggested(&suggester.finish(), format))
 }
 
-fn show_from(control: &ControlArgs) -> anyhow::Result<pb::PolicyShowResponse> {
+pub(super) fn show_from(control: &ControlArgs) -> anyhow::Result<pb::PolicyShowResponse> {
     client::block_on(async {
         let mut control = client::connect(control).await?;
         let shown = control.policy_show(pb::PolicyShowRequest {}).await;

@@ -43,7 +43,7 @@ pub(super) fn mode(args: &ModeArgs) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn to_json(s: &pb::Server) -> Value {
+pub(super) fn to_json(s: &pb::Server) -> Value {
     json!({
         "name": s.name, "profile": s.profile, "launcher_profile": s.launcher_profile,
         "mode": mode_name(s.mode()), "unix": s.unix,

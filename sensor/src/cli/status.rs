@@ -55,7 +55,7 @@ fn health_json(health: &pb::HealthState) -> Value {
     })
 }
 
-fn to_json(s: &pb::StatusResponse) -> Value {
+pub(super) fn to_json(s: &pb::StatusResponse) -> Value {
     let loss = |l: &pb::Loss| json!({"where": l.r#where, "reason": l.reason, "count": l.count});
     let subscriber = |s: &pb::Subscriber| json!({"name": s.name, "queued": s.queued, "lost": s.lost, "capacity": s.capacity});
     let feed = s.feed.as_ref().map(|f| {

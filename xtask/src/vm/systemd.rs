@@ -11,7 +11,12 @@ use std::{
 
 use anyhow::{Context, Result};
 
-use super::{attempts, claims, kernel, programs, until_off};
+use super::{
+    initramfs,
+    kernels::{self, Expected},
+    matrix::{Column, Matrix},
+    until_off,
+};
 use crate::{
     dist,
     step::{self, Step},
@@ -54,10 +59,10 @@ const UNITS: &[(&str, &str)] = &[
 ];
 
 pub(super) fn test() -> Result<Tally> {
-    programs()?;
-    attempts()?;
+    initramfs::programs()?;
+    initramfs::attempts()?;
     let (package, upgrade) = (dist::package()?, dist::root::upgrade()?);
-    let kernel = kernel(SERIES)?;
+    let kernel = kernels::image(kernels::named(SERIES)?)?;
     let (disk, initrd) = (disk(&package, &upgrade)?, initrd()?);
     let mut said = String::new();
     for boot in ["first", "second"] {
@@ -77,7 +82,10 @@ pub(super) fn test() -> Result<Tally> {
             &until_off(&format!("systemd-{boot}"), &format!("systemd, {boot} boot"), &mut machine, LIMIT)?;
     }
     let _ = fs::remove_file(&disk);
-    Ok(claims(&said, expected()))
+    let column = Column::read("systemd", Expected::All, expected(), &said);
+    let matrix = Matrix { kernels: vec![column] };
+    print!("{matrix}");
+    Ok(matrix.tally())
 }
 
 /// As many as the script makes, each once.

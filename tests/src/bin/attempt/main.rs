@@ -5,8 +5,10 @@ mod control;
 mod groups;
 mod packet;
 mod process;
+mod reach;
 mod sockets;
 mod steps;
+mod storm;
 mod tcp;
 mod tls;
 mod udp;
@@ -51,6 +53,8 @@ fn find(name: &str) -> Option<Attempt> {
         sockets::ALL,
         control::ALL,
         unix::ALL,
+        reach::ALL,
+        storm::ALL,
         steps::ALL,
     ]
     .iter()
