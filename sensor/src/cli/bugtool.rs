@@ -5,7 +5,7 @@
 
 use super::{BugtoolArgs, Exit, Failure, Output, client, doctor, output, policy, servers, status};
 use crate::event::{json::to_json, pb};
-use crate::inspect::redact::{MAX_BYTES, redact, redact_json};
+use crate::inspect::{REDACTED_BYTES, redact, redact_json};
 use crate::kernel;
 use anyhow::Context as _;
 use aya::programs::loaded_programs;
@@ -192,10 +192,10 @@ fn journal(unit: &str) -> anyhow::Result<String> {
 
 /// The newest of a text that is too long: whole lines.
 fn end(text: &str) -> &str {
-    if text.len() <= MAX_BYTES {
+    if text.len() <= REDACTED_BYTES {
         return text;
     }
-    let from = text.ceil_char_boundary(text.len() - MAX_BYTES);
+    let from = text.ceil_char_boundary(text.len() - REDACTED_BYTES);
     text[from..].split_once('\n').map_or("", |(_, rest)| rest)
 }
 
@@ -276,7 +276,7 @@ mod tests {
 
     #[test]
     fn of_a_long_text_the_newest_whole_lines_are_kept() {
-        let text = format!("{}\nlast\n", "é".repeat(MAX_BYTES));
+        let text = format!("{}\nlast\n", "é".repeat(REDACTED_BYTES));
         assert_eq!(end(&text), "last\n");
         assert_eq!(end("short"), "short");
     }

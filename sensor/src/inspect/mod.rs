@@ -18,7 +18,7 @@ pub mod tool;
 mod tests;
 
 pub use crate::event::pb::Severity;
-pub use redact::{redact, redact_json, redact_named, redact_place};
+pub use redact::{MAX_BYTES as REDACTED_BYTES, redact, redact_json, redact_named, redact_place};
 pub use scanner::{Limits, Scanner};
 
 use hmac::{Hmac, Mac as _};
