@@ -105,7 +105,18 @@ pub fn tcp_send(ctx: FExitContext) -> i32 {
 /// `tcp_recvmsg(struct sock *, struct msghdr *, size_t, int flags, int *)`
 #[fexit(function = "tcp_recvmsg")]
 pub fn tcp_receive(ctx: FExitContext) -> i32 {
-    let ret: i32 = ctx.arg(5);
+    tcp_received(&ctx, ctx.arg(5))
+}
+
+/// `tcp_recvmsg(struct sock *, struct msghdr *, size_t, int flags)`, on newer kernels (7.2).
+/// Not where it has five: the fifth would be taken for what it returned.
+#[fexit(function = "tcp_recvmsg")]
+pub fn tcp_receive_of_4(ctx: FExitContext) -> i32 {
+    tcp_received(&ctx, ctx.arg(4))
+}
+
+#[inline(always)]
+fn tcp_received(ctx: &FExitContext, ret: i32) -> i32 {
     if concerned(ret as i64)
         && ctx.arg::<u32>(3) & MSG_PEEK == 0
         && let Some(end) = tcp(untyped(ctx.arg(0)))

@@ -30,21 +30,23 @@ impl fmt::Display for Backend {
     }
 }
 
-/// A program of the function back end: its name, the kernel's names for what it
-/// sits on, and whether the back end is worth nothing without it.
-const FUNCTIONS: [(&str, &[&str], bool); 12] = [
-    ("pipe_write", &["anon_pipe_write", "pipe_write"], true),
-    ("pipe_read", &["anon_pipe_read", "pipe_read"], true),
-    ("unix_send", &["unix_stream_sendmsg"], true),
-    ("unix_receive", &["unix_stream_recvmsg"], true),
-    ("tcp_send", &["tcp_sendmsg"], false),
-    ("tcp_receive", &["tcp_recvmsg"], false),
-    ("fifo_write", &["fifo_pipe_write"], false),
-    ("fifo_read", &["fifo_pipe_read"], false),
-    ("spliced", &["do_splice"], false),
-    ("teed", &["do_tee"], false),
-    ("vmspliced", &["__x64_sys_vmsplice"], false),
-    ("sent_file", &["__x64_sys_sendfile64"], false),
+/// A program of the function back end: its name and those of others for kernels
+/// that refuse it, the kernel's names for what it sits on, and whether the back
+/// end is worth nothing without it.
+const FUNCTIONS: [(&[&str], &[&str], bool); 12] = [
+    (&["pipe_write"], &["anon_pipe_write", "pipe_write"], true),
+    (&["pipe_read"], &["anon_pipe_read", "pipe_read"], true),
+    (&["unix_send"], &["unix_stream_sendmsg"], true),
+    (&["unix_receive"], &["unix_stream_recvmsg"], true),
+    (&["tcp_send"], &["tcp_sendmsg"], false),
+    // The second would also be taken where the first is, and read nonsense.
+    (&["tcp_receive", "tcp_receive_of_4"], &["tcp_recvmsg"], false),
+    (&["fifo_write"], &["fifo_pipe_write"], false),
+    (&["fifo_read"], &["fifo_pipe_read"], false),
+    (&["spliced"], &["do_splice"], false),
+    (&["teed"], &["do_tee"], false),
+    (&["vmspliced"], &["__x64_sys_vmsplice"], false),
+    (&["sent_file"], &["__x64_sys_sendfile64"], false),
 ];
 
 const TRACEPOINTS: [(&str, &str); 2] = [("syscall", "sys_exit"), ("uring", "io_uring_complete")];
@@ -136,12 +138,20 @@ fn raw_tracepoint(ebpf: &mut Ebpf, name: &str) -> Result<OwnedFd, String> {
 fn functions(ebpf: &mut Ebpf, notes: &mut Vec<String>) -> Result<Vec<Ready>, String> {
     let btf = Btf::from_sys_fs().map_err(|e| chain(&e))?;
     let mut programs = Vec::new();
-    for (name, candidates, needed) in FUNCTIONS {
-        match function(ebpf, &btf, name, candidates) {
-            Ok(fd) => programs.push(Ready { name, fd, tracepoint: None }),
-            Err(reason) if needed => return Err(reason),
-            Err(reason) => notes.push(format!("{name}: {reason}")),
+    for (names, candidates, needed) in FUNCTIONS {
+        let mut reasons = Vec::new();
+        for name in names {
+            match function(ebpf, &btf, name, candidates) {
+                Ok(fd) => {
+                    programs.push(Ready { name, fd, tracepoint: None });
+                    reasons.clear();
+                    break;
+                }
+                Err(reason) if needed => return Err(reason),
+                Err(reason) => reasons.push(format!("{name}: {reason}")),
+            }
         }
+        notes.append(&mut reasons);
     }
     Ok(programs)
 }

@@ -42,7 +42,11 @@ claim_by() {
 reaches() { "$@" 2>/dev/null | grep -q '"outcome":"done"'; }
 stays() { ! reaches "$@"; }
 # Whether the kernel said EPERM, or EACCES where it opened a file.
-refused() { "$@" 2>/dev/null | grep -Eq '"errno":(1|13)[,}]'; }
+refused() {
+    tried=$("$@" 2>&1)
+    echo "$tried"
+    echo "$tried" | grep -Eq '"errno":(1|13)[,}]'
+}
 # The same of every step of several.
 all_reach() { "$@" >/tmp/steps 2>/dev/null && ! grep -q '"outcome":"stopped"' /tmp/steps; }
 is_stopped() { "$@" >/tmp/steps 2>/dev/null; grep -q '"outcome":"stopped"' /tmp/steps; }
@@ -166,7 +170,7 @@ beyond_the_network() {
     claim_by lsm_kill a_signal_to_the_sensor_is_denied refused held signal -- $sensor 18
     claim_by lsm_kill signals_to_others_are_left reaches held signal -- $other 18
     claim_by lsm_kill unlabelled_signal_the_sensor all_open "signal -- $sensor 18"
-    pin=$(find /sys/fs/bpf -name 'egress_*')
+    pin=$(find /sys/fs/bpf -path '*/v*/links/egress')
     for take in unlink rename; do
         claim_by lsm_pins "${take}_of_a_pin_is_denied" refused held $take -- $pin
     done
@@ -216,8 +220,8 @@ all_open() {
 }
 start
 attempt verified | grep '^VERIFIED '
-claim sensor_becomes_ready grep -qx ready /run/said
 if grep -qx ready /run/said; then
+    echo "VM sensor_becomes_ready ok"
     attempt="attempt tcp-connect --to 127.0.0.1 --port 7001"
     as="mcp-sensor exec --control /run/control.sock --server"
     claim unlabelled_connect_reaches_the_listener reaches $attempt
@@ -251,6 +255,7 @@ if grep -qx ready /run/said; then
     claim_by lsm_unix named_unix_sockets_are_open_after_a_restart reaches held unix-connect -- /run/named.sock
     quick || messages_by_calls
 else
+    echo "VM sensor_becomes_ready blank"
     cat /run/log
     claim it_says_what_this_kernel_lacks grep -Eq 'core hook|cannot load|has no' /run/log
 fi
