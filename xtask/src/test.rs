@@ -49,6 +49,10 @@ pub(crate) fn all(options: &Options) -> Result<()> {
         let time = if options.full { FULL } else { SMOKE };
         stage(&mut sum, "fuzz targets", fuzz::all(time));
     }
+    if !options.full && options.filter.is_none() {
+        step::headline("a kernel in a virtual machine");
+        stage(&mut sum, "a kernel in a virtual machine", vm::quick());
+    }
     if options.full && options.filter.is_none() {
         step::headline("kernels in virtual machines");
         stage(&mut sum, "kernels in virtual machines", vm::all());
