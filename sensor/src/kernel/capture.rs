@@ -140,18 +140,18 @@ fn functions(ebpf: &mut Ebpf, notes: &mut Vec<String>) -> Result<Vec<Ready>, Str
     let mut programs = Vec::new();
     for (names, candidates, needed) in FUNCTIONS {
         let mut reasons = Vec::new();
-        for name in names {
-            match function(ebpf, &btf, name, candidates) {
-                Ok(fd) => {
-                    programs.push(Ready { name, fd, tracepoint: None });
-                    reasons.clear();
-                    break;
-                }
-                Err(reason) if needed => return Err(reason),
-                Err(reason) => reasons.push(format!("{name}: {reason}")),
+        let ready = names.iter().find_map(|name| match function(ebpf, &btf, name, candidates) {
+            Ok(fd) => Some(Ready { name, fd, tracepoint: None }),
+            Err(reason) => {
+                reasons.push(format!("{name}: {reason}"));
+                None
             }
+        });
+        match ready {
+            Some(ready) => programs.push(ready),
+            None if needed => return Err(reasons.join("; ")),
+            None => notes.append(&mut reasons),
         }
-        notes.append(&mut reasons);
     }
     Ok(programs)
 }

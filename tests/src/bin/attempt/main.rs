@@ -8,7 +8,6 @@ mod process;
 mod reach;
 mod sockets;
 mod steps;
-mod storm;
 mod tcp;
 mod tls;
 mod udp;
@@ -54,7 +53,6 @@ fn find(name: &str) -> Option<Attempt> {
         control::ALL,
         unix::ALL,
         reach::ALL,
-        storm::ALL,
         steps::ALL,
     ]
     .iter()
